@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both install what they need first.
+# Builds go to CARGO_TARGET_DIR when it is set.
+
+KIT := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockstep-kit
+LOCKSTEP := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockstep
+# FULL=1: OpenSearch instead of the embedded index.
+FULL ?=
+DEMO ?=
+
+.PHONY: demo test bench lint install-test
+
+demo:
+	tests/kit/install postgres redis kafka $(if $(FULL),opensearch)
+	cargo build --release -p lockstep -p lockstep-kit
+	$(KIT) run --with pg15,pg17,redis,kafka$(if $(FULL),$(comma)opensearch) -- sh -c '\
+		exec $(LOCKSTEP) demo \
+		--orders-url "$${LOCKSTEP_TEST_PG15_URL%/*}/orders" \
+		--inventory-url "$${LOCKSTEP_TEST_PG17_URL%/*}/inventory" \
+		--redis-url "$$LOCKSTEP_TEST_REDIS_URL" --kafka "$$LOCKSTEP_TEST_KAFKA" \
+		$(if $(FULL),--opensearch-url "$$LOCKSTEP_TEST_OPENSEARCH_URL") $(DEMO)'
+
+test: install-test
+	cargo build --workspace --all-targets
+	cargo run -q -p lockstep-kit -- run -- cargo test --workspace --no-fail-fast
+
+install-test:
+	tests/kit/install all
+
+bench:
+	tests/kit/install postgres kafka
+	cargo build --release -p lockstep-benches
+	cargo run --release -q -p lockstep-benches -- $(BENCH)
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@if cargo tree --workspace --edges normal,build -i aws-lc-sys >/dev/null 2>&1; then \
+		echo 'aws-lc-sys is in the tree; one TLS provider (ring) is enough' >&2; exit 1; fi
+
+comma := ,

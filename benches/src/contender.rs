@@ -1,0 +1,101 @@
+//! Who reads it.
+
+use std::fmt;
+
+use crate::workload::Workload;
+
+/// A process that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contender {
+    /// `pg_recvlogical` into /dev/null.
+    PgRecvlogical,
+    /// lockstep, its batches dropped.
+    Nothing,
+    /// lockstep into a file of JSON lines, `debezium` envelope.
+    File,
+    /// lockstep into Kafka, `debezium` envelope, at least once.
+    Kafka,
+    /// lockstep into Kafka, `debezium` envelope, exactly once.
+    KafkaTransactions,
+    /// `psql` with COPY … TO STDOUT into /dev/null.
+    Psql,
+    /// lockstep's copy on one connection, its batches dropped.
+    CopyOne,
+    /// lockstep's copy as it is by default, on two connections, its batches dropped.
+    CopyTwo,
+}
+
+impl Contender {
+    /// Those that a workload is for.
+    pub fn of(workload: Workload) -> &'static [Contender] {
+        match workload {
+            Workload::Table => &[Contender::Psql, Contender::CopyOne, Contender::CopyTwo],
+            Workload::Batches | Workload::Singles | Workload::Giant => &[
+                Contender::PgRecvlogical,
+                Contender::Nothing,
+                Contender::File,
+                Contender::Kafka,
+                Contender::KafkaTransactions,
+            ],
+        }
+    }
+
+    /// The one that the others are compared with.
+    pub fn yardstick(workload: Workload) -> Contender {
+        match workload {
+            Workload::Table => Contender::Psql,
+            Workload::Batches | Workload::Singles | Workload::Giant => Contender::PgRecvlogical,
+        }
+    }
+
+    /// In the output, and for `--only`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Contender::PgRecvlogical => "pg_recvlogical > /dev/null",
+            Contender::Nothing => "lockstep > nothing",
+            Contender::File => "lockstep > file",
+            Contender::Kafka => "lockstep > kafka",
+            Contender::KafkaTransactions => "lockstep > kafka, exactly once",
+            Contender::Psql => "psql copy > /dev/null",
+            Contender::CopyOne => "lockstep > nothing, 1 worker",
+            Contender::CopyTwo => "lockstep > nothing, 2 workers",
+        }
+    }
+
+    /// Whether it reads the stream with naps in between.
+    pub fn naps(self) -> bool {
+        match self {
+            Contender::PgRecvlogical
+            | Contender::Psql
+            | Contender::CopyOne
+            | Contender::CopyTwo => false,
+            Contender::Nothing
+            | Contender::File
+            | Contender::Kafka
+            | Contender::KafkaTransactions => true,
+        }
+    }
+
+    /// Whether it writes to a broker.
+    pub fn needs_kafka(self) -> bool {
+        matches!(self, Contender::Kafka | Contender::KafkaTransactions)
+    }
+}
+
+/// A contender with what is set for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub contender: Contender,
+    /// Microseconds; `None` for the product's.
+    pub nap: Option<u32>,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.contender.name())?;
+        match self.nap {
+            Some(micros) => write!(f, ", nap {micros} µs"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! Messages to batches.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use lockstep_core::batch::{Batch, BatchBuilder, Cell, OldImage, Op, Phase, Transaction};
+use lockstep_core::error::Result;
+use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::schema::{TableId, TableSchema};
+
+use crate::catalog::{Described, identity_of};
+use crate::error::protocol;
+use crate::pgoutput::{Context, EPOCH_MICROS, Message, Old, Relation, Tuple, Value, decode};
+
+/// What came out of a payload.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Taken in.
+    Taken,
+    /// A relation we have not seen in this shape: the caller resolves it and calls [`Assembler::define`].
+    Define(Described),
+}
+
+/// A relation the stream has described.
+struct Known {
+    described: Described,
+    /// `None`: in the publication, but not ours.
+    schema: Option<Arc<TableSchema>>,
+}
+
+/// The transaction being received.
+struct Current {
+    transaction: Transaction,
+    ordinal: u64,
+}
+
+/// Collects messages until the caller flushes. Pure: bytes in, batches out.
+pub struct Assembler {
+    source: Arc<SourceInfo>,
+    builder: BatchBuilder,
+    relations: HashMap<u32, Known>,
+    message: Arc<TableSchema>,
+    current: Option<Current>,
+    /// Everything that ends at or below this has been taken in.
+    through: Lsn,
+    /// What the batches so far have said.
+    said: Lsn,
+    previous_commit: Option<Lsn>,
+}
+
+impl Assembler {
+    /// An assembler for a stream that resumes at `from`.
+    pub fn new(source: Arc<SourceInfo>, from: Lsn) -> Self {
+        let message = Arc::new(TableSchema::message(Arc::clone(&source.name)));
+        Assembler {
+            source,
+            builder: BatchBuilder::new(),
+            relations: HashMap::new(),
+            message,
+            current: None,
+            through: from,
+            said: from,
+            previous_commit: None,
+        }
+    }
+
+    /// Takes in the payload `block[start..end]`, sent with `wal_start`. The block must be the one that is flushed.
+    ///
+    /// # Errors
+    /// Of kind `Protocol`, when the bytes or their order break the rules.
+    pub fn take(&mut self, block: &[u8], start: usize, end: usize, wal_start: Lsn) -> Result<Step> {
+        let (message, _) = decode(&block[start..end], Context::default())
+            .map_err(|error| protocol("a pgoutput message cannot be decoded").source(error))?;
+        let base = block.as_ptr() as usize;
+        match message {
+            Message::Insert { relation, new } => {
+                let Some(schema) = self.row_schema(relation)? else {
+                    return Ok(Step::Taken);
+                };
+                let new = self.row(base, &schema, new)?;
+                self.push(Op::Insert, &schema, wal_start, None, Some(new))?;
+            }
+            Message::Update { relation, old, new } => {
+                let Some(schema) = self.row_schema(relation)? else {
+                    return Ok(Step::Taken);
+                };
+                let old = old.map(|old| self.old(base, &schema, old)).transpose()?;
+                let new = self.row(base, &schema, new)?;
+                if let Some((OldImage::Full, old)) = old {
+                    self.fill_unchanged(old, new, usize::from(schema.width));
+                }
+                self.push(Op::Update, &schema, wal_start, old, Some(new))?;
+            }
+            Message::Delete { relation, old } => {
+                let Some(schema) = self.row_schema(relation)? else {
+                    return Ok(Step::Taken);
+                };
+                let old = self.old(base, &schema, old)?;
+                self.push(Op::Delete, &schema, wal_start, Some(old), None)?;
+            }
+            Message::Begin {
+                commit_lsn,
+                commit_time,
+                xid,
+            } => self.begin(commit_lsn, commit_time, xid)?,
+            Message::Commit {
+                commit_lsn,
+                end_lsn,
+                ..
+            } => self.commit(Lsn(commit_lsn), Lsn(end_lsn))?,
+            Message::Origin { name, .. } => {
+                if let Some(current) = &mut self.current {
+                    current.transaction.origin = Some(String::from_utf8_lossy(name).into());
+                }
+            }
+            Message::Relation(relation) => return self.relation(&relation),
+            Message::Type { .. } => {}
+            Message::Truncate { relations, .. } => {
+                for relation in relations.iter() {
+                    if let Some(schema) = self.row_schema(relation)? {
+                        self.push(Op::Truncate, &schema, wal_start, None, None)?;
+                    }
+                }
+            }
+            Message::Logical {
+                transactional,
+                lsn,
+                prefix,
+                content,
+            } => {
+                self.logical(base, transactional, Lsn(lsn), prefix, content)?;
+            }
+            Message::StreamStart { .. }
+            | Message::StreamStop
+            | Message::StreamCommit { .. }
+            | Message::StreamAbort { .. }
+            | Message::BeginPrepare(_)
+            | Message::Prepare(_)
+            | Message::StreamPrepare(_)
+            | Message::CommitPrepared { .. }
+            | Message::RollbackPrepared { .. } => {
+                return Err(protocol(
+                    "the server sent a message that protocol version 1 does not have",
+                ));
+            }
+        }
+        Ok(Step::Taken)
+    }
+
+    fn begin(&mut self, commit_lsn: u64, commit_time: i64, xid: u32) -> Result<()> {
+        if self.current.is_some() {
+            return Err(protocol("a transaction began inside another"));
+        }
+        let transaction = Transaction {
+            commit: Lsn(commit_lsn),
+            commit_micros: commit_time + EPOCH_MICROS,
+            xid,
+            origin: None,
+            previous_commit: self.previous_commit,
+        };
+        self.current = Some(Current {
+            transaction,
+            ordinal: 0,
+        });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: Lsn, end: Lsn) -> Result<()> {
+        match self.current.take() {
+            Some(current) if current.transaction.commit == commit => {
+                // In the next batch or later in this one, a new transaction must get a head of its own.
+                self.builder.end_transaction();
+                self.previous_commit = Some(commit);
+                self.through = self.through.max(end);
+                Ok(())
+            }
+            Some(current) => Err(protocol(format!(
+                "the commit at {commit} ends a transaction that began for {}",
+                current.transaction.commit
+            ))),
+            None => Err(protocol("a commit without a begin")),
+        }
+    }
+
+    /// The server has decoded everything up to `lsn`. Inside a transaction that says nothing about commits.
+    pub fn keepalive(&mut self, lsn: Lsn) {
+        if self.current.is_none() {
+            self.through = self.through.max(lsn);
+        }
+    }
+
+    fn relation(&mut self, relation: &Relation<'_>) -> Result<Step> {
+        let text = |bytes: &[u8], what: &str| {
+            std::str::from_utf8(bytes)
+                .map(str::to_owned)
+                .map_err(|error| protocol(format!("{what} is not UTF-8")).source(error))
+        };
+        let schema = text(relation.schema, "a schema name")?;
+        let described = Described {
+            relation: relation.oid,
+            id: TableId::new(
+                if schema.is_empty() {
+                    "pg_catalog"
+                } else {
+                    &schema
+                },
+                &text(relation.name, "a table name")?,
+            ),
+            identity: identity_of(relation.identity),
+            columns: relation
+                .columns()
+                .map(|column| {
+                    Ok((
+                        text(column.name, "a column name")?,
+                        column.type_oid,
+                        column.typmod,
+                        column.identity,
+                    ))
+                })
+                .collect::<Result<_>>()?,
+        };
+        match self.relations.get(&relation.oid) {
+            Some(known) if known.described == described => Ok(Step::Taken),
+            _ => Ok(Step::Define(described)),
+        }
+    }
+
+    /// Answers [`Step::Define`]; `None` leaves the table out.
+    pub fn define(&mut self, described: Described, schema: Option<Arc<TableSchema>>) {
+        self.relations
+            .insert(described.relation, Known { described, schema });
+    }
+
+    fn row_schema(&self, relation: u32) -> Result<Option<Arc<TableSchema>>> {
+        match self.relations.get(&relation) {
+            Some(known) => Ok(known.schema.clone()),
+            None => Err(protocol(format!(
+                "a row of relation {relation} came before its description"
+            ))),
+        }
+    }
+
+    /// Adds a row's cells and returns where they begin.
+    #[inline]
+    fn row(&mut self, base: usize, schema: &TableSchema, tuple: Tuple<'_>) -> Result<usize> {
+        if tuple.count() != schema.width {
+            return Err(protocol(format!(
+                "a row of {} has {} columns, its description {}",
+                schema.origin,
+                tuple.count(),
+                schema.width
+            )));
+        }
+        let cells = self.builder.cells();
+        let start = cells.len();
+        for value in tuple.values() {
+            cells.push(cell(base, value)?);
+        }
+        Ok(start)
+    }
+
+    fn old(
+        &mut self,
+        base: usize,
+        schema: &TableSchema,
+        old: Old<'_>,
+    ) -> Result<(OldImage, usize)> {
+        match old {
+            Old::Key(tuple) => Ok((OldImage::Key, self.row(base, schema, tuple)?)),
+            Old::Row(tuple) => Ok((OldImage::Full, self.row(base, schema, tuple)?)),
+        }
+    }
+
+    /// Under REPLICA IDENTITY FULL the old row has what the new one left out.
+    fn fill_unchanged(&mut self, old: usize, new: usize, width: usize) {
+        let cells = self.builder.cells();
+        for at in 0..width {
+            if cells[new + at].is_unchanged() {
+                cells[new + at] = cells[old + at];
+            }
+        }
+    }
+
+    fn push(
+        &mut self,
+        op: Op,
+        schema: &Arc<TableSchema>,
+        lsn: Lsn,
+        old: Option<(OldImage, usize)>,
+        new: Option<usize>,
+    ) -> Result<()> {
+        let Some(current) = &mut self.current else {
+            return Err(protocol("a change outside any transaction"));
+        };
+        current.ordinal += 1;
+        if !self.builder.in_transaction() {
+            self.builder.begin(current.transaction.clone());
+        }
+        let index = self.builder.schema(schema);
+        self.builder.push(op, index, current.ordinal, lsn, old, new);
+        Ok(())
+    }
+
+    fn logical(
+        &mut self,
+        base: usize,
+        transactional: bool,
+        lsn: Lsn,
+        prefix: &[u8],
+        content: &[u8],
+    ) -> Result<()> {
+        let values = [Value::Text(prefix), Value::Text(content)];
+        let start = self.builder.cells().len();
+        for value in values {
+            let cell = cell(base, value)?;
+            self.builder.cells().push(cell);
+        }
+        let schema = Arc::clone(&self.message);
+        if transactional {
+            return self.push(Op::Message, &schema, lsn, None, Some(start));
+        }
+        // Written outside any transaction: a transaction of its own, at its own place, with ordinal 0.
+        if self.current.is_some() {
+            return Err(protocol("a non-transactional message inside a transaction"));
+        }
+        self.builder.begin(Transaction {
+            commit: lsn,
+            commit_micros: now_micros(),
+            xid: 0,
+            origin: None,
+            previous_commit: self.previous_commit,
+        });
+        let index = self.builder.schema(&schema);
+        self.builder
+            .push(Op::Message, index, 0, lsn, None, Some(start));
+        self.builder.end_transaction();
+        Ok(())
+    }
+
+    /// Notes when the first byte of the batch came.
+    pub fn received(&mut self, at: Instant) {
+        self.builder.received(at);
+    }
+
+    /// Whether every transaction that began has ended.
+    pub fn between_transactions(&self) -> bool {
+        self.current.is_none()
+    }
+
+    /// Whether changes wait for a flush.
+    pub fn has_changes(&self) -> bool {
+        !self.builder.is_empty()
+    }
+
+    /// The position to say when nothing else is to be said.
+    pub fn progress(&mut self) -> Option<Batch> {
+        let news = self.through > self.said && self.builder.is_empty();
+        news.then(|| {
+            self.said = self.through;
+            Batch::progress(Arc::clone(&self.source), self.through)
+        })
+    }
+
+    /// The changes so far, over the block they were read from.
+    pub fn flush(&mut self, block: Bytes) -> Batch {
+        let through = (self.through > self.said).then_some(self.through);
+        self.said = self.through;
+        self.builder
+            .finish(Arc::clone(&self.source), Phase::Stream, through, block)
+    }
+}
+
+/// Where a value lies in the block.
+#[inline]
+fn cell(base: usize, value: Value<'_>) -> Result<Cell> {
+    let place = |bytes: &[u8]| -> Result<(u32, u32)> {
+        if bytes.len() > Cell::MAX_LENGTH {
+            return Err(protocol(format!(
+                "a value of {} bytes is larger than lockstep can carry",
+                bytes.len()
+            )));
+        }
+        Ok(((bytes.as_ptr() as usize - base) as u32, bytes.len() as u32))
+    };
+    Ok(match value {
+        Value::Null => Cell::NULL,
+        Value::Unchanged => Cell::UNCHANGED,
+        Value::Text(bytes) => {
+            let (offset, length) = place(bytes)?;
+            Cell::text(offset, length)
+        }
+        Value::Binary(bytes) => {
+            let (offset, length) = place(bytes)?;
+            Cell::binary(offset, length)
+        }
+    })
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn now_micros() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+        })
+}
+
+#[cfg(test)]
+mod tests;

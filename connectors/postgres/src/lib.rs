@@ -1,0 +1,25 @@
+//! PostgreSQL as a source: its logical replication stream and its tables, as batches.
+//!
+//! `wire` speaks the protocol, `pgoutput` reads its payloads (pure, no I/O), `catalog` knows types and keys,
+//! `publication` and `slot` keep the server's side in order, `snapshot` copies tables, `stream` follows the log,
+//! `assemble` turns messages into batches. Everything that is plain SQL goes through `tokio-postgres`.
+
+#[doc(hidden)]
+pub mod assemble;
+mod catalog;
+mod config;
+mod error;
+pub mod pgoutput;
+mod preflight;
+mod publication;
+mod slot;
+mod snapshot;
+mod source;
+mod sql;
+mod state;
+mod stream;
+mod types;
+pub mod wire;
+
+pub use config::{PostgresConfig, SnapshotMode};
+pub use source::{PostgresFactory, describe};

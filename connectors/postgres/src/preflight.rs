@@ -1,0 +1,320 @@
+//! What `lockstep check` says about a PostgreSQL source. Changes nothing on the server.
+
+use lockstep_core::check::Finding;
+use lockstep_core::error::{Error, Result};
+use tokio_postgres::Client;
+
+use crate::catalog::{Catalog, require_identity};
+use crate::config::PostgresConfig;
+use crate::error::from_sql;
+use crate::source::OLDEST_SERVER;
+use crate::sql::quote_ident;
+use crate::types::TypeCache;
+use crate::wire::{Connection, Mode};
+use crate::{publication, slot, sql};
+
+/// Looks at everything `run` would need.
+pub async fn run(config: &PostgresConfig, name: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Err(error) = look(config, name, &mut findings).await {
+        findings.push(failed("server", &error));
+    }
+    findings
+}
+
+fn failed(subject: &str, error: &Error) -> Finding {
+    let remedy = error.remedy_text().unwrap_or("see the message");
+    Finding::fail(subject, error.to_string(), remedy)
+}
+
+async fn look(config: &PostgresConfig, name: &str, findings: &mut Vec<Finding>) -> Result<()> {
+    let target = config.target()?;
+    let client = sql::connect(&target).await?;
+    findings.push(Finding::pass(
+        "connect",
+        format!("{} as {}", target.label(), target.user),
+    ));
+    let version: i32 = setting(&client, "server_version_num")
+        .await?
+        .parse()
+        .unwrap_or(0);
+    let version = u32::try_from(version).unwrap_or(0);
+    findings.push(if version >= OLDEST_SERVER {
+        Finding::pass("version", format!("PostgreSQL {}", version / 10_000))
+    } else {
+        Finding::fail(
+            "version",
+            format!("PostgreSQL {}", version / 10_000),
+            "use PostgreSQL 14 or newer",
+        )
+    });
+    wal_level(&client, findings).await?;
+    rights(&client, findings).await?;
+    match Connection::open(&target, Mode::Replication).await {
+        Ok(connection) => {
+            connection.terminate().await;
+            findings.push(Finding::pass("replication login", "works"));
+        }
+        Err(error) => findings.push(failed("replication login", &error)),
+    }
+    slots(&client, config, name, &target.database, findings).await?;
+    tables(client, config, version, name, findings).await
+}
+
+async fn setting(client: &Client, name: &str) -> Result<String> {
+    let row = client
+        .query_one("SELECT current_setting($1)", &[&name])
+        .await;
+    row.map(|row| row.get(0))
+        .map_err(|error| from_sql("read a setting", error))
+}
+
+async fn wal_level(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+    let level = setting(client, "wal_level").await?;
+    findings.push(if level == "logical" {
+        Finding::pass("wal_level", level)
+    } else {
+        Finding::fail(
+            "wal_level",
+            level,
+            "ALTER SYSTEM SET wal_level = 'logical', then restart the server",
+        )
+    });
+    let keep = setting(client, "max_slot_wal_keep_size").await?;
+    findings.push(if keep == "-1" {
+        Finding::warn(
+            "max_slot_wal_keep_size",
+            "unlimited: a stopped pipeline can fill the server's disk",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB' (then a pipeline that is away for longer must copy again)",
+        )
+    } else {
+        Finding::pass("max_slot_wal_keep_size", keep)
+    });
+    Ok(())
+}
+
+async fn rights(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+    let row = client
+        .query_one(
+            "SELECT rolname::text, rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user",
+            &[],
+        )
+        .await
+        .map_err(|error| from_sql("read pg_roles", error))?;
+    let (role, may): (String, bool) = (row.get(0), row.get(1));
+    findings.push(if may {
+        Finding::pass("REPLICATION right", role)
+    } else {
+        let remedy = format!("ALTER ROLE {} REPLICATION", quote_ident(&role));
+        Finding::fail(
+            "REPLICATION right",
+            format!("{role} does not have it"),
+            remedy,
+        )
+    });
+    Ok(())
+}
+
+async fn slots(
+    client: &Client,
+    config: &PostgresConfig,
+    name: &str,
+    database: &str,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let slot_name = config.slot_name(name);
+    let subject = format!("slot {slot_name}");
+    match slot::read(client, &slot_name).await? {
+        Some(found) => findings.push(match found.require_usable(&slot_name, database) {
+            Ok(()) => Finding::pass(subject, format!("confirmed up to {}", found.confirmed)),
+            Err(error) => failed(&subject, &error),
+        }),
+        None => {
+            findings.push(Finding::pass(subject, "will be created"));
+            let row = client
+                .query_one(
+                    "SELECT current_setting('max_replication_slots')::int8 - \
+                     (SELECT count(*) FROM pg_catalog.pg_replication_slots), current_setting('max_replication_slots')",
+                    &[],
+                )
+                .await
+                .map_err(|error| from_sql("count the slots", error))?;
+            let (free, all): (i64, String) = (row.get(0), row.get(1));
+            findings.push(if free > 0 {
+                Finding::pass("free slots", format!("{free} of {all}"))
+            } else {
+                Finding::fail(
+                    "free slots",
+                    format!("none of {all}"),
+                    "drop a slot that nobody reads, or raise max_replication_slots and restart",
+                )
+            });
+            findings.push(match slot::require_no_prepared(client).await {
+                Ok(()) => Finding::pass("prepared transactions", "none open"),
+                Err(error) => failed("prepared transactions", &error),
+            });
+        }
+    }
+    let row = client
+        .query_one(
+            "SELECT current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication), \
+             current_setting('max_wal_senders')",
+            &[],
+        )
+        .await
+        .map_err(|error| from_sql("count the senders", error))?;
+    let (free, all): (i64, String) = (row.get(0), row.get(1));
+    findings.push(if free > 0 {
+        Finding::pass("free WAL senders", format!("{free} of {all}"))
+    } else {
+        Finding::fail(
+            "free WAL senders",
+            format!("none of {all}"),
+            "raise max_wal_senders and restart",
+        )
+    });
+    Ok(())
+}
+
+async fn tables(
+    client: Client,
+    config: &PostgresConfig,
+    version: u32,
+    name: &str,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let subject = format!("publication {}", config.publication);
+    let published = match publication::read(&client, &config.publication, version).await? {
+        Some(found) => match publication::select(&found, &config.publication, &config.tables) {
+            Ok(tables) if found.complete => {
+                findings.push(Finding::pass(
+                    subject,
+                    format!("{} tables for us", tables.len()),
+                ));
+                tables
+            }
+            Ok(_) => {
+                findings.push(Finding::fail(
+                    subject,
+                    "leaves out some operations",
+                    format!(
+                        "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
+                        quote_ident(&config.publication)
+                    ),
+                ));
+                return Ok(());
+            }
+            Err(error) => {
+                findings.push(failed(&subject, &error));
+                return Ok(());
+            }
+        },
+        None => match publication::existing(&client, &config.tables).await {
+            Ok(ids) => {
+                findings.push(may_create(&client, config, &ids).await?);
+                let mut tables = Vec::new();
+                for id in ids {
+                    let row = client
+                        .query_one(
+                            "SELECT c.oid FROM pg_catalog.pg_class c \
+                             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                             WHERE n.nspname = $1 AND c.relname = $2",
+                            &[&&*id.schema, &&*id.name],
+                        )
+                        .await
+                        .map_err(|error| from_sql("read pg_class", error))?;
+                    let relation = row.get(0);
+                    tables.push(crate::catalog::Published {
+                        id,
+                        relation,
+                        columns: None,
+                        filter: None,
+                    });
+                }
+                tables
+            }
+            Err(error) => {
+                findings.push(failed(&subject, &error));
+                return Ok(());
+            }
+        },
+    };
+    let catalog = Catalog::new(client, name.into(), TypeCache::default());
+    for table in published {
+        let subject = format!("table {}", table.id);
+        let Some(facts) = catalog.facts(table.relation).await? else {
+            continue;
+        };
+        let identity = require_identity(&table.id, &facts);
+        let readable = catalog
+            .client()
+            .query_one(
+                "SELECT has_table_privilege($1::oid, 'SELECT')",
+                &[&table.relation],
+            )
+            .await
+            .map_err(|error| from_sql("read the table's rights", error))?;
+        findings.push(match identity {
+            Err(error) => failed(&subject, &error),
+            Ok(()) if !readable.get::<_, bool>(0) => Finding::fail(
+                subject,
+                "may not be read, so it cannot be copied",
+                format!(
+                    "GRANT SELECT ON {}.{} TO the_user",
+                    quote_ident(&table.id.schema),
+                    quote_ident(&table.id.name)
+                ),
+            ),
+            Ok(()) if facts.primary_key.is_empty() => Finding::warn(
+                subject,
+                "has no primary key: queues only, state sinks refuse it",
+                "ADD PRIMARY KEY",
+            ),
+            Ok(()) => Finding::pass(
+                subject,
+                format!(
+                    "key ({}), {:?}",
+                    facts.primary_key.join(", "),
+                    facts.identity
+                ),
+            ),
+        });
+    }
+    Ok(())
+}
+
+async fn may_create(
+    client: &Client,
+    config: &PostgresConfig,
+    tables: &[lockstep_core::schema::TableId],
+) -> Result<Finding> {
+    let names: Vec<String> = tables
+        .iter()
+        .map(|id| format!("{}.{}", quote_ident(&id.schema), quote_ident(&id.name)))
+        .collect();
+    let row = client
+        .query_one(
+            "SELECT has_database_privilege(current_database(), 'CREATE') AND \
+             (SELECT bool_and(pg_catalog.pg_has_role(c.relowner, 'USAGE')) FROM pg_catalog.pg_class c \
+              WHERE c.oid = ANY (SELECT t::regclass FROM unnest($1::text[]) t))",
+            &[&names],
+        )
+        .await
+        .map_err(|error| from_sql("read the rights", error))?;
+    let subject = format!("publication {}", config.publication);
+    Ok(if row.get::<_, Option<bool>>(0).unwrap_or(false) {
+        Finding::pass(
+            subject,
+            format!("will be created for {} tables", tables.len()),
+        )
+    } else {
+        Finding::fail(
+            subject,
+            "is missing and we may not create it",
+            format!(
+                "let the owner run: {}",
+                publication::create_statement(&config.publication, tables)
+            ),
+        )
+    })
+}

@@ -1,0 +1,241 @@
+//! The publication: created when missing, never altered.
+
+use lockstep_core::error::{Error, ErrorKind, Result};
+use lockstep_core::schema::TableId;
+use tokio_postgres::Client;
+
+use crate::catalog::Published;
+use crate::error::from_sql;
+use crate::sql::{quote_ident, quote_literal};
+
+/// How a publication stands.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// Whether INSERT, UPDATE, DELETE and TRUNCATE are all published.
+    pub complete: bool,
+    /// The tables in it.
+    pub tables: Vec<Published>,
+}
+
+/// Reads a publication; `None` when there is none of that name.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub async fn read(client: &Client, name: &str, server_version: u32) -> Result<Option<Publication>> {
+    let failed = |error| from_sql("read the publication", error);
+    let row = client
+        .query_opt(
+            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_catalog.pg_publication \
+             WHERE pubname = $1",
+            &[&name],
+        )
+        .await
+        .map_err(failed)?;
+    let Some(row) = row else { return Ok(None) };
+    let details = if server_version >= 150_000 {
+        "p.attnames::text[], p.rowfilter"
+    } else {
+        "NULL::text[], NULL::text"
+    };
+    let tables = client
+        .query(
+            &format!(
+                "SELECT p.schemaname::text, p.tablename::text, c.oid, {details} \
+                 FROM pg_catalog.pg_publication_tables p \
+                 JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
+                 JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
+                 WHERE p.pubname = $1 ORDER BY 1, 2"
+            ),
+            &[&name],
+        )
+        .await
+        .map_err(failed)?
+        .iter()
+        .map(|row| Published {
+            id: TableId::new(row.get(0), row.get(1)),
+            relation: row.get(2),
+            columns: row.get(3),
+            filter: row.get(4),
+        })
+        .collect();
+    Ok(Some(Publication {
+        complete: row.get(0),
+        tables,
+    }))
+}
+
+/// The tables that the patterns name, as they exist in the database. Partitions are left to their root.
+///
+/// # Errors
+/// Of kind `Setup` when a pattern names no table; the message lists tables with the nearest names.
+pub async fn existing(client: &Client, patterns: &[String]) -> Result<Vec<TableId>> {
+    let rows = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
+             AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%' \
+             ORDER BY 1, 2",
+            &[],
+        )
+        .await
+        .map_err(|error| from_sql("list the tables", error))?;
+    let all: Vec<TableId> = rows
+        .iter()
+        .map(|row| TableId::new(row.get(0), row.get(1)))
+        .collect();
+    let mut found = Vec::new();
+    for pattern in patterns {
+        let before = found.len();
+        found.extend(all.iter().filter(|id| matches(pattern, id)).cloned());
+        if found.len() == before {
+            let there_are: Vec<String> = all.iter().take(20).map(ToString::to_string).collect();
+            return Err(
+                Error::new(ErrorKind::Setup, format!("there is no table {pattern}"))
+                    .remedy(format!(
+                        "correct `tables`; the database has {}",
+                        there_are.join(", ")
+                    ))
+                    .at("tables"),
+            );
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// Whether `schema.table` or `schema.*` names the table.
+#[must_use]
+pub fn matches(pattern: &str, id: &TableId) -> bool {
+    pattern
+        .split_once('.')
+        .is_some_and(|(schema, name)| schema == &*id.schema && (name == "*" || name == &*id.name))
+}
+
+/// The statement that creates the publication.
+#[must_use]
+pub fn create_statement(name: &str, tables: &[TableId]) -> String {
+    let list: Vec<String> = tables
+        .iter()
+        .map(|id| format!("{}.{}", quote_ident(&id.schema), quote_ident(&id.name)))
+        .collect();
+    // Partitions are one table to everybody downstream.
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
+        quote_ident(name),
+        list.join(", ")
+    )
+}
+
+/// Finds the publication, or creates it for `patterns`, and returns the tables of it that the patterns name.
+///
+/// # Errors
+/// `Setup` when it exists and lacks a table or an operation, with the statement that repairs it; `Permission` when it
+/// is missing and may not be created.
+pub async fn ensure(
+    client: &Client,
+    name: &str,
+    patterns: &[String],
+    server_version: u32,
+) -> Result<Vec<Published>> {
+    let publication = match read(client, name, server_version).await? {
+        Some(publication) => publication,
+        None => {
+            let tables = existing(client, patterns).await?;
+            let statement = create_statement(name, &tables);
+            client.batch_execute(&statement).await.map_err(|error| {
+                let error = from_sql(&format!("create the publication {name}"), error);
+                match error.kind() {
+                    ErrorKind::Permission => {
+                        error.remedy(format!("let the owner of the tables run: {statement}"))
+                    }
+                    _ => error,
+                }
+            })?;
+            tracing::info!(
+                publication = name,
+                tables = tables.len(),
+                "publication created"
+            );
+            read(client, name, server_version).await?.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Setup,
+                    format!("the publication {name} vanished while it was read"),
+                )
+            })?
+        }
+    };
+    if !publication.complete {
+        return Err(Error::new(
+            ErrorKind::Setup,
+            format!("the publication {name} leaves out some operations"),
+        )
+        .remedy(format!(
+            "ALTER PUBLICATION {} SET (publish = {})",
+            quote_ident(name),
+            quote_literal("insert, update, delete, truncate")
+        )));
+    }
+    select(&publication, name, patterns)
+}
+
+/// The tables of a publication that the patterns name.
+///
+/// # Errors
+/// Of kind `Setup` when a pattern names none of them.
+pub fn select(
+    publication: &Publication,
+    name: &str,
+    patterns: &[String],
+) -> Result<Vec<Published>> {
+    for pattern in patterns {
+        if !publication
+            .tables
+            .iter()
+            .any(|table| matches(pattern, &table.id))
+        {
+            let what = pattern.strip_suffix(".*").map_or_else(
+                || format!("TABLE {pattern}"),
+                |schema| format!("TABLES IN SCHEMA {schema}"),
+            );
+            return Err(Error::new(
+                ErrorKind::Setup,
+                format!("the publication {name} does not contain {pattern}"),
+            )
+            .remedy(format!(
+                "ALTER PUBLICATION {} ADD {what} (for a partitioned table also \
+                     SET (publish_via_partition_root = true))",
+                quote_ident(name)
+            ))
+            .at("tables"));
+        }
+    }
+    Ok(publication
+        .tables
+        .iter()
+        .filter(|table| patterns.iter().any(|pattern| matches(pattern, &table.id)))
+        .cloned()
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        let id = TableId::new("public", "orders");
+        assert!(matches("public.orders", &id) && matches("public.*", &id));
+        assert!(!matches("public.order", &id) && !matches("shop.*", &id));
+    }
+
+    #[test]
+    fn names_are_quoted() {
+        let statement = create_statement("a\"b", &[TableId::new("Odd", "t t")]);
+        assert_eq!(
+            statement,
+            "CREATE PUBLICATION \"a\"\"b\" FOR TABLE \"Odd\".\"t t\" WITH (publish_via_partition_root = true)"
+        );
+    }
+}

@@ -1,0 +1,564 @@
+//! The initial copy: every table as one snapshot shows it, by COPY, in parallel across tables and inside large ones.
+//!
+//! Rows carry the slot's consistent point as their version, so that any later change wins. A copy that was interrupted is
+//! made anew at a later point, see `source`.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lockstep_core::batch::{BatchBuilder, Cell, Op, Phase, Transaction};
+use lockstep_core::error::{At, Error, ErrorKind, Result};
+use lockstep_core::memory::Budget;
+use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::schema::TableSchema;
+use lockstep_core::source::{SourcePhase, SourceStatus, TableProgress};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+use crate::catalog::Published;
+use crate::error::{from_sql, protocol};
+use crate::sql::{quote_ident, quote_literal};
+use crate::stream::now_ms;
+use crate::wire::target::Target;
+use crate::wire::{Connection, Mode, frame};
+
+/// A batch goes on when its block has grown to this size.
+const BLOCK: usize = 256 * 1024;
+/// Room made before each read.
+const ROOM: usize = 64 * 1024;
+/// Tables are cut into pieces of this many pages (64 MiB of heap).
+const CHUNK_PAGES: i64 = 8192;
+/// How often the progress is logged.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+
+/// Everything a copy needs.
+pub struct Copy {
+    pub target: Target,
+    pub source: Arc<SourceInfo>,
+    pub tables: Vec<(Published, Arc<TableSchema>)>,
+    /// Name of the exported snapshot; its owner keeps it open until the copy is done.
+    pub snapshot: String,
+    pub consistent_point: Lsn,
+    pub workers: u8,
+    pub batches: mpsc::Sender<Result<lockstep_core::batch::Batch>>,
+    pub budget: Budget,
+    pub status: SourceStatus,
+}
+
+/// A piece of a table.
+#[derive(Debug)]
+struct Chunk {
+    /// Index into the tables.
+    table: usize,
+    /// The heap, quoted: the table itself or one of its partitions.
+    heap: String,
+    /// Pages from–to; `None` for the open end.
+    from: i64,
+    to: Option<i64>,
+}
+
+struct Shared {
+    copy: Copy,
+    chunks: Mutex<VecDeque<Chunk>>,
+    /// Chunks left per table.
+    left: Vec<AtomicU64>,
+    ordinal: AtomicU64,
+    started: Instant,
+    started_micros: i64,
+    logged: Mutex<Instant>,
+}
+
+impl Copy {
+    /// Copies all tables. The batches say nothing about positions; the caller does when all are sent.
+    ///
+    /// # Errors
+    /// By kind; the copy is then done again from the start.
+    pub async fn run(self, client: &Client) -> Result<u64> {
+        let (chunks, progress) = plan(client, &self.tables).await?;
+        let mut left: Vec<u64> = vec![0; self.tables.len()];
+        for chunk in &chunks {
+            left[chunk.table] += 1;
+        }
+        let total: u64 = progress.iter().map(|table| table.estimated_rows).sum();
+        tracing::info!(
+            source = &*self.source.name,
+            tables = self.tables.len(),
+            chunks = chunks.len(),
+            estimated_rows = total,
+            "copying tables"
+        );
+        self.status.update(|state| {
+            state.phase = SourcePhase::Snapshot;
+            state.problem = None;
+            state.snapshot = progress;
+        });
+        let workers = usize::from(self.workers).min(chunks.len());
+        let shared = Arc::new(Shared {
+            copy: self,
+            chunks: Mutex::new(chunks.into()),
+            left: left.into_iter().map(AtomicU64::new).collect(),
+            ordinal: AtomicU64::new(1),
+            started: Instant::now(),
+            started_micros: crate::assemble::now_micros(),
+            logged: Mutex::new(Instant::now()),
+        });
+        let mut tasks = JoinSet::new();
+        for _ in 0..workers {
+            tasks.spawn(work(Arc::clone(&shared)));
+        }
+        while let Some(done) = tasks.join_next().await {
+            // Dropping the set on an error ends the other workers.
+            done.map_err(|error| {
+                Error::new(ErrorKind::Abandoned, "a copy worker panicked").source(error)
+            })??;
+        }
+        let rows = shared.ordinal.load(Ordering::Relaxed) - 1;
+        let seconds = shared.started.elapsed().as_secs_f64();
+        tracing::info!(
+            source = &*shared.copy.source.name,
+            rows,
+            seconds = format!("{seconds:.1}"),
+            rows_per_second = format!("{:.0}", rows as f64 / seconds.max(1e-9)),
+            "tables copied"
+        );
+        Ok(rows)
+    }
+}
+
+/// Cuts the tables into chunks, the largest tables first so that no worker is left alone with one at the end.
+async fn plan(
+    client: &Client,
+    tables: &[(Published, Arc<TableSchema>)],
+) -> Result<(Vec<Chunk>, Vec<TableProgress>)> {
+    let mut heaps: Vec<(i64, usize, String)> = Vec::new();
+    let mut progress = Vec::new();
+    for (index, (table, _)) in tables.iter().enumerate() {
+        // A partitioned table has no heap of its own: its leaves are copied under its name.
+        let rows = client
+            .query(
+                "SELECT n.nspname::text, c.relname::text, pg_catalog.pg_relation_size(c.oid) / \
+                 current_setting('block_size')::int8, greatest(c.reltuples, 0)::float8 \
+                 FROM (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf \
+                       UNION SELECT $1::oid::regclass WHERE NOT EXISTS \
+                         (SELECT FROM pg_catalog.pg_class WHERE oid = $1::oid AND relkind = 'p')) t \
+                 JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace",
+                &[&table.relation],
+            )
+            .await
+            .map_err(|error| from_sql("measure the table", error))
+            .at(format!("table {}", table.id))?;
+        let mut estimate = 0.0;
+        for row in rows {
+            let heap = format!("{}.{}", quote_ident(row.get(0)), quote_ident(row.get(1)));
+            estimate += row.get::<_, f64>(3);
+            heaps.push((row.get(2), index, heap));
+        }
+        progress.push(TableProgress {
+            table: table.id.to_string(),
+            rows: 0,
+            estimated_rows: estimate as u64,
+            done: false,
+        });
+    }
+    heaps.sort_by(|a, b| b.cmp(a));
+    let mut chunks = Vec::new();
+    for (pages, table, heap) in heaps {
+        let mut from = 0;
+        while pages - from > CHUNK_PAGES {
+            chunks.push(Chunk {
+                table,
+                heap: heap.clone(),
+                from,
+                to: Some(from + CHUNK_PAGES),
+            });
+            from += CHUNK_PAGES;
+        }
+        chunks.push(Chunk {
+            table,
+            heap,
+            from,
+            to: None,
+        });
+    }
+    Ok((chunks, progress))
+}
+
+async fn work(shared: Arc<Shared>) -> Result<()> {
+    let mut connection = Connection::open(&shared.copy.target, Mode::Sql).await?;
+    connection
+        .query(
+            "open a transaction",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        )
+        .await?;
+    let snapshot = format!(
+        "SET TRANSACTION SNAPSHOT {}",
+        quote_literal(&shared.copy.snapshot)
+    );
+    connection
+        .query("use the exported snapshot", &snapshot)
+        .await?;
+    loop {
+        let next = shared
+            .chunks
+            .lock()
+            .ok()
+            .and_then(|mut chunks| chunks.pop_front());
+        let Some(chunk) = next else { break };
+        let place = format!("table {}", shared.copy.tables[chunk.table].0.id);
+        copy_chunk(&shared, &mut connection, &chunk)
+            .await
+            .map_err(|error| error.at(place))?;
+    }
+    connection.terminate().await;
+    Ok(())
+}
+
+/// The COPY of a chunk: the columns of the stream, in its order, under the publication's row filter.
+fn copy_statement(chunk: &Chunk, published: &Published, schema: &TableSchema) -> String {
+    let columns: Vec<String> = schema
+        .columns
+        .iter()
+        .map(|column| quote_ident(&column.name))
+        .collect();
+    let mut conditions = Vec::new();
+    if chunk.from > 0 {
+        conditions.push(format!("ctid >= '({},0)'::tid", chunk.from));
+    }
+    if let Some(to) = chunk.to {
+        conditions.push(format!("ctid < '({to},0)'::tid"));
+    }
+    if let Some(filter) = &published.filter {
+        conditions.push(format!("({filter})"));
+    }
+    let condition = if conditions.is_empty() {
+        String::new()
+    } else {
+        format!(" WHERE {}", conditions.join(" AND "))
+    };
+    format!(
+        "COPY (SELECT {} FROM ONLY {}{condition}) TO STDOUT",
+        columns.join(", "),
+        chunk.heap
+    )
+}
+
+async fn copy_chunk(shared: &Shared, connection: &mut Connection, chunk: &Chunk) -> Result<()> {
+    let (published, schema) = &shared.copy.tables[chunk.table];
+    connection
+        .begin_copy_out("copy the table", &copy_statement(chunk, published, schema))
+        .await?;
+    let mut rows = RowReader::new(schema);
+    let mut block = Vec::with_capacity(BLOCK + ROOM);
+    block.extend_from_slice(&connection.take_buffered());
+    let mut parsed = 0;
+    'copy: loop {
+        while let Some(found) = frame::next(&block, parsed)? {
+            parsed = found.end;
+            match found.tag {
+                b'd' => rows.take(&mut block, found.start, found.end)?,
+                b'c' | b'C' | b'N' | b'S' => {}
+                b'Z' => break 'copy,
+                b'E' => {
+                    let rest = block.split_off(found.start - frame::HEADER);
+                    connection.give_back(&rest);
+                    // The error, and then ready: `query` would report it; here it is read as the answer to the copy.
+                    return Err(connection.copy_failed("copy the table").await);
+                }
+                tag => {
+                    return Err(protocol(format!(
+                        "a message of type {:?} inside a copy",
+                        char::from(tag)
+                    )));
+                }
+            }
+        }
+        if parsed >= BLOCK {
+            hand_on(
+                shared,
+                chunk.table,
+                schema,
+                &mut rows,
+                &mut block,
+                &mut parsed,
+            )
+            .await?;
+        }
+        let missing = frame::needed(&block, parsed)
+            .map_or(0, |needed| (parsed + needed).saturating_sub(block.len()));
+        connection.fill(&mut block, missing.max(ROOM)).await?;
+    }
+    connection.give_back(&block[parsed..]);
+    hand_on(
+        shared,
+        chunk.table,
+        schema,
+        &mut rows,
+        &mut block,
+        &mut parsed,
+    )
+    .await?;
+    if shared.left[chunk.table].fetch_sub(1, Ordering::AcqRel) == 1 {
+        shared
+            .copy
+            .status
+            .update(|state| state.snapshot[chunk.table].done = true);
+    }
+    Ok(())
+}
+
+async fn hand_on(
+    shared: &Shared,
+    table: usize,
+    schema: &Arc<TableSchema>,
+    rows: &mut RowReader,
+    block: &mut Vec<u8>,
+    parsed: &mut usize,
+) -> Result<()> {
+    let count = rows.starts.len() as u64;
+    if count == 0 {
+        return Ok(());
+    }
+    let first = shared.ordinal.fetch_add(count, Ordering::Relaxed);
+    let mut next = Vec::with_capacity(BLOCK + ROOM);
+    next.extend_from_slice(&block[*parsed..]);
+    let mut full = std::mem::replace(block, next);
+    full.truncate(*parsed);
+    *parsed = 0;
+    let mut builder = BatchBuilder::new();
+    builder.received(Instant::now());
+    builder.begin(Transaction {
+        commit: shared.copy.consistent_point,
+        commit_micros: shared.started_micros,
+        xid: 0,
+        origin: None,
+        previous_commit: None,
+    });
+    let index = builder.schema(schema);
+    std::mem::swap(builder.cells(), &mut rows.cells);
+    for (at, start) in rows.starts.drain(..).enumerate() {
+        builder.push(
+            Op::Read,
+            index,
+            first + at as u64,
+            shared.copy.consistent_point,
+            None,
+            Some(start),
+        );
+    }
+    let batch = builder.finish(
+        Arc::clone(&shared.copy.source),
+        Phase::Snapshot,
+        None,
+        Bytes::from(full),
+    );
+    let permit = shared.copy.budget.take(batch.size()).await;
+    shared
+        .copy
+        .batches
+        .send(Ok(batch.with_permit(permit)))
+        .await
+        .map_err(|_| Error::new(ErrorKind::Stopping, "the pipeline is stopping"))?;
+    shared.copy.status.update(|state| {
+        state.heard_ms = now_ms();
+        state.snapshot[table].rows += count;
+    });
+    shared.log_progress();
+    Ok(())
+}
+
+impl Shared {
+    /// Rows, rate and time left, every few seconds.
+    fn log_progress(&self) {
+        let Ok(mut logged) = self.logged.lock() else {
+            return;
+        };
+        if logged.elapsed() < LOG_EVERY {
+            return;
+        }
+        *logged = Instant::now();
+        let state = self.copy.status.get();
+        let rows: u64 = state.snapshot.iter().map(|table| table.rows).sum();
+        let expected: u64 = state
+            .snapshot
+            .iter()
+            .map(|table| table.estimated_rows.max(table.rows))
+            .sum();
+        let rate = rows as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        tracing::info!(
+            source = &*self.copy.source.name,
+            rows,
+            expected_rows = expected,
+            rows_per_second = format!("{rate:.0}"),
+            seconds_left = format!("{:.0}", (expected - rows) as f64 / rate.max(1.0)),
+            "copying tables"
+        );
+    }
+}
+
+/// Reads rows of COPY's text format (PostgreSQL documentation, COPY, *Text Format*), undoing its escapes in place: an
+/// escape is longer than what it stands for.
+struct RowReader {
+    width: usize,
+    cells: Vec<Cell>,
+    /// Where each row's cells begin.
+    starts: Vec<usize>,
+}
+
+impl RowReader {
+    fn new(schema: &TableSchema) -> Self {
+        RowReader {
+            width: usize::from(schema.width),
+            cells: Vec::new(),
+            starts: Vec::new(),
+        }
+    }
+
+    /// Takes in the row `block[start..end]`, which ends in a newline.
+    fn take(&mut self, block: &mut [u8], start: usize, end: usize) -> Result<()> {
+        let first = self.cells.len();
+        let row = &mut block[start..end];
+        let Some((b'\n', _)) = row.split_last().map(|(last, rest)| (*last, rest)) else {
+            return Err(protocol("a row of a copy does not end in a newline"));
+        };
+        let length = row.len() - 1;
+        let mut at = 0;
+        // A table without columns has rows of nothing.
+        while self.width > 0 {
+            let (cell, next) = field(&mut row[..length], at, start)?;
+            self.cells.push(cell);
+            match next {
+                Some(next) => at = next,
+                None => break,
+            }
+        }
+        let found = self.cells.len() - first;
+        if found != self.width {
+            return Err(protocol(format!(
+                "a row of a copy has {found} columns, not {}",
+                self.width
+            )));
+        }
+        self.starts.push(first);
+        Ok(())
+    }
+}
+
+/// The field at `at` of a row that lies at `offset` of its block, and where the next one begins.
+fn field(row: &mut [u8], at: usize, offset: usize) -> Result<(Cell, Option<usize>)> {
+    let text = |from: usize, to: usize| {
+        if to - from > Cell::MAX_LENGTH {
+            return Err(protocol(format!(
+                "a value of {} bytes is larger than lockstep can carry",
+                to - from
+            )));
+        }
+        Ok(Cell::text((offset + from) as u32, (to - from) as u32))
+    };
+    match memchr::memchr2(b'\t', b'\\', &row[at..]) {
+        None => return Ok((text(at, row.len())?, None)),
+        Some(tab) if row[at + tab] == b'\t' => {
+            return Ok((text(at, at + tab)?, Some(at + tab + 1)));
+        }
+        Some(_) => {}
+    }
+    if row[at..].starts_with(b"\\N") && matches!(row.get(at + 2), None | Some(b'\t')) {
+        return Ok((Cell::NULL, (at + 2 < row.len()).then_some(at + 3)));
+    }
+    let (mut from, mut to) = (at, at);
+    while from < row.len() && row[from] != b'\t' {
+        let mut byte = row[from];
+        if byte == b'\\' {
+            from += 1;
+            byte = match row.get(from) {
+                Some(b'b') => 8,
+                Some(b'f') => 12,
+                Some(b'n') => b'\n',
+                Some(b'r') => b'\r',
+                Some(b't') => b'\t',
+                Some(b'v') => 11,
+                Some(other) => *other,
+                None => return Err(protocol("a row of a copy ends inside an escape")),
+            };
+        }
+        row[to] = byte;
+        from += 1;
+        to += 1;
+    }
+    Ok((text(at, to)?, (from < row.len()).then_some(from + 1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::batch::CellRef;
+
+    use super::*;
+
+    fn read(rows: &[&str]) -> Result<Vec<Vec<Option<String>>>> {
+        let width = rows[0].split('\t').count();
+        let mut reader = RowReader {
+            width,
+            cells: Vec::new(),
+            starts: Vec::new(),
+        };
+        let mut block = Vec::new();
+        for row in rows {
+            let start = block.len();
+            block.extend_from_slice(row.as_bytes());
+            block.push(b'\n');
+            let end = block.len();
+            reader.take(&mut block, start, end)?;
+        }
+        let mut builder = BatchBuilder::new();
+        std::mem::swap(builder.cells(), &mut reader.cells);
+        let source = Arc::new(SourceInfo {
+            name: "s".into(),
+            identity: lockstep_core::position::SourceIdentity {
+                system: 1,
+                timeline: 1,
+                database: "d".into(),
+            },
+        });
+        let cells = builder.cells().clone();
+        let batch = builder.finish(source, Phase::Snapshot, None, Bytes::from(block));
+        Ok(cells
+            .chunks(width)
+            .map(|row| {
+                row.iter()
+                    .map(|cell| match batch.resolve(*cell) {
+                        CellRef::Text(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+                        _ => None,
+                    })
+                    .collect()
+            })
+            .collect())
+    }
+
+    #[test]
+    fn rows_with_nulls_and_escapes() {
+        let rows = read(&[
+            "1\t\\N\ta\\tb\\\\c",
+            "\\N\t\t\\N",
+            "x\\nn\t\\\\N\t\\b\\f\\v\\r",
+        ])
+        .expect("valid");
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(rows[0], [some("1"), None, some("a\tb\\c")]);
+        assert_eq!(rows[1], [None, some(""), None]);
+        assert_eq!(
+            rows[2],
+            [some("x\nn"), some("\\N"), some("\u{8}\u{c}\u{b}\r")]
+        );
+    }
+
+    #[test]
+    fn a_row_of_another_width_is_an_error() {
+        assert!(read(&["1\t2", "1"]).is_err());
+        assert!(read(&["1\t2", "1\t2\t3"]).is_err());
+        assert!(read(&["a\\"]).is_err());
+    }
+}

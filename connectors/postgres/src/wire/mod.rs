@@ -1,0 +1,10 @@
+//! The frontend/backend protocol, as much of it as replication needs (PostgreSQL documentation, chapter 55).
+
+pub mod auth;
+pub mod connection;
+pub mod frame;
+pub mod stream;
+pub mod target;
+pub mod tls;
+
+pub use connection::{Connection, Mode};

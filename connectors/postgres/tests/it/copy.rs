@@ -1,0 +1,209 @@
+//! The initial copy, and what follows it.
+
+use std::collections::BTreeMap;
+
+use lockstep_core::batch::{Op, Phase};
+use lockstep_kit::postgres::{Database, Postgres};
+use serde_json::json;
+
+use crate::harness::{Opened, config};
+use crate::stream::MAJORS;
+
+/// What a state sink would hold: last value per id, deletions honoured.
+fn state_of(opened: &Opened) -> BTreeMap<i64, String> {
+    let mut rows = BTreeMap::new();
+    for seen in &opened.seen {
+        match seen.op {
+            Op::Delete => {
+                rows.remove(
+                    &seen.old["id"]
+                        .as_deref()
+                        .expect("a key")
+                        .parse()
+                        .expect("a number"),
+                );
+            }
+            Op::Read | Op::Insert | Op::Update => {
+                rows.insert(
+                    seen.value("id").parse().expect("a number"),
+                    seen.value("v").to_owned(),
+                );
+            }
+            Op::Truncate => rows.clear(),
+            Op::Message => {}
+        }
+    }
+    rows
+}
+
+async fn truth(database: &Database) -> BTreeMap<i64, String> {
+    let rows = database
+        .client()
+        .await
+        .query("SELECT id::int8, v FROM t", &[])
+        .await
+        .expect("rows");
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+#[tokio::test]
+async fn copy_then_stream_without_gap_or_overlap_on_every_version() {
+    for major in MAJORS {
+        lockstep_kit::require!(lockstep_kit::Component::Postgres(major));
+        let database = Postgres::shared(major).await.database("copy").await;
+        database
+            .execute(
+                "CREATE TABLE t (id int PRIMARY KEY, v text); \
+                 INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 20000) g",
+            )
+            .await;
+        let writer = {
+            let client = database.client().await;
+            tokio::spawn(async move {
+                for round in 0..300 {
+                    let sql = format!(
+                        "UPDATE t SET v = 'r{round}' WHERE id = {}; INSERT INTO t VALUES ({}, 'new'); \
+                         DELETE FROM t WHERE id = {}",
+                        round * 7 + 1,
+                        30_000 + round,
+                        round * 11 + 2
+                    );
+                    client.batch_execute(&sql).await.expect("writes");
+                }
+            })
+        };
+        let state = tempfile::tempdir().expect("a directory");
+        let mut opened = Opened::open(
+            &config(database.url(), &["public.t"], json!({})),
+            state.path(),
+        )
+        .await;
+        writer.await.expect("the writer ends");
+        opened.catch_up(&database).await;
+        assert_eq!(
+            state_of(&opened),
+            truth(&database).await,
+            "PostgreSQL {major}"
+        );
+        // No change twice: every streamed change is of a transaction the copy did not see.
+        let inserts = opened
+            .seen
+            .iter()
+            .filter(|seen| seen.op == Op::Insert)
+            .count();
+        let read_new = opened
+            .seen
+            .iter()
+            .filter(|seen| seen.op == Op::Read && seen.value("v") == "new")
+            .count();
+        assert_eq!(inserts + read_new, 300);
+        let first_streamed = opened
+            .seen
+            .iter()
+            .position(|seen| seen.phase == Phase::Stream)
+            .unwrap_or(opened.seen.len());
+        assert!(
+            opened.seen[first_streamed..]
+                .iter()
+                .all(|seen| seen.phase == Phase::Stream),
+            "the copy comes first"
+        );
+        opened.close().await;
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_copy_is_done_again_and_ends_right() {
+    let database = Postgres::shared(15).await.database("twice").await;
+    database
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); \
+             INSERT INTO t SELECT g, repeat('v', 200) FROM generate_series(1, 20000) g",
+        )
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let section = config(database.url(), &["public.t"], json!({}));
+    let mut opened = Opened::open(&section, state.path()).await;
+    opened.next().await.expect("a first batch");
+    let half = opened.seen.clone();
+    assert!(half.len() < 20_000);
+    drop(opened);
+    // What the first attempt may have delivered is deleted, changed and added to before the second.
+    database
+        .execute("DELETE FROM t WHERE id % 2 = 0; UPDATE t SET v = 'changed' WHERE id % 3 = 0; INSERT INTO t VALUES (0, 'n')")
+        .await;
+    let mut opened = retry_open(&section, state.path()).await;
+    opened.seen = half;
+    opened.catch_up(&database).await;
+    assert_eq!(state_of(&opened), truth(&database).await);
+    opened.close().await;
+}
+
+/// A dropped source may hold its slot for a moment.
+async fn retry_open(
+    section: &lockstep_postgres::PostgresConfig,
+    state: &std::path::Path,
+) -> Opened {
+    let deadline = std::time::Instant::now() + crate::harness::DEADLINE;
+    loop {
+        match Opened::try_open(section, state).await {
+            Ok(opened) => return opened,
+            Err(error)
+                if error.kind() == lockstep_core::ErrorKind::Busy
+                    && std::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_finished_copy_is_not_done_again() {
+    let database = Postgres::shared(16).await.database("once").await;
+    database
+        .execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')")
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let section = config(database.url(), &["public.t"], json!({}));
+    let mut opened = Opened::open(&section, state.path()).await;
+    opened.catch_up(&database).await;
+    opened.feedback.confirm(opened.through);
+    opened.close().await;
+    database.execute("INSERT INTO t VALUES (2, 'b')").await;
+    let mut opened = Opened::open(&section, state.path()).await;
+    opened.catch_up(&database).await;
+    let rows = opened.seen.iter().filter(|seen| seen.op != Op::Message);
+    let ids: Vec<&str> = rows.map(|seen| seen.value("id")).collect();
+    assert_eq!(ids, ["2"]);
+    opened.close().await;
+}
+
+#[tokio::test]
+async fn large_tables_are_cut_and_odd_names_and_values_survive() {
+    let database = Postgres::shared(18).await.database("odd").await;
+    database
+        .execute(
+            "CREATE SCHEMA \"Odd\"; CREATE TABLE \"Odd\".\"t \"\"x\"\" é\" (\"Id\" int PRIMARY KEY, \"v w\" text); \
+             INSERT INTO \"Odd\".\"t \"\"x\"\" é\" VALUES (1, E'tab\\t nl\\n bs\\\\ \\\\N cr\\r'), (2, NULL), (3, ''), \
+             (4, '\\N')",
+        )
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let mut opened =
+        Opened::open(&config(database.url(), &["Odd.*"], json!({})), state.path()).await;
+    let mut seen = opened.changes(4).await.to_vec();
+    seen.sort_by_key(|seen| seen.value("Id").to_owned());
+    let values: Vec<Option<&str>> = seen.iter().map(|seen| seen.new["v w"].as_deref()).collect();
+    assert_eq!(
+        values,
+        [
+            Some("tab\t nl\n bs\\ \\N cr\r"),
+            None,
+            Some(""),
+            Some("\\N")
+        ]
+    );
+    opened.close().await;
+}

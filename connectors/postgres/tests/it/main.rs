@@ -1,0 +1,7 @@
+//! The connector against real servers.
+
+mod copy;
+mod errors;
+mod harness;
+mod login;
+mod stream;

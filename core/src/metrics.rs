@@ -1,0 +1,58 @@
+//! Every metric's name, and the question it answers. `docs/metrics.md` is checked against this list.
+
+/// A metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Name, in base units.
+    pub name: &'static str,
+    /// Label names.
+    pub labels: &'static [&'static str],
+    /// The question it answers.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $ident:ident = $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $($(#[$doc])* #[doc = $help] pub const $ident: Metric = Metric { name: $name, labels: &[$($label),*], help: $help };)*
+        /// All of them, in the order of the documentation.
+        pub const ALL: &[Metric] = &[$($ident),*];
+    };
+}
+
+metrics! {
+    SOURCE_LAG_BYTES = "lockstep_source_lag_bytes" ["source"] "How many bytes of the server's log are not yet confirmed by every sink?";
+    SLOT_RETAINED_BYTES = "lockstep_slot_retained_bytes" ["source"] "How much log does the slot keep on the server's disk?";
+    SOURCE_CONNECTED = "lockstep_source_connected" ["source"] "Is the source streaming (1) or not (0)?";
+    SOURCE_RECEIVED_BYTES = "lockstep_source_received_bytes_total" ["source"] "How many bytes of changes came in?";
+    CHANGES = "lockstep_changes_total" ["source", "table", "op"] "How many changes came in, by table and operation?";
+    TRANSACTIONS = "lockstep_transactions_total" ["source"] "How many transactions came in?";
+    SNAPSHOT_ROWS = "lockstep_snapshot_rows_total" ["source", "table"] "How many rows of the initial copy were read?";
+    SNAPSHOT_ESTIMATED_ROWS = "lockstep_snapshot_estimated_rows" ["source", "table"] "How many rows does the initial copy expect?";
+    SINK_LAG_SECONDS = "lockstep_sink_lag_seconds" ["sink"] "How old is the oldest change that this sink has not made durable?";
+    SINK_RECORDS = "lockstep_sink_records_total" ["sink", "outcome"] "How many records did the sink write, and how many were older than what it held?";
+    SINK_BYTES = "lockstep_sink_bytes_total" ["sink"] "How many payload bytes did the sink write?";
+    SINK_IN_FLIGHT = "lockstep_sink_in_flight_batches" ["sink"] "How many batches wait for this sink?";
+    SINK_ERRORS = "lockstep_sink_errors_total" ["sink", "code"] "How often did the sink fail and start over, by error code?";
+    SINK_UP = "lockstep_sink_up" ["sink"] "Is the sink open (1) or waiting (0)?";
+    END_TO_END_LATENCY = "lockstep_end_to_end_latency_seconds" ["sink"] "How long from commit in PostgreSQL to durable in the sink?";
+    DUPLICATES = "lockstep_duplicates_total" ["transform"] "How many changes repeated an idempotency key?";
+    DEAD_LETTERS = "lockstep_dead_letters_total" ["place", "reason"] "How many rows were put aside, and why?";
+    MEMORY_BUDGET_BYTES = "lockstep_memory_budget_bytes" [] "How many bytes may batches hold?";
+    MEMORY_USED_BYTES = "lockstep_memory_used_bytes" [] "How many bytes do batches hold?";
+    BUILD_INFO = "lockstep_build_info" ["version"] "Which version runs?";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_prefixed() {
+        let mut names: Vec<_> = ALL.iter().map(|metric| metric.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        assert!(names.iter().all(|name| name.starts_with("lockstep_")));
+        assert!(ALL.iter().all(|metric| metric.help.ends_with('?')));
+    }
+}

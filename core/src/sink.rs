@@ -1,0 +1,126 @@
+//! Where changes go.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+use crate::batch::Batch;
+use crate::check::Finding;
+use crate::durable::Durable;
+use crate::error::Result;
+use crate::position::{Position, SourceInfo};
+use crate::schema::TableSchema;
+
+/// A place that batches are written to.
+///
+/// **Delivery.** After any error, from `write` or from a [`Durable`], the runtime drops the sink, opens it anew, asks
+/// [`Sink::resume`], and writes everything again that was not durable. So a sink needs to be right under one event
+/// only: being dropped at any moment and opened again. **Order.** Batches of one source arrive in order; a `Durable`
+/// covers its batch and all before it. **Progress.** A sink that keeps its position together with its data gets no
+/// change twice (exactly once); one that does not must make a second write of the same change harmless.
+#[async_trait]
+pub trait Sink: Send {
+    /// The highest position of this source that the sink can prove it holds, with everything before it. Changes of the
+    /// stream at or below it are not written again. `None`: cannot tell. Positions are kept by identity, so another
+    /// system identifier, timeline or database finds none.
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>>;
+
+    /// Takes a batch. Pends while there is no room; the write itself goes on behind the returned [`Durable`], on the
+    /// sink's own clock, whether or not `flush` is called. Dropping the future leaves the batch taken or not taken;
+    /// the runtime then re-opens the sink.
+    ///
+    /// # Errors
+    /// By kind: retried kinds re-open the sink, the others stop the pipeline.
+    async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable>;
+
+    /// Hurries: everything taken becomes durable as soon as possible. Called when the pipeline drains.
+    async fn flush(&mut self) -> Result<()>;
+
+    /// Ends in order; everything taken has been made durable or reported.
+    async fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// What a sink is given.
+#[derive(Clone, Debug)]
+pub struct SinkContext {
+    /// Name of the pipeline.
+    pub pipeline: Arc<str>,
+    /// Name of the sink in the pipeline file.
+    pub name: Arc<str>,
+    /// A directory that belongs to this sink and survives restarts.
+    pub state: PathBuf,
+    /// The sources that reach it.
+    pub sources: Vec<Arc<SourceInfo>>,
+    /// The tables that reach it, as they are now: to create what they need.
+    pub tables: Vec<Arc<TableSchema>>,
+}
+
+/// Builds a sink from its section of the pipeline file.
+#[async_trait]
+pub trait SinkFactory: Send + Sync + 'static {
+    /// `type` in the pipeline file.
+    const KIND: &'static str;
+    /// The section.
+    type Config: DeserializeOwned + JsonSchema + Send + Sync + 'static;
+
+    /// Checks what can be checked without I/O.
+    ///
+    /// # Errors
+    /// Of kind `Config`, naming the field.
+    fn validate(config: &Self::Config) -> Result<()>;
+
+    /// Connects, and fences an earlier holder where the sink can.
+    ///
+    /// # Errors
+    /// By kind, as for [`Sink::write`].
+    async fn open(config: &Self::Config, context: SinkContext) -> Result<Box<dyn Sink>>;
+
+    /// Looks at the other side and reports. Changes nothing on it. One that cannot be reached is a finding.
+    async fn preflight(config: &Self::Config, pipeline: &str, name: &str) -> Vec<Finding>;
+
+    /// Opens the sink for reading back what it holds; `None` when it cannot be read by key.
+    ///
+    /// # Errors
+    /// When the other side cannot be reached.
+    async fn inspect(
+        _config: &Self::Config,
+        _context: SinkContext,
+    ) -> Result<Option<Box<dyn Inspect>>> {
+        Ok(None)
+    }
+}
+
+/// Reads a state sink back, to compare it with a source.
+#[async_trait]
+pub trait Inspect: Send {
+    /// Compares the rows of `batch` (all [`crate::batch::Op::Read`]) with what the sink holds under their keys, through
+    /// the same encoding that writes use. One answer per change, in order.
+    async fn compare(&mut self, batch: &Batch) -> Result<Vec<Held>>;
+
+    /// Rows of a table that the sink holds, tombstones not counted.
+    async fn count(&mut self, table: &TableSchema) -> Result<u64>;
+}
+
+/// How a sink's copy of a row stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Equal.
+    Same,
+    /// Not there.
+    Missing {
+        /// The key in the sink.
+        key: String,
+    },
+    /// There, and not equal.
+    Different {
+        /// The key in the sink.
+        key: String,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        actual: String,
+    },
+}

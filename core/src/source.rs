@@ -1,0 +1,151 @@
+//! Where changes come from.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+use crate::batch::Batch;
+use crate::check::Finding;
+use crate::error::Result;
+use crate::feedback::Feedback;
+use crate::memory::Budget;
+use crate::position::SourceInfo;
+use crate::schema::TableSchema;
+
+/// A stream of batches.
+///
+/// **Order.** The batches of an initial copy come first, then the stream in commit order. **Delivery.** Everything not
+/// confirmed through [`SourceContext::feedback`] comes again after a restart, with the same positions (at least once).
+/// A source never confirms to its server what the feedback does not cover (I1). **Liveness.** The link to the server
+/// is kept alive by the source itself, whether or not `next` is called.
+#[async_trait]
+pub trait Source: Send {
+    /// Whose log this is.
+    fn info(&self) -> Arc<SourceInfo>;
+
+    /// The tables that will be sent, as they are now.
+    fn tables(&self) -> Vec<Arc<TableSchema>>;
+
+    /// The next batch; `None` after [`Source::close`] or at the end of a bounded source. Cancel-safe.
+    ///
+    /// # Errors
+    /// By kind: `Unavailable` and `Busy` ask for a re-open, the others stop the pipeline.
+    async fn next(&mut self) -> Result<Option<Batch>>;
+
+    /// Sends the last confirmed position to the server and says goodbye.
+    async fn close(&mut self) -> Result<()>;
+}
+
+/// What a source is given.
+#[derive(Clone, Debug)]
+pub struct SourceContext {
+    /// Name of the pipeline.
+    pub pipeline: Arc<str>,
+    /// Name of the source in the pipeline file.
+    pub name: Arc<str>,
+    /// A directory that belongs to this source and survives restarts.
+    pub state: PathBuf,
+    /// Positions confirmed by every sink.
+    pub feedback: Feedback,
+    /// Memory to hold batches in.
+    pub budget: Budget,
+    /// Where the source says what it is doing.
+    pub status: SourceStatus,
+}
+
+/// Builds a source from its section of the pipeline file.
+#[async_trait]
+pub trait SourceFactory: Send + Sync + 'static {
+    /// `type` in the pipeline file.
+    const KIND: &'static str;
+    /// The section.
+    type Config: DeserializeOwned + JsonSchema + Send + Sync + 'static;
+
+    /// Checks what can be checked without I/O.
+    ///
+    /// # Errors
+    /// Of kind `Config`, naming the field.
+    fn validate(config: &Self::Config) -> Result<()>;
+
+    /// Connects and finds the resume point; nothing is sent before `next`.
+    ///
+    /// # Errors
+    /// By kind, as for [`Source::next`].
+    async fn open(config: &Self::Config, context: SourceContext) -> Result<Box<dyn Source>>;
+
+    /// Looks at the server and reports. Changes nothing on it. A server that cannot be reached is a finding.
+    async fn preflight(config: &Self::Config, pipeline: &str, name: &str) -> Vec<Finding>;
+}
+
+/// What a source is doing, for `/api/status`, `/readyz`, metrics and terminals. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct SourceStatus(Arc<std::sync::Mutex<SourceState>>);
+
+/// See [`SourceStatus`].
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct SourceState {
+    /// `connecting`, `waiting`, `snapshot`, `streaming`, `stopped`.
+    pub phase: SourcePhase,
+    /// Why it waits, when it does.
+    pub problem: Option<String>,
+    /// Highest LSN received.
+    pub received: u64,
+    /// Confirmed to the server.
+    pub confirmed: u64,
+    /// Current end of the server's log, when known.
+    pub server: u64,
+    /// Bytes of log the slot keeps on the server, when known.
+    pub retained_bytes: Option<u64>,
+    /// Milliseconds since the Unix epoch of the last word from the server.
+    pub heard_ms: u64,
+    /// Progress of the initial copy, by table.
+    pub snapshot: Vec<TableProgress>,
+}
+
+/// The phases of a source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourcePhase {
+    /// Not connected yet.
+    #[default]
+    Connecting,
+    /// Cannot go on at the moment; see the problem.
+    Waiting,
+    /// Copying tables.
+    Snapshot,
+    /// Streaming.
+    Streaming,
+    /// Ended.
+    Stopped,
+}
+
+/// Progress of the initial copy of one table.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct TableProgress {
+    /// `schema.table`.
+    pub table: String,
+    /// Rows read.
+    pub rows: u64,
+    /// Rows expected, from the planner's statistics.
+    pub estimated_rows: u64,
+    /// Whether all rows were read.
+    pub done: bool,
+}
+
+impl SourceStatus {
+    /// A copy of the state.
+    #[must_use]
+    pub fn get(&self) -> SourceState {
+        self.0.lock().map(|state| state.clone()).unwrap_or_default()
+    }
+
+    /// Changes the state.
+    pub fn update(&self, change: impl FnOnce(&mut SourceState)) {
+        if let Ok(mut state) = self.0.lock() {
+            change(&mut state);
+        }
+    }
+}

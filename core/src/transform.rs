@@ -1,0 +1,108 @@
+//! What happens to batches on their way.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+use crate::batch::{Batch, Change, Row};
+use crate::error::Result;
+use crate::schema::TableSchema;
+
+/// One step of a flow. Called with the batches of each source in order; batches of different sources interleave.
+///
+/// A transform is deterministic in (batch, own state): after a crash the same batches come again and must come out the
+/// same.
+pub trait Transform: Send {
+    /// Resolves names against a table's schema. Called at start for every table that reaches the transform, and again
+    /// before the first batch that carries a new version of it.
+    ///
+    /// # Errors
+    /// A column that is needed and missing: kind `Config`, with the columns there are.
+    fn bind(&mut self, schema: &Arc<TableSchema>) -> Result<()>;
+
+    /// Every table of every source that reaches the transform has been bound. Called once; batches of sources that were
+    /// ready earlier may have passed by then.
+    ///
+    /// # Errors
+    /// What can only be said about all tables together, such as columns that none of them has: kind `Config`.
+    fn complete(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Transforms a batch. Every schema in it has been bound. `through` is kept as it is.
+    ///
+    /// State that decides what later batches look like is written to the operating system before this returns, so
+    /// that a killed process finds it again.
+    ///
+    /// # Errors
+    /// Stops the pipeline; nothing is acknowledged.
+    fn apply(&mut self, batch: Batch) -> Result<Batch>;
+
+    /// Makes the state safe against power loss. Called before positions are confirmed to a source.
+    ///
+    /// # Errors
+    /// Stops the pipeline; the position is not confirmed.
+    fn persist(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The shape `schema` has after this step, to bind what comes behind; `None` when the table does not come out.
+    /// A step that decides per row answers with the schema as it would be without the decision.
+    fn output(&self, schema: &Arc<TableSchema>) -> Option<Arc<TableSchema>> {
+        Some(Arc::clone(schema))
+    }
+
+    /// How often rows met an earlier idempotency key since the start; 0 where that has no meaning.
+    fn duplicates(&self) -> u64 {
+        0
+    }
+}
+
+/// Takes rows that leave the flow for a reason. Written before the batch goes on; counted by reason.
+pub trait DeadLetters: Send + Sync {
+    /// Keeps one row.
+    ///
+    /// # Errors
+    /// Stops the pipeline: a row that can be kept nowhere must not be skipped.
+    fn keep(
+        &self,
+        place: &str,
+        reason: &str,
+        batch: &Batch,
+        change: &Change,
+        row: Option<Row<'_>>,
+    ) -> Result<()>;
+}
+
+/// What a transform is given.
+#[derive(Clone)]
+pub struct TransformContext {
+    /// Name in the pipeline file.
+    pub name: Arc<str>,
+    /// A directory that belongs to this transform and survives restarts.
+    pub state: PathBuf,
+    /// Where rows go that leave the flow.
+    pub dead_letters: Arc<dyn DeadLetters>,
+}
+
+/// Builds a transform from its section of the pipeline file.
+pub trait TransformFactory: Send + Sync + 'static {
+    /// `type` in the pipeline file.
+    const KIND: &'static str;
+    /// The section.
+    type Config: DeserializeOwned + JsonSchema + Send + Sync + 'static;
+
+    /// Checks what can be checked without I/O.
+    ///
+    /// # Errors
+    /// Of kind `Config`, naming the field.
+    fn validate(config: &Self::Config) -> Result<()>;
+
+    /// Opens its state.
+    ///
+    /// # Errors
+    /// Of kind `Storage` when the state cannot be opened.
+    fn open(config: &Self::Config, context: TransformContext) -> Result<Box<dyn Transform>>;
+}

@@ -1,0 +1,92 @@
+//! The pipeline file's own keys; the sections of sources, transforms and sinks belong to their factories.
+
+use std::collections::BTreeMap;
+
+use lockstep_core::config::{ByteSize, Duration, Secret};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// Bytes that batches may hold, when the file does not say: enough to keep three sinks busy, small enough to stay far
+/// below 100 MB of resident memory.
+pub const DEFAULT_MEMORY: ByteSize = ByteSize(32 << 20);
+
+/// How long a drain may take, when the file does not say. Kubernetes gives a pod 30 s before it kills it.
+pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration(std::time::Duration::from_secs(30));
+
+/// Where the admin endpoint listens, when the section does not say: this machine only.
+pub const DEFAULT_ADMIN_LISTEN: &str = "127.0.0.1:9187";
+
+/// A section of a source, transform or sink: `type`, `inputs`, and the keys of its kind.
+pub type Section = Map<String, Value>;
+
+/// A lockstep pipeline: sources, transforms and sinks, and how they are connected.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Name of the pipeline: lower-case letters, digits, `_` and `-`. Progress kept in sinks belongs to this name.
+    #[schemars(regex(pattern = "^[a-z0-9_-]+$"))]
+    pub name: String,
+    /// The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/api/*`. Without this section there is none.
+    #[serde(default)]
+    pub admin: Option<Admin>,
+    /// Where state is kept that must survive a restart.
+    #[serde(default)]
+    pub state: State,
+    /// Bytes that batches may hold, all stages together; sources wait when they are spent. Default `32MiB`.
+    #[serde(default = "default_memory")]
+    pub memory: ByteSize,
+    /// How long a drain may take after SIGTERM before what is not durable is left for the next start. Default `30s`.
+    #[serde(default = "default_shutdown_timeout")]
+    pub shutdown_timeout: Duration,
+    /// Where changes come from, by name.
+    #[serde(default)]
+    pub sources: BTreeMap<String, Section>,
+    /// What happens to changes on their way, by name.
+    #[serde(default)]
+    pub transforms: BTreeMap<String, Section>,
+    /// Where changes go, by name.
+    #[serde(default)]
+    pub sinks: BTreeMap<String, Section>,
+}
+
+/// The admin endpoint.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// Address and port. Default `127.0.0.1:9187`: this machine only.
+    #[serde(default = "default_admin_listen")]
+    pub listen: String,
+    /// When set, `/metrics` and `/api/*` ask for it as `Authorization: Bearer …`.
+    #[serde(default)]
+    pub token: Option<Secret>,
+}
+
+/// Where state is kept.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// A directory. Default `.lockstep/<name>` in the working directory.
+    #[serde(default)]
+    pub dir: Option<String>,
+}
+
+fn default_memory() -> ByteSize {
+    DEFAULT_MEMORY
+}
+
+fn default_shutdown_timeout() -> Duration {
+    DEFAULT_SHUTDOWN_TIMEOUT
+}
+
+fn default_admin_listen() -> String {
+    DEFAULT_ADMIN_LISTEN.to_owned()
+}
+
+/// Whether `name` may name a pipeline or a node.
+pub(super) fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
+        })
+}

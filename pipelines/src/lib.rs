@@ -1,0 +1,19 @@
+//! From a pipeline file to a running pipeline: `config → plan → run`.
+//!
+//! [`registry`] knows the kinds of sources, transforms and sinks, [`file`] reads a pipeline file and reports every
+//! mistake in it, [`plan`] is the graph, [`run`] moves the batches, [`status`] and [`metrics`] say how it goes,
+//! [`preflight`] looks at the other sides before a start, and [`schema`] describes the file to editors.
+
+pub mod file;
+pub mod metrics;
+pub mod plan;
+pub mod preflight;
+pub mod registry;
+pub mod run;
+pub mod schema;
+pub mod selector;
+pub mod status;
+
+pub use file::{Mistake, Mistakes, Pipeline};
+pub use registry::Registry;
+pub use run::{Handle, Running, start};

@@ -1,0 +1,408 @@
+//! The pipeline's metrics, by the names and questions of [`lockstep_core::metrics`].
+//!
+//! Counters are looked up once per schema version, sink or source; a batch then costs one pass over its change heads
+//! and an atomic addition per table and operation in it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use lockstep_core::batch::{Batch, Op, Phase};
+use lockstep_core::durable::Delivered;
+use lockstep_core::metrics::{self as names, Metric};
+use lockstep_core::position::Lsn;
+use lockstep_core::schema::TableSchema;
+use lockstep_core::{Error, ErrorKind, Result};
+use prometheus::core::Collector;
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+use crate::plan::Plan;
+
+/// Upper ends of the latency buckets, in seconds: from well below the goal of a few milliseconds up to a backlog.
+const LATENCY_BUCKETS: &[f64] = &[
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
+
+/// Latencies observed per batch, at most: enough for its spread, and no cost per change.
+const LATENCY_SAMPLES: usize = 32;
+
+/// Schema versions with their counters at hand.
+const MAX_TABLES: usize = 4096;
+
+/// All metrics of one pipeline.
+pub struct Metrics {
+    registry: Registry,
+    source_names: Vec<Arc<str>>,
+    sink_names: Vec<Arc<str>>,
+    /// Per source; for the status, not registered.
+    pub(crate) source_changes: Vec<IntCounter>,
+    pub(crate) source_lag: IntGaugeVec,
+    pub(crate) slot_retained: IntGaugeVec,
+    pub(crate) source_connected: IntGaugeVec,
+    source_bytes: IntCounterVec,
+    changes: IntCounterVec,
+    pub(crate) transactions: IntCounterVec,
+    snapshot_rows: IntCounterVec,
+    pub(crate) snapshot_estimated: IntGaugeVec,
+    pub(crate) sink_lag: GaugeVec,
+    sink_records: IntCounterVec,
+    sink_bytes: IntCounterVec,
+    pub(crate) sink_in_flight: IntGaugeVec,
+    sink_errors: IntCounterVec,
+    pub(crate) sink_up: IntGaugeVec,
+    latency: HistogramVec,
+    pub(crate) duplicates: IntCounterVec,
+    pub(crate) dead_letters: IntCounterVec,
+    pub(crate) memory_budget: IntGauge,
+    pub(crate) memory_used: IntGauge,
+}
+
+/// Makes and registers collectors.
+struct Maker(Registry);
+
+impl Maker {
+    fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> Result<C> {
+        made.and_then(|collector| {
+            self.0
+                .register(Box::new(collector.clone()))
+                .map(|()| collector)
+        })
+        .map_err(|error| Error::new(ErrorKind::Protocol, "cannot make a metric").source(error))
+    }
+
+    fn counters(&self, metric: Metric) -> Result<IntCounterVec> {
+        self.add(IntCounterVec::new(
+            Opts::new(metric.name, metric.help),
+            metric.labels,
+        ))
+    }
+
+    fn gauges(&self, metric: Metric) -> Result<IntGaugeVec> {
+        self.add(IntGaugeVec::new(
+            Opts::new(metric.name, metric.help),
+            metric.labels,
+        ))
+    }
+}
+
+impl Metrics {
+    /// The metrics of a pipeline with this graph, in a registry of their own.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn new(plan: &Plan) -> Result<Self> {
+        let make = Maker(Registry::new());
+        let build = make.gauges(names::BUILD_INFO)?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        make.add(Ok(Process::new()))?;
+        let sink_lag = names::SINK_LAG_SECONDS;
+        let latency = names::END_TO_END_LATENCY;
+        let latency_options =
+            HistogramOpts::new(latency.name, latency.help).buckets(LATENCY_BUCKETS.to_vec());
+        let int_gauge = |metric: Metric| IntGauge::new(metric.name, metric.help);
+        Ok(Metrics {
+            source_names: plan.sources.clone(),
+            sink_names: plan
+                .sinks
+                .iter()
+                .map(|sink| Arc::clone(&sink.name))
+                .collect(),
+            source_changes: plan
+                .sources
+                .iter()
+                .map(|_| IntCounter::new("changes", "changes"))
+                .collect::<prometheus::Result<_>>()
+                .map_err(|error| {
+                    Error::new(ErrorKind::Protocol, "cannot make a metric").source(error)
+                })?,
+            source_lag: make.gauges(names::SOURCE_LAG_BYTES)?,
+            slot_retained: make.gauges(names::SLOT_RETAINED_BYTES)?,
+            source_connected: make.gauges(names::SOURCE_CONNECTED)?,
+            source_bytes: make.counters(names::SOURCE_RECEIVED_BYTES)?,
+            changes: make.counters(names::CHANGES)?,
+            transactions: make.counters(names::TRANSACTIONS)?,
+            snapshot_rows: make.counters(names::SNAPSHOT_ROWS)?,
+            snapshot_estimated: make.gauges(names::SNAPSHOT_ESTIMATED_ROWS)?,
+            sink_lag: make.add(GaugeVec::new(
+                Opts::new(sink_lag.name, sink_lag.help),
+                sink_lag.labels,
+            ))?,
+            sink_records: make.counters(names::SINK_RECORDS)?,
+            sink_bytes: make.counters(names::SINK_BYTES)?,
+            sink_in_flight: make.gauges(names::SINK_IN_FLIGHT)?,
+            sink_errors: make.counters(names::SINK_ERRORS)?,
+            sink_up: make.gauges(names::SINK_UP)?,
+            latency: make.add(HistogramVec::new(latency_options, latency.labels))?,
+            duplicates: make.counters(names::DUPLICATES)?,
+            dead_letters: make.counters(names::DEAD_LETTERS)?,
+            memory_budget: make.add(int_gauge(names::MEMORY_BUDGET_BYTES))?,
+            memory_used: make.add(int_gauge(names::MEMORY_USED_BYTES))?,
+            registry: make.0,
+        })
+    }
+
+    /// The registry, to add metrics of one's own.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The counter of rows put aside, by place and reason.
+    #[must_use]
+    pub fn dead_letters(&self) -> IntCounterVec {
+        self.dead_letters.clone()
+    }
+
+    /// The counters of one source.
+    pub(crate) fn source(&self, index: usize) -> SourceMetrics {
+        let name = &self.source_names[index];
+        SourceMetrics {
+            all: self.source_changes[index].clone(),
+            bytes: self.source_bytes.with_label_values(&[name]),
+            transactions: self.transactions.with_label_values(&[name]),
+            changes: self.changes.clone(),
+            snapshot_rows: self.snapshot_rows.clone(),
+            name: Arc::clone(name),
+            tables: HashMap::new(),
+            counts: Vec::new(),
+            last_commit: None,
+        }
+    }
+
+    /// The counters of one sink.
+    pub(crate) fn sink(&self, index: usize) -> SinkMetrics {
+        let name = &self.sink_names[index];
+        SinkMetrics {
+            written: self.sink_records.with_label_values(&[name, "written"]),
+            stale: self.sink_records.with_label_values(&[name, "stale"]),
+            bytes: self.sink_bytes.with_label_values(&[name]),
+            latency: self.latency.with_label_values(&[name]),
+            errors: self.sink_errors.clone(),
+            name: Arc::clone(name),
+        }
+    }
+}
+
+/// The process's own memory, CPU and file descriptors, under their usual names.
+#[cfg(target_os = "linux")]
+#[derive(Clone)]
+struct Process(Arc<prometheus::process_collector::ProcessCollector>);
+
+#[cfg(target_os = "linux")]
+impl Process {
+    fn new() -> Self {
+        Process(Arc::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Collector for Process {
+    fn desc(&self) -> Vec<&prometheus::core::Desc> {
+        self.0.desc()
+    }
+
+    fn collect(&self) -> Vec<prometheus::proto::MetricFamily> {
+        self.0.collect()
+    }
+}
+
+const OPS: [Op; 6] = [
+    Op::Read,
+    Op::Insert,
+    Op::Update,
+    Op::Delete,
+    Op::Truncate,
+    Op::Message,
+];
+
+fn op_index(op: Op) -> usize {
+    match op {
+        Op::Read => 0,
+        Op::Insert => 1,
+        Op::Update => 2,
+        Op::Delete => 3,
+        Op::Truncate => 4,
+        Op::Message => 5,
+    }
+}
+
+/// The counters of one source, for its pump.
+pub(crate) struct SourceMetrics {
+    name: Arc<str>,
+    all: IntCounter,
+    bytes: IntCounter,
+    transactions: IntCounter,
+    changes: IntCounterVec,
+    snapshot_rows: IntCounterVec,
+    /// By address of the schema, whose `Arc` is held.
+    tables: HashMap<usize, Table>,
+    /// Per schema of the batch at hand; kept for its room.
+    counts: Vec<[u64; OPS.len()]>,
+    last_commit: Option<Lsn>,
+}
+
+struct Table {
+    _schema: Arc<TableSchema>,
+    label: String,
+    /// Made when first needed, so that operations that never come leave no series.
+    ops: [Option<IntCounter>; OPS.len()],
+}
+
+impl SourceMetrics {
+    /// Counts a batch as it came in.
+    pub fn received(&mut self, batch: &Batch) {
+        self.all.inc_by(batch.changes().len() as u64);
+        self.bytes.inc_by(batch.size() as u64);
+        if batch.phase == Phase::Stream {
+            self.count_transactions(batch);
+        }
+        self.counts.clear();
+        self.counts.resize(batch.schemas().len(), [0; OPS.len()]);
+        for change in batch.changes() {
+            self.counts[usize::from(change.schema)][op_index(change.op)] += 1;
+        }
+        for (schema, counts) in batch.schemas().iter().zip(&self.counts) {
+            if counts.iter().all(|count| *count == 0) {
+                continue;
+            }
+            if self.tables.len() >= MAX_TABLES {
+                self.tables.clear();
+            }
+            let table = self
+                .tables
+                .entry(Arc::as_ptr(schema) as usize)
+                .or_insert_with(|| Table::new(schema));
+            for (index, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+                let label = &table.label;
+                table.ops[index]
+                    .get_or_insert_with(|| {
+                        self.changes
+                            .with_label_values(&[&*self.name, label, OPS[index].as_str()])
+                    })
+                    .inc_by(*count);
+            }
+            let rows = counts[op_index(Op::Read)];
+            if rows > 0 {
+                self.snapshot_rows
+                    .with_label_values(&[&*self.name, &table.label])
+                    .inc_by(rows);
+            }
+        }
+    }
+
+    /// A transaction may be cut by the end of a batch; its second part is not counted again.
+    fn count_transactions(&mut self, batch: &Batch) {
+        let transactions = batch.transactions();
+        let (Some(first), Some(last)) = (transactions.first(), transactions.last()) else {
+            return;
+        };
+        let continued = self.last_commit == Some(first.commit);
+        self.transactions
+            .inc_by((transactions.len() - usize::from(continued)) as u64);
+        self.last_commit = Some(last.commit);
+    }
+}
+
+impl Table {
+    fn new(schema: &Arc<TableSchema>) -> Self {
+        let message = schema.origin.name.is_empty();
+        Table {
+            label: if message {
+                "message".to_owned()
+            } else {
+                schema.origin.to_string()
+            },
+            _schema: Arc::clone(schema),
+            ops: Default::default(),
+        }
+    }
+}
+
+/// The counters of one sink, for its lane.
+pub(crate) struct SinkMetrics {
+    name: Arc<str>,
+    written: IntCounter,
+    stale: IntCounter,
+    bytes: IntCounter,
+    errors: IntCounterVec,
+    latency: Histogram,
+}
+
+impl SinkMetrics {
+    /// A batch has become durable.
+    ///
+    /// Latency runs from the commit in PostgreSQL, by the server's clock, to this moment, by ours. Up to
+    /// 32 changes of a batch are looked at, evenly spread over it, and each transaction met is observed once: a batch
+    /// of one transaction counts once, a batch of many counts by its spread. Rows of the initial copy have no latency.
+    pub fn delivered(&self, delivered: &Delivered, batch: &Batch) {
+        self.written.inc_by(delivered.written);
+        self.stale.inc_by(delivered.stale);
+        self.bytes.inc_by(delivered.bytes);
+        if batch.phase == Phase::Snapshot {
+            return;
+        }
+        let now = crate::run::now_micros();
+        let changes = batch.changes();
+        let stride = changes.len().div_ceil(LATENCY_SAMPLES).max(1);
+        let mut last = None;
+        for change in changes.iter().step_by(stride).chain(changes.last()) {
+            if last.replace(change.transaction) != Some(change.transaction) {
+                let micros = now.saturating_sub(batch.transaction(change).commit_micros);
+                self.latency.observe(micros.max(0) as f64 / 1e6);
+            }
+        }
+    }
+
+    /// The sink has failed.
+    pub fn failed(&self, code: &str) {
+        self.errors.with_label_values(&[&*self.name, code]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_documented_metric_is_registered_and_no_other() {
+        let metrics = Metrics::new(&Plan::default()).expect("valid");
+        let mut registered: Vec<String> = [
+            metrics.source_lag.desc(),
+            metrics.slot_retained.desc(),
+            metrics.source_connected.desc(),
+            metrics.source_bytes.desc(),
+            metrics.changes.desc(),
+            metrics.transactions.desc(),
+            metrics.snapshot_rows.desc(),
+            metrics.snapshot_estimated.desc(),
+            metrics.sink_lag.desc(),
+            metrics.sink_records.desc(),
+            metrics.sink_bytes.desc(),
+            metrics.sink_in_flight.desc(),
+            metrics.sink_errors.desc(),
+            metrics.sink_up.desc(),
+            metrics.latency.desc(),
+            metrics.duplicates.desc(),
+            metrics.dead_letters.desc(),
+            metrics.memory_budget.desc(),
+            metrics.memory_used.desc(),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|description| description.fq_name.clone())
+        .collect();
+        registered.push(names::BUILD_INFO.name.to_owned());
+        registered.sort();
+        let mut documented: Vec<String> = names::ALL
+            .iter()
+            .map(|metric| metric.name.to_owned())
+            .collect();
+        documented.sort();
+        assert_eq!(registered, documented);
+    }
+}

@@ -1,0 +1,381 @@
+//! A running pipeline, seen from outside.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_core::memory::Budget;
+use lockstep_core::position::Lsn;
+use lockstep_core::source::{SourcePhase, SourceState};
+use lockstep_core::{Error, ErrorKind, Result};
+use prometheus::core::Collector;
+use prometheus::{Encoder, TextEncoder};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::lane_state::LaneState;
+use super::node::Node;
+use super::now_micros;
+use super::source_state::SourceShare;
+use crate::metrics::Metrics;
+use crate::status::{MemoryStatus, SinkPhase, SinkReport, SourceReport, Status, TransformReport};
+
+/// A source that has not heard from its server for this long, and a sink that has made nothing durable for this long
+/// although it has work, are not ready. Servers send a word every 10 s or so.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A running pipeline. Dropping it does not stop the pipeline.
+#[derive(Debug)]
+pub struct Running {
+    handle: Handle,
+    finished: JoinHandle<Result<()>>,
+}
+
+impl Running {
+    pub(super) fn new(handle: Handle, finished: JoinHandle<Result<()>>) -> Self {
+        Running { handle, finished }
+    }
+
+    /// To ask the pipeline how it is, from any task, also after its end.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Waits for the end: after the shutdown token was cancelled, when every source has ended, or after an error that
+    /// only a person can mend.
+    ///
+    /// # Errors
+    /// The error that stopped the pipeline, with its place. Everything that was not durable comes again at the next
+    /// start.
+    pub async fn wait(self) -> Result<()> {
+        self.finished.await.unwrap_or_else(|error| {
+            Err(
+                Error::new(ErrorKind::Protocol, "the supervisor has ended unexpectedly")
+                    .source(error),
+            )
+        })
+    }
+
+    /// See [`Handle::status`].
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.handle.status()
+    }
+
+    /// See [`Handle::ready`].
+    ///
+    /// # Errors
+    /// See [`Handle::ready`].
+    pub fn ready(&self) -> Result<(), Vec<String>> {
+        self.handle.ready()
+    }
+
+    /// See [`Handle::visible`].
+    #[must_use]
+    pub fn visible(&self, source: &str, lsn: Lsn) -> Option<BTreeMap<String, bool>> {
+        self.handle.visible(source, lsn)
+    }
+}
+
+/// Answers questions about a running pipeline. Cheap to clone; never waits.
+#[derive(Clone)]
+pub struct Handle(Arc<Inner>);
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Handle").field(&self.0.pipeline).finish()
+    }
+}
+
+pub(super) struct Inner {
+    pub pipeline: Arc<str>,
+    pub started: Instant,
+    pub budget: Budget,
+    pub sources: Vec<Arc<SourceShare>>,
+    pub lanes: Vec<Arc<LaneState>>,
+    pub nodes: Vec<Arc<Node>>,
+    pub metrics: Metrics,
+}
+
+impl Handle {
+    pub(super) fn new(inner: Inner) -> Self {
+        Handle(Arc::new(inner))
+    }
+
+    pub(super) fn inner(&self) -> Arc<Inner> {
+        Arc::clone(&self.0)
+    }
+
+    /// Everything about the pipeline, as it is now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let inner = &self.0;
+        let problems = self.ready().err().unwrap_or_default();
+        Status {
+            pipeline: inner.pipeline.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: inner.started.elapsed().as_secs_f64(),
+            ready: problems.is_empty(),
+            problems,
+            memory: MemoryStatus {
+                used: inner.budget.used(),
+                total: inner.budget.total(),
+            },
+            sources: (0..inner.sources.len())
+                .map(|index| {
+                    (
+                        inner.sources[index].name.to_string(),
+                        inner.source_report(index),
+                    )
+                })
+                .collect(),
+            transforms: inner
+                .nodes
+                .iter()
+                .map(|node| {
+                    let duplicates = node.duplicates();
+                    (node.name().to_string(), TransformReport { duplicates })
+                })
+                .collect(),
+            sinks: inner
+                .lanes
+                .iter()
+                .map(|lane| (lane.name.to_string(), inner.sink_report(lane)))
+                .collect(),
+            dead_letters: Collector::collect(&inner.metrics.dead_letters)
+                .iter()
+                .flat_map(|family| family.get_metric())
+                .map(|metric| metric.get_counter().get_value() as u64)
+                .sum(),
+        }
+    }
+
+    /// Whether every source streams (or copies) and hears from its server, and every sink is open and makes progress.
+    ///
+    /// # Errors
+    /// What is not as it should be, a sentence each. A silent stall counts: no word from a server for 30 s, or a sink
+    /// with work that has made nothing durable for 30 s.
+    pub fn ready(&self) -> Result<(), Vec<String>> {
+        let sources = self
+            .0
+            .sources
+            .iter()
+            .filter_map(|source| source_problem(source));
+        let sinks = self.0.lanes.iter().filter_map(|lane| lane_problem(lane));
+        let problems: Vec<String> = sources.chain(sinks).collect();
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// For every sink that a source reaches, by name: whether all commits of the source up to `lsn` are durable there.
+    /// `None` when there is no such source.
+    #[must_use]
+    pub fn visible(&self, source: &str, lsn: Lsn) -> Option<BTreeMap<String, bool>> {
+        let index = self
+            .0
+            .sources
+            .iter()
+            .position(|known| &*known.name == source)?;
+        let lanes = self
+            .0
+            .lanes
+            .iter()
+            .filter(|lane| lane.sources.contains(&index));
+        Some(
+            lanes
+                .map(|lane| {
+                    let durable = lane.through(index).is_some_and(|through| through >= lsn);
+                    (lane.name.to_string(), durable)
+                })
+                .collect(),
+        )
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When they cannot be encoded.
+    pub fn metrics_text(&self) -> Result<String> {
+        self.0.scrape();
+        let mut out = Vec::new();
+        TextEncoder::new()
+            .encode(&self.0.metrics.registry().gather(), &mut out)
+            .map_err(|error| {
+                Error::new(ErrorKind::Protocol, "cannot encode the metrics").source(error)
+            })?;
+        Ok(String::from_utf8_lossy(&out).into_owned())
+    }
+
+    /// The metrics, to add some of one's own to the registry.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+}
+
+impl Inner {
+    fn source_report(&self, index: usize) -> SourceReport {
+        let source = &self.sources[index];
+        let state = source.status.get();
+        let confirmed = source.confirmed();
+        SourceReport {
+            identity: source.info().map(|info| info.identity.to_string()),
+            lag_bytes: lag(&state, confirmed),
+            durable: confirmed.to_string(),
+            changes: self.metrics.source_changes[index].get(),
+            transactions: self
+                .metrics
+                .transactions
+                .with_label_values(&[&source.name])
+                .get(),
+            state,
+        }
+    }
+
+    fn sink_report(&self, lane: &LaneState) -> SinkReport {
+        let (waiting, since) = lane.inbox.waiting();
+        let view = lane.view();
+        SinkReport {
+            state: view.phase,
+            problem: view.problem.clone(),
+            durable: view
+                .through
+                .iter()
+                .map(|(source, through)| {
+                    (self.sources[*source].name.to_string(), through.to_string())
+                })
+                .collect(),
+            in_flight: waiting + view.in_flight,
+            lag_seconds: age(view.oldest.or(since)),
+            written: view.written,
+            stale: view.stale,
+            errors: view.errors,
+        }
+    }
+
+    /// Sets the metrics that are read off, not counted.
+    fn scrape(&self) {
+        let metrics = &self.metrics;
+        for source in &self.sources {
+            let state = source.status.get();
+            let labels = &[&*source.name];
+            set_or_remove(&metrics.source_lag, labels, lag(&state, source.confirmed()));
+            set_or_remove(&metrics.slot_retained, labels, state.retained_bytes);
+            let connected = matches!(state.phase, SourcePhase::Snapshot | SourcePhase::Streaming);
+            metrics
+                .source_connected
+                .with_label_values(labels)
+                .set(i64::from(connected));
+            for progress in &state.snapshot {
+                let labels = &[&*source.name, &*progress.table];
+                metrics
+                    .snapshot_estimated
+                    .with_label_values(labels)
+                    .set(signed(progress.estimated_rows));
+            }
+        }
+        for lane in &self.lanes {
+            let report = self.sink_report(lane);
+            let labels = &[&*lane.name];
+            metrics
+                .sink_lag
+                .with_label_values(labels)
+                .set(report.lag_seconds);
+            metrics
+                .sink_in_flight
+                .with_label_values(labels)
+                .set(signed(report.in_flight as u64));
+            let up = report.state == SinkPhase::Running;
+            metrics.sink_up.with_label_values(labels).set(i64::from(up));
+        }
+        for node in &self.nodes {
+            let counter = metrics.duplicates.with_label_values(&[&**node.name()]);
+            counter.inc_by(node.duplicates().saturating_sub(counter.get()));
+        }
+        metrics
+            .memory_budget
+            .set(signed(self.budget.total() as u64));
+        metrics.memory_used.set(signed(self.budget.used() as u64));
+    }
+}
+
+fn set_or_remove(gauges: &prometheus::IntGaugeVec, labels: &[&str], value: Option<u64>) {
+    match value {
+        Some(value) => gauges.with_label_values(labels).set(signed(value)),
+        // There may be nothing to remove; either way there is no value now.
+        None => drop(gauges.remove_label_values(labels)),
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Bytes of the server's log that are not confirmed, when its end is known.
+fn lag(state: &SourceState, confirmed: Lsn) -> Option<u64> {
+    (state.server > 0).then(|| {
+        state
+            .server
+            .saturating_sub(confirmed.0.max(state.confirmed))
+    })
+}
+
+/// Seconds since a moment given in microseconds since the Unix epoch; 0 for none.
+fn age(since: Option<i64>) -> f64 {
+    since.map_or(0.0, |since| {
+        now_micros().saturating_sub(since).max(0) as f64 / 1e6
+    })
+}
+
+fn source_problem(source: &SourceShare) -> Option<String> {
+    let state = source.status.get();
+    let place = format!("sources.{}", source.name);
+    let problem = state.problem.as_deref();
+    match state.phase {
+        SourcePhase::Snapshot | SourcePhase::Streaming => {
+            let heard = u64::try_from(now_micros() / 1000)
+                .unwrap_or(0)
+                .saturating_sub(state.heard_ms);
+            if let Some(problem) = problem {
+                Some(format!("{place}: {problem}"))
+            } else if state.heard_ms == 0 {
+                Some(format!("{place}: no word from the server yet"))
+            } else if heard > SILENCE.as_millis() as u64 {
+                Some(format!(
+                    "{place}: no word from the server for {} s",
+                    heard / 1000
+                ))
+            } else {
+                None
+            }
+        }
+        SourcePhase::Connecting => Some(format!("{place}: {}", problem.unwrap_or("connecting"))),
+        SourcePhase::Waiting => Some(format!("{place}: {}", problem.unwrap_or("waiting"))),
+        SourcePhase::Stopped => Some(format!("{place}: {}", problem.unwrap_or("stopped"))),
+    }
+}
+
+fn lane_problem(lane: &LaneState) -> Option<String> {
+    let view = lane.view();
+    let place = format!("sinks.{}", lane.name);
+    let problem = view.problem.as_deref();
+    match view.phase {
+        SinkPhase::Running => {
+            let still = view.moved.elapsed();
+            (view.in_flight > 0 && still > SILENCE).then(|| {
+                format!(
+                    "{place}: {} batches on their way, and nothing durable for {} s",
+                    view.in_flight,
+                    still.as_secs()
+                )
+            })
+        }
+        SinkPhase::Opening => Some(format!("{place}: {}", problem.unwrap_or("opening"))),
+        SinkPhase::Retrying => Some(format!("{place}: {}", problem.unwrap_or("opening again"))),
+        SinkPhase::Stopped => Some(format!("{place}: {}", problem.unwrap_or("stopped"))),
+    }
+}

@@ -1,0 +1,112 @@
+//! What waits for a lane. Bounded by the memory budget that batches carry, not by a count.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use lockstep_core::batch::{Batch, Phase};
+use lockstep_core::position::Lsn;
+use tokio::sync::Notify;
+
+use super::{lock, now_micros};
+
+/// A batch on its way to a sink, or only word of how far its source has come.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// Index of the source.
+    pub source: usize,
+    /// `None`: nothing of it is for this sink.
+    pub batch: Option<Arc<Batch>>,
+    /// Once this entry and all before it are durable, the source may confirm this.
+    pub through: Option<Lsn>,
+    /// When its oldest change was committed (or came, for the initial copy), microseconds since the Unix epoch.
+    pub since: i64,
+}
+
+impl Entry {
+    pub fn new(source: usize, batch: Option<Arc<Batch>>, through: Option<Lsn>) -> Self {
+        let since =
+            batch
+                .as_ref()
+                .map_or(0, |batch| match (batch.phase, batch.changes().first()) {
+                    (Phase::Stream, Some(change)) => batch.transaction(change).commit_micros,
+                    _ => now_micros(),
+                });
+        Entry {
+            source,
+            batch,
+            through,
+            since,
+        }
+    }
+}
+
+/// Lets an entry that only carries progress ride on the last entry of its source, if there is one: between the two lies
+/// nothing for this sink. So an idle source fills no queue.
+pub(super) fn ride<'a>(entry: &Entry, mut queue: impl Iterator<Item = &'a mut Entry>) -> bool {
+    if entry.batch.is_some() {
+        return false;
+    }
+    match queue.find(|queued| queued.source == entry.source) {
+        Some(queued) => {
+            queued.through = queued.through.max(entry.through);
+            true
+        }
+        None => false,
+    }
+}
+
+/// A queue from all pumps to one lane.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    queue: Mutex<Queue>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    entries: VecDeque<Entry>,
+    closed: bool,
+}
+
+impl Inbox {
+    /// Adds an entry. Never waits: what bounds the queue is the permit that a source takes before it reads.
+    pub fn push(&self, entry: Entry) {
+        {
+            let mut queue = lock(&self.queue);
+            if !ride(&entry, queue.entries.iter_mut().rev()) {
+                queue.entries.push_back(entry);
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// The next entry; `None` once the inbox is closed and empty. For one reader. Cancel-safe.
+    pub async fn pop(&self) -> Option<Entry> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut queue = lock(&self.queue);
+                if let Some(entry) = queue.entries.pop_front() {
+                    return Some(entry);
+                }
+                if queue.closed {
+                    return None;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Nothing will be added any more.
+    pub fn close(&self) {
+        lock(&self.queue).closed = true;
+        self.changed.notify_one();
+    }
+
+    /// How many batches wait, and since when the oldest.
+    pub fn waiting(&self) -> (usize, Option<i64>) {
+        let queue = lock(&self.queue);
+        let batches = || queue.entries.iter().filter(|entry| entry.batch.is_some());
+        (batches().count(), batches().next().map(|entry| entry.since))
+    }
+}

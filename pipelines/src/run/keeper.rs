@@ -1,0 +1,100 @@
+//! The keeper: tells sources what every sink has made durable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_core::position::Lsn;
+use lockstep_core::{Error, ErrorKind, Result};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::dead_letters::DeadLetterFile;
+use super::lane_state::LaneState;
+use super::node::Node;
+use super::source_state::SourceShare;
+
+/// The shortest time between two confirmations. Persisting transforms may cost a disk flush each; nobody waits for a
+/// confirmation, it only lets the server drop log.
+const CONFIRM_EVERY: Duration = Duration::from_millis(100);
+
+/// See the module's page.
+#[derive(Clone)]
+pub(super) struct Keeper {
+    pub sources: Vec<Arc<SourceShare>>,
+    pub lanes: Vec<Arc<LaneState>>,
+    pub nodes: Vec<Arc<Node>>,
+    pub dead_letters: Arc<DeadLetterFile>,
+    /// Woken by lanes when something became durable.
+    pub wake: Arc<Notify>,
+}
+
+impl Keeper {
+    /// Confirms, again and again, until told to stop.
+    ///
+    /// # Errors
+    /// When state cannot be made safe; nothing is confirmed then.
+    pub async fn run(self, stop: CancellationToken) -> Result<()> {
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = self.wake.notified() => {}
+            }
+            self.confirm().await?;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(CONFIRM_EVERY) => {}
+            }
+        }
+    }
+
+    /// Confirms what every sink has made durable, after the transforms that saw it have been made safe (I1, I5).
+    pub async fn confirm(&self) -> Result<()> {
+        // Read before persisting: what becomes durable meanwhile waits for the next round.
+        let reached: Vec<(usize, Lsn)> = (0..self.sources.len())
+            .filter_map(|source| Some((source, self.reached(source)?)))
+            .filter(|(source, lsn)| *lsn > self.sources[*source].confirmed())
+            .collect();
+        if reached.is_empty() {
+            return Ok(());
+        }
+        self.persist().await?;
+        for (source, lsn) in reached {
+            self.sources[source].confirm(lsn);
+        }
+        Ok(())
+    }
+
+    /// The least of what the sinks of a source have made durable; `None` while one of them has no answer.
+    fn reached(&self, source: usize) -> Option<Lsn> {
+        let mut least = None;
+        for lane in self
+            .lanes
+            .iter()
+            .filter(|lane| lane.sources.contains(&source))
+        {
+            let through = lane.through(source)?;
+            least = Some(least.map_or(through, |least: Lsn| least.min(through)));
+        }
+        least
+    }
+
+    async fn persist(&self) -> Result<()> {
+        if !self.dead_letters.is_dirty() && !self.nodes.iter().any(|node| node.is_dirty()) {
+            return Ok(());
+        }
+        let (nodes, dead_letters) = (self.nodes.clone(), Arc::clone(&self.dead_letters));
+        let persisted = tokio::task::spawn_blocking(move || {
+            dead_letters.persist()?;
+            nodes.iter().try_for_each(|node| node.persist())
+        });
+        persisted.await.unwrap_or_else(|error| {
+            Err(Error::new(
+                ErrorKind::Protocol,
+                "making transforms safe has failed unexpectedly",
+            )
+            .source(error))
+        })
+    }
+}

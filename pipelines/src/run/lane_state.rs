@@ -1,0 +1,105 @@
+//! What is known about one lane, shared between the pumps, the lane itself, the keeper and whoever asks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::schema::TableSchema;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::inbox::Inbox;
+use super::lock;
+use crate::status::SinkPhase;
+
+/// See the module's page.
+pub(super) struct LaneState {
+    /// Name in the pipeline file.
+    pub name: Arc<str>,
+    /// What the pumps have sent.
+    pub inbox: Inbox,
+    /// The sources that reach it, by index.
+    pub sources: Vec<usize>,
+    view: Mutex<View>,
+    announced: Mutex<BTreeMap<usize, Announced>>,
+    changed: Notify,
+}
+
+/// A source that reaches the lane, and its tables as they arrive.
+#[derive(Clone)]
+pub(super) struct Announced {
+    pub info: Arc<SourceInfo>,
+    pub tables: Vec<Arc<TableSchema>>,
+}
+
+/// How the lane stands.
+pub(super) struct View {
+    pub phase: SinkPhase,
+    pub problem: Option<String>,
+    /// By source index: everything up to here is durable.
+    pub through: BTreeMap<usize, Lsn>,
+    pub in_flight: usize,
+    pub written: u64,
+    pub stale: u64,
+    pub errors: u64,
+    /// When the oldest change in flight was committed, microseconds since the Unix epoch.
+    pub oldest: Option<i64>,
+    /// When something last became durable, or work came to an idle lane.
+    pub moved: Instant,
+}
+
+impl LaneState {
+    pub fn new(name: Arc<str>, sources: Vec<usize>) -> Self {
+        LaneState {
+            name,
+            inbox: Inbox::default(),
+            sources,
+            view: Mutex::new(View {
+                phase: SinkPhase::Opening,
+                problem: None,
+                through: BTreeMap::new(),
+                in_flight: 0,
+                written: 0,
+                stale: 0,
+                errors: 0,
+                oldest: None,
+                moved: Instant::now(),
+            }),
+            announced: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    pub fn view(&self) -> MutexGuard<'_, View> {
+        lock(&self.view)
+    }
+
+    /// How far everything of a source is durable here.
+    pub fn through(&self, source: usize) -> Option<Lsn> {
+        self.view().through.get(&source).copied()
+    }
+
+    /// A source has been opened.
+    pub fn announce(&self, source: usize, announced: Announced) {
+        lock(&self.announced).insert(source, announced);
+        self.changed.notify_one();
+    }
+
+    /// The sources that reach the lane, by index, once all of them have been open. For one waiter. Cancel-safe.
+    pub async fn announced(&self) -> BTreeMap<usize, Announced> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let announced = lock(&self.announced);
+                if self
+                    .sources
+                    .iter()
+                    .all(|source| announced.contains_key(source))
+                {
+                    return announced.clone();
+                }
+            }
+            changed.await;
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The runtime: a pump per source, a lane per sink, and a keeper that confirms what every sink has made durable.
+//!
+//! ```text
+//!  source ─▶ pump ─▶ transforms ─▶ inbox ─▶ lane ─▶ sink
+//!    ▲                                       │ through
+//!    └───────────── keeper ◀─────────────────┘ (persist transforms, then confirm the minimum)
+//! ```
+//!
+//! Work is done per batch. Changes are looked at one by one only where an input takes a part of a batch, or a resume
+//! point cuts one.
+
+mod backoff;
+mod batches;
+mod dead_letters;
+mod flow;
+mod handle;
+mod inbox;
+mod keeper;
+mod lane;
+mod lane_state;
+mod node;
+mod pump;
+mod source_state;
+mod supervisor;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use handle::{Handle, Running};
+pub use supervisor::start;
+
+/// Locks a mutex whose holders do not panic half-way through a change: a poisoned value is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn now_micros() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+        })
+}

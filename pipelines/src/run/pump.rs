@@ -1,0 +1,198 @@
+//! A pump: reads one source and sends its batches through the transforms to the lanes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lockstep_core::batch::{Batch, Phase};
+use lockstep_core::error::{At, Policy};
+use lockstep_core::feedback::Feedback;
+use lockstep_core::memory::Budget;
+use lockstep_core::position::Position;
+use lockstep_core::source::{Source, SourceContext, SourcePhase};
+use lockstep_core::{Error, ErrorKind, Result};
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::batches::{self, Rest};
+use super::flow::Flow;
+use super::lane_state::Announced;
+use super::source_state::SourceShare;
+use crate::metrics::SourceMetrics;
+use crate::registry::SourceComponent;
+
+/// What a pump is made from.
+pub(super) struct Parts {
+    /// Index of the source.
+    pub index: usize,
+    pub share: Arc<SourceShare>,
+    pub component: Arc<dyn SourceComponent>,
+    pub pipeline: Arc<str>,
+    pub directory: PathBuf,
+    pub budget: Budget,
+    pub flow: Flow,
+    pub metrics: SourceMetrics,
+    /// The pipeline stops.
+    pub draining: CancellationToken,
+}
+
+/// See the module's page.
+pub(super) struct Pump {
+    parts: Parts,
+    /// The last position of the stream that was sent to the lanes. What a source sends again after it was opened anew is
+    /// cut off here, before the transforms see it: every lane has it, durable or in flight.
+    sent: Option<Position>,
+    backoff: Backoff,
+    /// The last problem that was logged.
+    logged: Option<String>,
+}
+
+impl Pump {
+    pub fn new(parts: Parts) -> Self {
+        Pump {
+            parts,
+            sent: None,
+            backoff: Backoff::default(),
+            logged: None,
+        }
+    }
+
+    /// Runs until the source ends or the pipeline stops. Gives the source back, for its last confirmation.
+    pub async fn run(mut self) -> (Option<Box<dyn Source>>, Result<()>) {
+        let draining = self.parts.draining.clone();
+        let place = format!("sources.{}", self.parts.share.name);
+        loop {
+            let opened = tokio::select! {
+                biased;
+                () = draining.cancelled() => return (None, Ok(())),
+                opened = self.open() => opened,
+            };
+            let failed = match opened {
+                Ok(mut source) => match self.read(source.as_mut()).await {
+                    Ok(()) => return (Some(source), Ok(())),
+                    Err(Failure::Source(error)) => error,
+                    Err(Failure::Flow(error)) => return (Some(source), Err(error)),
+                },
+                Err(error) => error,
+            };
+            let retry = failed.kind().policy() == Policy::Retry;
+            self.failed(&failed);
+            if !retry {
+                return (None, Err(failed.at(place)));
+            }
+            tokio::select! {
+                biased;
+                () = draining.cancelled() => return (None, Ok(())),
+                () = tokio::time::sleep(self.backoff.next()) => {}
+            }
+        }
+    }
+
+    /// Opens the source, checks that it is the log it was, and binds its tables all the way down.
+    async fn open(&mut self) -> Result<Box<dyn Source>> {
+        let parts = &self.parts;
+        // Fresh for each opening: should the name now lead to another log, nothing of the old one is confirmed to it.
+        let feedback = Feedback::default();
+        let context = SourceContext {
+            pipeline: Arc::clone(&parts.pipeline),
+            name: Arc::clone(&parts.share.name),
+            state: parts.directory.clone(),
+            feedback: feedback.clone(),
+            budget: parts.budget.clone(),
+            status: parts.share.status.clone(),
+        };
+        let source = parts.component.open(context).await?;
+        let info = source.info();
+        if let Some(before) = parts
+            .share
+            .info()
+            .filter(|before| before.identity != info.identity)
+        {
+            let message = format!(
+                "the source was {} and is now {}; positions of the two cannot be compared",
+                before.identity, info.identity
+            );
+            return Err(Error::new(ErrorKind::Lost, message).remedy(
+                "start lockstep again: it continues from what each sink holds of the new log",
+            ));
+        }
+        let reached = parts.flow.bind(source.tables()).await?;
+        parts.share.opened(Arc::clone(&info), feedback);
+        for (lane, tables) in parts.flow.lanes().zip(reached) {
+            let info = Arc::clone(&info);
+            lane.announce(parts.index, Announced { info, tables });
+        }
+        parts.share.status.update(|status| status.problem = None);
+        self.backoff.opened();
+        if self.logged.take().is_some() {
+            tracing::info!(source = %parts.share.name, attempts = self.backoff.failures(), "open again");
+        } else {
+            tracing::info!(source = %parts.share.name, identity = %info.identity, "open");
+        }
+        Ok(source)
+    }
+
+    /// Reads until the source ends, fails, or the pipeline stops.
+    async fn read(&mut self, source: &mut dyn Source) -> Result<(), Failure> {
+        let draining = self.parts.draining.clone();
+        loop {
+            let batch = tokio::select! {
+                biased;
+                () = draining.cancelled() => return Ok(()),
+                batch = source.next() => batch.map_err(Failure::Source)?,
+            };
+            let Some(batch) = batch else {
+                return Ok(());
+            };
+            if !batch.changes().is_empty() {
+                self.backoff.reset();
+            }
+            self.forward(batch).await.map_err(Failure::Flow)?;
+            // A source that always has a batch ready must not starve the lanes on its worker thread.
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    async fn forward(&mut self, batch: Batch) -> Result<()> {
+        let batch = match self.sent {
+            None => batch,
+            Some(sent) => match batches::after(&batch, sent) {
+                Rest::Whole => batch,
+                Rest::Part(rest) => rest,
+                Rest::Nothing => batch.with_changes(Vec::new()),
+            },
+        };
+        if !batch.changes().is_empty() {
+            self.parts.metrics.received(&batch);
+        }
+        let last = batches::last_position(&batch);
+        debug_assert!(batch.phase == Phase::Snapshot || last.is_none() || last > self.sent);
+        let place = format!("from sources.{}", self.parts.share.name);
+        self.parts.flow.send(batch).await.at(place)?;
+        self.sent = last.or(self.sent);
+        Ok(())
+    }
+
+    /// Shows a failure and logs it, unless it is the one that was logged last.
+    fn failed(&mut self, error: &Error) {
+        let text = error.to_string();
+        self.parts.share.status.update(|status| {
+            status.phase = SourcePhase::Waiting;
+            status.problem = Some(text.clone());
+        });
+        let source = &self.parts.share.name;
+        if self.logged.as_ref() == Some(&text) {
+            tracing::debug!(%source, %error, attempt = self.backoff.failures(), "failed again");
+        } else {
+            tracing::warn!(%source, %error, "failed");
+            self.logged = Some(text);
+        }
+    }
+}
+
+/// Where reading failed.
+enum Failure {
+    /// In the source: it may be opened again.
+    Source(Error),
+    /// Behind it, in a transform: nothing of the batch has been sent on.
+    Flow(Error),
+}

@@ -1,0 +1,64 @@
+//! What is known about one source, shared between its pump, the keeper and whoever asks.
+
+use std::sync::{Arc, Mutex};
+
+use lockstep_core::feedback::Feedback;
+use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::source::SourceStatus;
+
+use super::lock;
+
+/// See the module's page.
+pub(super) struct SourceShare {
+    /// Name in the pipeline file.
+    pub name: Arc<str>,
+    /// What the source says about itself.
+    pub status: SourceStatus,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    info: Option<Arc<SourceInfo>>,
+    confirmed: Lsn,
+    /// Of the source that is open now.
+    feedback: Option<Feedback>,
+}
+
+impl SourceShare {
+    pub fn new(name: Arc<str>) -> Self {
+        SourceShare {
+            name,
+            status: SourceStatus::default(),
+            inner: Mutex::default(),
+        }
+    }
+
+    /// Whose log it is, once it has been open.
+    pub fn info(&self) -> Option<Arc<SourceInfo>> {
+        lock(&self.inner).info.clone()
+    }
+
+    /// A source has been opened and proved to be the same log as before. Only now does its feedback learn what has been
+    /// confirmed: positions of one log mean nothing in another.
+    pub fn opened(&self, info: Arc<SourceInfo>, feedback: Feedback) {
+        let mut inner = lock(&self.inner);
+        feedback.confirm(inner.confirmed);
+        inner.info = Some(info);
+        inner.feedback = Some(feedback);
+    }
+
+    /// Everything up to `lsn` is durable in every sink, and the transforms are persisted.
+    pub fn confirm(&self, lsn: Lsn) {
+        let mut inner = lock(&self.inner);
+        inner.confirmed = inner.confirmed.max(lsn);
+        if let Some(feedback) = &inner.feedback {
+            feedback.confirm(lsn);
+        }
+    }
+
+    /// What has been confirmed by this process.
+    pub fn confirmed(&self) -> Lsn {
+        lock(&self.inner).confirmed
+    }
+}

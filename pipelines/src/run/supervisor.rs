@@ -1,0 +1,409 @@
+//! Starts a pipeline's tasks, watches over them, and ends them in order.
+
+use std::collections::HashMap;
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_core::error::At;
+use lockstep_core::memory::Budget;
+use lockstep_core::source::{Source, SourcePhase};
+use lockstep_core::transform::{DeadLetters, Transform, TransformContext};
+use lockstep_core::{Error, ErrorKind, Result};
+use tokio::sync::Notify;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::dead_letters::DeadLetterFile;
+use super::flow::Flow;
+use super::handle::{Handle, Inner, Running};
+use super::keeper::Keeper;
+use super::lane::{self, Lane};
+use super::lane_state::LaneState;
+use super::node::Node;
+use super::pump::{self, Pump};
+use super::source_state::SourceShare;
+use crate::file::Pipeline;
+use crate::metrics::Metrics;
+
+/// How long a source may take to send its last confirmation.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Starts a pipeline. Sources and sinks that cannot be reached do not fail the start: they are tried again, and
+/// [`Handle::ready`] says so. When `shutdown` is cancelled the pipeline drains: pumps stop, lanes write what they have
+/// and wait for the receipts, transforms are persisted, positions confirmed, and the sources say goodbye.
+///
+/// Dropping the returned [`Running`] does not stop the pipeline.
+///
+/// # Errors
+/// Of kind `Storage` when the state cannot be opened, of kind `Setup` when another process uses it, and what transforms
+/// say when they open theirs.
+pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<Running> {
+    let state_lock = claim(&pipeline.state)?;
+    let metrics = Metrics::new(&pipeline.plan)?;
+    let dead_letters = Arc::new(DeadLetterFile::new(
+        pipeline.state.join("dead-letters.jsonl"),
+        metrics.dead_letters(),
+    ));
+    let nodes = open_transforms(pipeline, &dead_letters).await?;
+    let plan = &pipeline.plan;
+    let sources: Vec<_> = plan
+        .sources
+        .iter()
+        .map(|name| Arc::new(SourceShare::new(Arc::clone(name))))
+        .collect();
+    let lanes: Vec<_> = plan
+        .sinks
+        .iter()
+        .enumerate()
+        .map(|(index, sink)| {
+            let sources = plan.sources_of(index).iter().copied().collect();
+            Arc::new(LaneState::new(Arc::clone(&sink.name), sources))
+        })
+        .collect();
+    let keeper = Keeper {
+        sources: sources.clone(),
+        lanes: lanes.clone(),
+        nodes: nodes.clone(),
+        dead_letters,
+        wake: Arc::new(Notify::new()),
+    };
+    let handle = Handle::new(Inner {
+        pipeline: Arc::clone(&pipeline.name),
+        started: Instant::now(),
+        budget: Budget::new(pipeline.memory.bytes()),
+        sources,
+        lanes,
+        nodes,
+        metrics,
+    });
+    let mut supervisor = Supervisor {
+        handle: handle.clone(),
+        keeper,
+        shutdown_timeout: pipeline.shutdown_timeout.0,
+        shutdown,
+        draining: CancellationToken::new(),
+        abort: CancellationToken::new(),
+        enough: CancellationToken::new(),
+        tasks: JoinSet::new(),
+        names: HashMap::new(),
+        pumps: 0,
+        lanes: 0,
+        idle: Vec::new(),
+        failed: None,
+        _state_lock: state_lock,
+    };
+    supervisor.spawn(pipeline)?;
+    let finished = tokio::spawn(supervisor.run());
+    Ok(Running::new(handle, finished))
+}
+
+/// Makes the state directory and claims it for this process, for as long as the file lives.
+fn claim(directory: &Path) -> Result<File> {
+    let path = directory.join("lock");
+    let storage = |error: std::io::Error| {
+        Error::new(
+            ErrorKind::Storage,
+            format!("cannot use the state directory {}", directory.display()),
+        )
+        .source(error)
+        .remedy("make it writable, or name another with `dir` in `[state]`")
+    };
+    std::fs::create_dir_all(directory).map_err(storage)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(storage)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::Error(error)) => Err(storage(error)),
+        Err(TryLockError::WouldBlock) => {
+            let message = format!(
+                "another process uses the state directory {}",
+                directory.display()
+            );
+            Err(Error::new(ErrorKind::Setup, message)
+                .remedy("stop it, or give this pipeline another `name` or `dir` in `[state]`"))
+        }
+    }
+}
+
+/// The directory of one node, made when missing.
+fn directory(pipeline: &Pipeline, section: &str, name: &str) -> Result<std::path::PathBuf> {
+    let path = pipeline.state.join(section).join(name);
+    std::fs::create_dir_all(&path).map_err(|error| {
+        Error::new(
+            ErrorKind::Storage,
+            format!("cannot make the directory {}", path.display()),
+        )
+        .source(error)
+    })?;
+    Ok(path)
+}
+
+async fn open_transforms(
+    pipeline: &Pipeline,
+    dead_letters: &Arc<DeadLetterFile>,
+) -> Result<Vec<Arc<Node>>> {
+    let mut nodes = Vec::new();
+    for (index, (consumer, component)) in pipeline
+        .plan
+        .transforms
+        .iter()
+        .zip(&pipeline.transforms)
+        .enumerate()
+    {
+        let context = TransformContext {
+            name: Arc::clone(&consumer.name),
+            state: directory(pipeline, "transforms", &consumer.name)?,
+            dead_letters: Arc::clone(dead_letters) as Arc<dyn DeadLetters>,
+        };
+        let component = Arc::clone(component);
+        let opened = tokio::task::spawn_blocking(move || component.open(context)).await;
+        let place = format!("transforms.{}", consumer.name);
+        let transform: Box<dyn Transform> = opened
+            .unwrap_or_else(|error| Err(unexpected("opening it", error)))
+            .at(place)?;
+        nodes.push(Arc::new(Node::new(
+            Arc::clone(&consumer.name),
+            transform,
+            pipeline.plan.sources_of_transform(index).clone(),
+        )));
+    }
+    Ok(nodes)
+}
+
+fn unexpected(what: &str, error: JoinError) -> Error {
+    Error::new(
+        ErrorKind::Protocol,
+        format!("{what} has ended unexpectedly"),
+    )
+    .source(error)
+    .remedy("this is a defect of lockstep; report it with the log")
+}
+
+/// What a task leaves when it ends.
+enum Ended {
+    Pump(usize, Option<Box<dyn Source>>, Result<()>),
+    Lane(Result<()>),
+    Keeper(Result<()>),
+}
+
+/// What kind of task it was, for the one that leaves nothing because it panicked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pump,
+    Lane,
+    Keeper,
+}
+
+struct Supervisor {
+    handle: Handle,
+    keeper: Keeper,
+    shutdown_timeout: Duration,
+    /// From outside: begin to stop.
+    shutdown: CancellationToken,
+    /// To pumps and lanes: the pipeline stops.
+    draining: CancellationToken,
+    /// To lanes: time is up.
+    abort: CancellationToken,
+    /// To the keeper: no more.
+    enough: CancellationToken,
+    tasks: JoinSet<Ended>,
+    names: HashMap<Id, (Kind, String)>,
+    /// Pumps and lanes that run.
+    pumps: usize,
+    lanes: usize,
+    /// Sources whose pumps have ended.
+    idle: Vec<(usize, Box<dyn Source>)>,
+    /// The first error.
+    failed: Option<Error>,
+    /// Held until the end.
+    _state_lock: File,
+}
+
+impl Supervisor {
+    fn spawn(&mut self, pipeline: &Pipeline) -> Result<()> {
+        let inner = self.handle.inner();
+        for (index, share) in inner.sources.iter().enumerate() {
+            let pump = Pump::new(pump::Parts {
+                index,
+                share: Arc::clone(share),
+                component: Arc::clone(&pipeline.sources[index]),
+                pipeline: Arc::clone(&pipeline.name),
+                directory: directory(pipeline, "sources", &share.name)?,
+                budget: inner.budget.clone(),
+                flow: Flow::new(&pipeline.plan, index, &inner.nodes, &inner.lanes),
+                metrics: inner.metrics.source(index),
+                draining: self.draining.clone(),
+            });
+            let task = self.tasks.spawn(async move {
+                let (source, result) = pump.run().await;
+                Ended::Pump(index, source, result)
+            });
+            self.names
+                .insert(task.id(), (Kind::Pump, format!("sources.{}", share.name)));
+            self.pumps += 1;
+        }
+        for (index, state) in inner.lanes.iter().enumerate() {
+            let lane = Lane::new(lane::Parts {
+                state: Arc::clone(state),
+                component: Arc::clone(&pipeline.sinks[index]),
+                pipeline: Arc::clone(&pipeline.name),
+                directory: directory(pipeline, "sinks", &state.name)?,
+                metrics: inner.metrics.sink(index),
+                keeper: Arc::clone(&self.keeper.wake),
+                draining: self.draining.clone(),
+                abort: self.abort.clone(),
+            });
+            let task = self
+                .tasks
+                .spawn(async move { Ended::Lane(lane.run().await) });
+            self.names
+                .insert(task.id(), (Kind::Lane, format!("sinks.{}", state.name)));
+            self.lanes += 1;
+        }
+        let (keeper, enough) = (self.keeper.clone(), self.enough.clone());
+        let task = self
+            .tasks
+            .spawn(async move { Ended::Keeper(keeper.run(enough).await) });
+        self.names.insert(
+            task.id(),
+            (Kind::Keeper, "the keeper of positions".to_owned()),
+        );
+        Ok(())
+    }
+
+    async fn run(mut self) -> Result<()> {
+        self.watch().await;
+        let deadline = Instant::now() + self.shutdown_timeout;
+        self.drain(deadline).await;
+        self.confirm_and_close().await;
+        match self.failed {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Until something asks for the end: the caller, an error, or the end of every source.
+    async fn watch(&mut self) {
+        let shutdown = self.shutdown.clone();
+        while self.failed.is_none() && self.pumps > 0 {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {
+                    tracing::info!(pipeline = %self.handle.inner().pipeline, "stopping: writing what has been read");
+                    return;
+                }
+                ended = self.tasks.join_next_with_id() => match ended {
+                    Some(ended) => self.ended(ended),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Stops the pumps, then lets the lanes finish until `deadline`.
+    async fn drain(&mut self, deadline: Instant) {
+        self.draining.cancel();
+        self.join_while(deadline, |supervisor| supervisor.pumps > 0)
+            .await;
+        for lane in &self.handle.inner().lanes {
+            lane.inbox.close();
+        }
+        self.join_while(deadline, |supervisor| supervisor.lanes > 0)
+            .await;
+        if self.pumps + self.lanes > 0 {
+            self.abort.cancel();
+            let grace = Instant::now() + CLOSE_TIMEOUT;
+            self.join_while(grace, |supervisor| supervisor.pumps + supervisor.lanes > 0)
+                .await;
+        }
+        self.enough.cancel();
+        let grace = Instant::now() + CLOSE_TIMEOUT;
+        self.join_while(grace, |supervisor| !supervisor.tasks.is_empty())
+            .await;
+        // Only a task that is stuck in a call that does not yield is left by now.
+        self.tasks.shutdown().await;
+    }
+
+    /// Takes in what tasks leave, while `more` says so and until `deadline`.
+    async fn join_while(&mut self, deadline: Instant, more: impl Fn(&Self) -> bool) {
+        while more(self) {
+            match tokio::time::timeout_at(deadline, self.tasks.join_next_with_id()).await {
+                Ok(Some(ended)) => self.ended(ended),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Confirms what has become durable in the end, and closes the sources.
+    async fn confirm_and_close(&mut self) {
+        if let Err(error) = self.keeper.confirm().await {
+            self.fail(error);
+        }
+        let closing = self.idle.drain(..).map(|(index, mut source)| {
+            let share = Arc::clone(&self.handle.inner().sources[index]);
+            async move {
+                match tokio::time::timeout(CLOSE_TIMEOUT, source.close()).await {
+                    Ok(Ok(())) => {}
+                    // The next start begins at an older position, and lanes skip what they hold.
+                    Ok(Err(error)) => {
+                        tracing::warn!(source = %share.name, %error, "did not close in order")
+                    }
+                    Err(_) => tracing::warn!(source = %share.name, "did not close in time"),
+                }
+            }
+        });
+        futures_util::future::join_all(closing).await;
+        for source in &self.handle.inner().sources {
+            source
+                .status
+                .update(|status| status.phase = SourcePhase::Stopped);
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
+        let result = match ended {
+            Ok((id, ended)) => {
+                self.names.remove(&id);
+                match ended {
+                    Ended::Pump(index, source, result) => {
+                        self.pumps -= 1;
+                        self.idle.extend(source.map(|source| (index, source)));
+                        result
+                    }
+                    Ended::Lane(result) => {
+                        self.lanes -= 1;
+                        result
+                    }
+                    Ended::Keeper(result) => result,
+                }
+            }
+            Err(error) => {
+                let (kind, name) = self
+                    .names
+                    .remove(&error.id())
+                    .unwrap_or_else(|| (Kind::Keeper, "a task".to_owned()));
+                match kind {
+                    Kind::Pump => self.pumps -= 1,
+                    Kind::Lane => self.lanes -= 1,
+                    Kind::Keeper => {}
+                }
+                Err(unexpected(&name, error))
+            }
+        };
+        if let Err(error) = result {
+            self.fail(error);
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        tracing::error!(pipeline = %self.handle.inner().pipeline, %error, "the pipeline stops");
+        self.failed.get_or_insert(error);
+    }
+}

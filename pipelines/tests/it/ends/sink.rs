@@ -1,0 +1,265 @@
+//! A sink whose store outlives it, with a script of faults.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockstep_core::batch::{Batch, CellRef, Phase};
+use lockstep_core::check::Finding;
+use lockstep_core::durable::{Delivered, Durable, Receipt};
+use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
+use lockstep_core::{ErrorKind, Result};
+use tokio::sync::{Notify, mpsc};
+
+use super::{Config, Ends, LogRow, error, find};
+
+static STORES: LazyLock<Ends<Store>> = LazyLock::new(Mutex::default);
+
+/// What happens to one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It works.
+    None,
+    /// `write` fails and takes nothing.
+    Reject(ErrorKind),
+    /// The work is done, the answer is an error: a lost response.
+    FailAfterWrite(ErrorKind),
+    /// The work is not done and nobody answers.
+    DropReceipt,
+    /// The answer comes when the store is released.
+    Hold,
+    /// The work takes a while.
+    Slow(u64),
+}
+
+/// A change as a sink holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub source: String,
+    pub phase: Phase,
+    pub position: Position,
+    pub table: String,
+    pub key: String,
+}
+
+/// What a memory sink writes to; it outlives the sink.
+pub struct Store {
+    state: Mutex<StoreState>,
+    released: Notify,
+}
+
+pub struct StoreState {
+    /// All writes, in order.
+    pub held: Vec<Held>,
+    /// By source: the highest position, kept together with the data.
+    pub progress: HashMap<String, Position>,
+    /// Whether `resume` tells the progress.
+    pub proves: bool,
+    pub faults: VecDeque<Fault>,
+    pub open_faults: VecDeque<ErrorKind>,
+    pub opened: usize,
+    pub flushed: usize,
+    pub closed: usize,
+    pub holding: bool,
+    /// Writes handed over, and taken by `write`.
+    pub taken: usize,
+    pub tables: Vec<String>,
+}
+
+impl Store {
+    pub fn new(script: &str) -> Arc<Store> {
+        let store = Arc::new(Store {
+            state: Mutex::new(StoreState {
+                held: Vec::new(),
+                progress: HashMap::new(),
+                proves: true,
+                faults: VecDeque::new(),
+                open_faults: VecDeque::new(),
+                opened: 0,
+                flushed: 0,
+                closed: 0,
+                holding: true,
+                taken: 0,
+                tables: Vec::new(),
+            }),
+            released: Notify::new(),
+        });
+        STORES
+            .lock()
+            .unwrap()
+            .insert(script.to_owned(), Arc::clone(&store));
+        store
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, StoreState> {
+        self.state.lock().unwrap()
+    }
+
+    /// Lets held answers go, now and later.
+    pub fn release(&self) {
+        self.state().holding = false;
+        self.released.notify_waiters();
+    }
+
+    /// The changes of the stream of one source, as they were written.
+    pub fn stream(&self, source: &str) -> Vec<(Position, LogRow)> {
+        let state = self.state();
+        let held = state
+            .held
+            .iter()
+            .filter(|held| held.source == source && held.phase == Phase::Stream);
+        held.map(|held| {
+            let table: &'static str = held.table.clone().leak();
+            let key = held.key.parse().expect("a number");
+            (held.position, LogRow { table, key })
+        })
+        .collect()
+    }
+
+    fn apply(&self, batch: &Batch) -> Delivered {
+        let mut state = self.state();
+        let source = batch.source.name.to_string();
+        for change in batch.changes() {
+            let schema = batch.schema(change);
+            let row = batch.new_row(change).expect("a row");
+            let text = |column: usize| match row.get(&schema.columns[column]) {
+                CellRef::Text(text) => String::from_utf8(text.to_vec()).expect("text"),
+                other => panic!("{other:?}"),
+            };
+            let position = batch.position(change);
+            if batch.phase == Phase::Stream {
+                state.progress.insert(source.clone(), position);
+            }
+            state.held.push(Held {
+                source: source.clone(),
+                phase: batch.phase,
+                position,
+                table: text(0),
+                key: text(1),
+            });
+        }
+        Delivered {
+            written: batch.changes().len() as u64,
+            stale: 0,
+            bytes: batch.size() as u64,
+        }
+    }
+}
+
+type Work = (Arc<Batch>, Fault, Receipt);
+
+/// Writes to a [`Store`] through a worker that can be dropped at any moment.
+pub struct MemorySink {
+    store: Arc<Store>,
+    work: mpsc::Sender<Work>,
+    worker: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for MemorySink {
+    fn drop(&mut self) {
+        self.worker.abort();
+    }
+}
+
+#[async_trait]
+impl SinkFactory for MemorySink {
+    const KIND: &'static str = "memory";
+    type Config = Config;
+
+    fn validate(_: &Config) -> Result<()> {
+        Ok(())
+    }
+
+    async fn open(config: &Config, context: SinkContext) -> Result<Box<dyn Sink>> {
+        let store = find(&STORES, &config.script);
+        {
+            let mut state = store.state();
+            if let Some(kind) = state.open_faults.pop_front() {
+                return Err(error(kind));
+            }
+            state.opened += 1;
+            state.tables = context
+                .tables
+                .iter()
+                .map(|table| table.id.to_string())
+                .collect();
+        }
+        let (work, inbox) = mpsc::channel(4);
+        let worker = tokio::spawn(work_off(Arc::clone(&store), inbox));
+        Ok(Box::new(MemorySink {
+            store,
+            work,
+            worker,
+        }))
+    }
+
+    async fn preflight(_: &Config, _: &str, _: &str) -> Vec<Finding> {
+        vec![Finding::fail("reachable", "no", "start it")]
+    }
+}
+
+async fn work_off(store: Arc<Store>, mut inbox: mpsc::Receiver<Work>) {
+    while let Some((batch, fault, receipt)) = inbox.recv().await {
+        match fault {
+            Fault::None | Fault::Reject(_) => receipt.resolve(Ok(store.apply(&batch))),
+            Fault::FailAfterWrite(kind) => {
+                store.apply(&batch);
+                receipt.resolve(Err(error(kind)));
+                return;
+            }
+            Fault::DropReceipt => return,
+            Fault::Hold => {
+                loop {
+                    let released = store.released.notified();
+                    if !store.state().holding {
+                        break;
+                    }
+                    released.await;
+                }
+                receipt.resolve(Ok(store.apply(&batch)));
+            }
+            Fault::Slow(millis) => {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                receipt.resolve(Ok(store.apply(&batch)));
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Sink for MemorySink {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+        let state = self.store.state();
+        Ok(state
+            .progress
+            .get(&*source.name)
+            .copied()
+            .filter(|_| state.proves))
+    }
+
+    async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable> {
+        let fault = self.store.state().faults.pop_front().unwrap_or(Fault::None);
+        if let Fault::Reject(kind) = fault {
+            return Err(error(kind));
+        }
+        let (durable, receipt) = Durable::later();
+        let gone = self.work.send((batch, fault, receipt)).await.is_err();
+        if gone {
+            return Err(error(ErrorKind::Unavailable));
+        }
+        self.store.state().taken += 1;
+        Ok(durable)
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        self.store.state().flushed += 1;
+        Ok(())
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.store.state().closed += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! Random faults at every end: what sinks hold in the end equals the log, and nothing is confirmed too early (I1, I2).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use lockstep_core::ErrorKind;
+use lockstep_core::position::Lsn;
+use proptest::prelude::*;
+
+use crate::ends::{Fault, LogRow, Run, Server, Store, Witness, until};
+
+#[derive(Clone, Debug)]
+struct Script {
+    transactions: Vec<usize>,
+    batch_sizes: Vec<usize>,
+    sinks: [Vec<Fault>; 2],
+    opens: [Vec<ErrorKind>; 2],
+    reads: Vec<(usize, ErrorKind)>,
+    budget: usize,
+    /// Stop and start again after so many milliseconds.
+    restart: Option<u64>,
+}
+
+fn retried() -> impl Strategy<Value = ErrorKind> {
+    prop_oneof![
+        Just(ErrorKind::Unavailable),
+        Just(ErrorKind::Busy),
+        Just(ErrorKind::Overloaded),
+    ]
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        4 => Just(Fault::None),
+        2 => retried().prop_map(Fault::Reject),
+        2 => retried().prop_map(Fault::FailAfterWrite),
+        1 => Just(Fault::DropReceipt),
+        2 => (1..3_000_u64).prop_map(Fault::Slow),
+    ]
+}
+
+fn script() -> impl Strategy<Value = Script> {
+    let faults = || prop::collection::vec(fault(), 0..12);
+    let opens = || prop::collection::vec(retried(), 0..4);
+    (
+        prop::collection::vec(1..7_usize, 1..40),
+        prop::collection::vec(1..9_usize, 1..5),
+        [faults(), faults()],
+        [opens(), opens()],
+        prop::collection::vec((0..12_usize, retried()), 0..4),
+        3..40_usize,
+        prop::option::of(1..4_000_u64),
+    )
+        .prop_map(
+            |(transactions, batch_sizes, sinks, opens, reads, budget, restart)| Script {
+                transactions,
+                batch_sizes,
+                sinks,
+                opens,
+                reads,
+                budget,
+                restart,
+            },
+        )
+}
+
+static CASE: AtomicU64 = AtomicU64::new(0);
+
+async fn play(script: Script) {
+    let id = format!("random-{}", CASE.fetch_add(1, Ordering::Relaxed));
+    let server = Server::new(&id, "a", &["x", "y"]);
+    let stores = [Store::new(&id), Store::new(&format!("{id}-t"))];
+    Witness::new(&id);
+    for ((store, faults), opens) in stores.iter().zip(&script.sinks).zip(&script.opens) {
+        store.state().faults = faults.clone().into();
+        store.state().open_faults = opens.clone().into();
+    }
+    let mut end = Lsn(0);
+    for (key, rows) in script.transactions.iter().enumerate() {
+        let row = |index: usize| LogRow {
+            table: if (index + key).is_multiple_of(3) {
+                "y"
+            } else {
+                "x"
+            },
+            key: key as u64,
+        };
+        end = server.commit(&(0..*rows).map(row).collect::<Vec<_>>());
+    }
+    {
+        let log = server.stream();
+        let stores: Vec<Arc<Store>> = stores.to_vec();
+        let mut state = server.state();
+        state.batch_sizes = script.batch_sizes;
+        state.read_faults = script.reads.into();
+        state.watch = Some(Box::new(move |confirmed| {
+            // A commit ends at the next hundred.
+            let ended = |commit: Lsn| commit.0 + 100 <= confirmed.0;
+            let all = log
+                .iter()
+                .filter(|(position, _)| ended(position.commit))
+                .count();
+            let x = log
+                .iter()
+                .filter(|(position, row)| ended(position.commit) && row.table == "x")
+                .count();
+            assert!(
+                stores[0].stream("a").len() >= all,
+                "I1: {confirmed} confirmed too early"
+            );
+            assert!(
+                stores[1].stream("a").len() >= x,
+                "I1: {confirmed} confirmed too early"
+            );
+        }));
+    }
+    let body = format!(
+        "memory = {}\n\
+         shutdown_timeout = \"1s\"\n\
+         sources.a = {{ type = \"scripted\", script = \"{id}\" }}\n\
+         transforms.w = {{ type = \"witness\", script = \"{id}\", inputs = [\"a\"] }}\n\
+         sinks.s = {{ type = \"memory\", script = \"{id}\", inputs = [\"a:public.y\", \"w:public.x\"] }}\n\
+         sinks.t = {{ type = \"memory\", script = \"{id}-t\", inputs = [\"w:public.x\"] }}\n",
+        script.budget * 1024
+    );
+    if let Some(after) = script.restart {
+        let run = Run::start(&body).await;
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        run.stop().await.expect("stops in order");
+    }
+    let run = Run::start(&body).await;
+    until("confirmed", || server.state().confirmed == end).await;
+    assert_eq!(
+        stores[0].stream("a"),
+        server.stream(),
+        "each change once, in order"
+    );
+    let x: Vec<_> = server
+        .stream()
+        .into_iter()
+        .filter(|(_, row)| row.table == "x")
+        .collect();
+    assert_eq!(stores[1].stream("a"), x, "each change once, in order");
+    let memory = run.running.status().memory;
+    assert_eq!(memory.used, 0, "all memory is given back");
+    run.stop().await.expect("stops in order");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_fails_each_change_arrives_once(script in script()) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(play(script));
+    }
+}

@@ -1,0 +1,15 @@
+//! The runtime and the pipeline file, tried with ends that live in memory.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "tests, helpers included, fail by panicking"
+)]
+
+mod config;
+mod ends;
+mod examples;
+mod faults;
+mod lifecycle;
+mod overhead;
+mod paths;
+mod schema;

@@ -1,0 +1,189 @@
+//! Whole records: key, value and headers of each change.
+
+mod clock;
+mod debezium;
+mod encoder;
+mod flat;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use lockstep_core::batch::Op;
+use lockstep_core::schema::TableSchema;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::value::{Mapping, Plan};
+
+pub use encoder::Encoder;
+
+/// The idempotency id of the change, on every record: `system/timeline/db/commit_lsn/ordinal`.
+pub const HEADER_ID: &str = "lockstep.id";
+/// The name of the source, on every record.
+pub const HEADER_SOURCE: &str = "lockstep.source";
+/// `true` on records of a change that `dedupe` marked; absent on others.
+pub const HEADER_DUPLICATE: &str = "lockstep.duplicate";
+/// In the `debezium` format, on delete and tombstone of a key change: the new key.
+pub const HEADER_NEW_KEY: &str = "__debezium.newkey";
+/// In the `debezium` format, on the create of a key change: the old key.
+pub const HEADER_OLD_KEY: &str = "__debezium.oldkey";
+
+/// The default of [`Decimals`].
+pub const DEFAULT_DECIMALS: Decimals = Decimals::String;
+
+/// How `numeric` and `money` are written in the `debezium` format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Decimals {
+    /// As text, nothing lost: `"123.45"`.
+    #[default]
+    String,
+    /// As Debezium's default: base64 of the unscaled integer, `{"scale":2,"value":"MDk="}` without declared scale.
+    Precise,
+    /// As a double; digits are lost.
+    Double,
+}
+
+/// Options of the `debezium` format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DebeziumOptions {
+    /// How `numeric` and `money` are written.
+    pub decimals: Decimals,
+}
+
+/// The format of a record's value. In a pipeline file: `"debezium"` or `"flat"`; options have keys of their own beside it
+/// ([`Decimals`], see [`Format::with_decimals`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(from = "FormatName")]
+#[schemars(with = "FormatName")]
+pub enum Format {
+    /// Debezium's JSON envelope, field for field.
+    Debezium(DebeziumOptions),
+    /// One object: the row in the natural mapping with what is known of the change beside it.
+    Flat,
+}
+
+impl Default for Format {
+    fn default() -> Self {
+        Format::Debezium(DebeziumOptions::default())
+    }
+}
+
+impl Format {
+    /// The same format with `decimals` where it has such an option.
+    #[must_use]
+    pub fn with_decimals(self, decimals: Decimals) -> Self {
+        match self {
+            Format::Debezium(_) => Format::Debezium(DebeziumOptions { decimals }),
+            Format::Flat => Format::Flat,
+        }
+    }
+
+    /// The columns of a table that the format has no form for, and so leaves out: in the `debezium` format those of the
+    /// types that Debezium does not know. To be told to people before the first row.
+    #[must_use]
+    pub fn omitted(self, schema: &TableSchema) -> Vec<&str> {
+        let mapping = self.mapping();
+        schema
+            .columns
+            .iter()
+            .filter(|column| mapping.plan(&column.ty) == Plan::Omit)
+            .map(|column| &*column.name)
+            .collect()
+    }
+
+    pub(crate) fn mapping(self) -> Mapping {
+        match self {
+            Format::Debezium(options) => Mapping::Debezium(options.decimals),
+            Format::Flat => Mapping::Natural,
+        }
+    }
+}
+
+/// The format of a record's value.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum FormatName {
+    /// Debezium's JSON envelope, field for field.
+    Debezium,
+    /// One object: the row with what is known of the change beside it.
+    Flat,
+}
+
+impl From<FormatName> for Format {
+    fn from(name: FormatName) -> Self {
+        match name {
+            FormatName::Debezium => Format::default(),
+            FormatName::Flat => Format::Flat,
+        }
+    }
+}
+
+/// One record, borrowed from the encoder for the length of a call of `emit`.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// The table, to derive topic or file from. Of a logical message: [`TableSchema::message`].
+    pub schema: &'a Arc<TableSchema>,
+    /// The key; `None` for tables without a key and for TRUNCATE.
+    pub key: Option<&'a [u8]>,
+    /// The value; `None` for a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// The headers.
+    pub headers: Headers<'a>,
+    /// What the record says, which for the parts of a key change is not the change's own `op`: `Delete` for the
+    /// delete and its tombstone, `Insert` for the create.
+    pub op: Op,
+}
+
+/// The most headers a record has.
+const MAX_HEADERS: usize = 4;
+
+/// The headers of a record, in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers<'a> {
+    pairs: [(&'static str, &'a [u8]); MAX_HEADERS],
+    len: usize,
+}
+
+impl<'a> Headers<'a> {
+    fn new(id: &'a [u8], source: &'a [u8], duplicate: bool) -> Self {
+        let mut headers = Headers {
+            pairs: [("", &[]); MAX_HEADERS],
+            len: 0,
+        };
+        headers.add(HEADER_ID, id);
+        headers.add(HEADER_SOURCE, source);
+        if duplicate {
+            headers.add(HEADER_DUPLICATE, b"true");
+        }
+        headers
+    }
+
+    fn add(&mut self, name: &'static str, value: &'a [u8]) {
+        self.pairs[self.len] = (name, value);
+        self.len += 1;
+    }
+
+    fn with(mut self, name: &'static str, value: &'a [u8]) -> Self {
+        self.add(name, value);
+        self
+    }
+
+    /// Name and value of each.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&'static str, &'a [u8])> + '_ {
+        self.pairs[..self.len].iter().copied()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never true: the id is always there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}

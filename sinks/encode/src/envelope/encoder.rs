@@ -1,0 +1,372 @@
+//! From changes to records.
+
+use std::sync::Arc;
+
+use lockstep_core::Result;
+use lockstep_core::batch::{Batch, CellRef, Change, Op, Row};
+use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::schema::TableSchema;
+
+use super::clock::{Clock, Now};
+use super::{Format, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, Record, debezium, flat};
+use crate::errors::{absent, no_image};
+use crate::key::{KeyJson, key_changed};
+use crate::plans::Plans;
+use crate::value::text::write_string;
+
+/// Encodes changes to records. Keeps a plan per schema version and its buffers: one per sink, or one per thread.
+#[derive(Debug)]
+pub struct Encoder {
+    format: Format,
+    tables: Plans<Table>,
+    id: Id,
+    clock: Clock,
+    key: Vec<u8>,
+    old_key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+/// What is fixed for one schema version.
+#[derive(Debug)]
+struct Table {
+    source: Arc<SourceInfo>,
+    key: KeyJson,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    Debezium(Box<debezium::Body>),
+    Flat(flat::Body),
+}
+
+/// What a record says.
+#[derive(Clone, Copy)]
+pub(super) struct Event<'a> {
+    /// The letter both formats use.
+    pub(super) op: u8,
+    /// The old image, when it is to be shown.
+    pub(super) before: Option<Row<'a>>,
+    /// The new row.
+    pub(super) after: Option<Row<'a>>,
+    /// The JSON of the record's key.
+    pub(super) key: Option<&'a [u8]>,
+    /// The JSON of the key the row had before a key change (on the create) or has after it (on the delete).
+    pub(super) other_key: Option<&'a [u8]>,
+}
+
+/// What a record is made from.
+#[derive(Clone, Copy)]
+pub(super) struct Context<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) change: &'a Change,
+    pub(super) now: &'a Now,
+}
+
+impl Body {
+    fn write(&self, context: Context<'_>, event: Event<'_>, out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        match self {
+            Body::Debezium(body) => body.write(context, event, out),
+            Body::Flat(body) => body.write(context, event, out),
+        }
+    }
+
+    fn write_message(
+        &self,
+        context: Context<'_>,
+        prefix: &[u8],
+        content: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        out.clear();
+        match self {
+            Body::Debezium(body) => body.write_message(context, prefix, content, out),
+            Body::Flat(body) => body.write_message(context, prefix, content, out),
+        }
+    }
+}
+
+impl Encoder {
+    /// An encoder of `format`.
+    #[must_use]
+    pub fn new(format: Format) -> Self {
+        Encoder {
+            format,
+            tables: Plans::new(),
+            id: Id::default(),
+            clock: Clock::default(),
+            key: Vec::new(),
+            old_key: Vec::new(),
+            value: Vec::new(),
+        }
+    }
+
+    /// Calls `emit` for each record of `change`, in order: a delete gives the event and, where the table has a key, a
+    /// tombstone; an update that changes the key gives delete, tombstone, create; anything else one record.
+    ///
+    /// # Errors
+    /// What `emit` returns; kind `Refused`, naming table and column, for a value that its type cannot have or a row
+    /// without its key. Records emitted before stay emitted.
+    pub fn encode(
+        &mut self,
+        batch: &Batch,
+        change: &Change,
+        emit: &mut dyn FnMut(Record<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let schema = batch.schema(change);
+        let format = self.format;
+        let table = self
+            .tables
+            .get(schema, |schema| Table::new(format, schema, &batch.source));
+        if !Arc::ptr_eq(&table.source, &batch.source) && table.source != batch.source {
+            *table = Table::new(format, schema, &batch.source);
+        }
+        if let Body::Debezium(body) = &mut table.body {
+            body.begin(batch.phase, batch.transaction(change));
+        }
+        let id = self.id.of(batch, change);
+        let work = Work {
+            table,
+            schema,
+            context: Context {
+                batch,
+                change,
+                now: self.clock.now(batch.received),
+            },
+            headers: Headers::new(id, batch.source.name.as_bytes(), change.duplicate),
+            emit,
+        };
+        work.run(&mut self.key, &mut self.old_key, &mut self.value)
+    }
+}
+
+impl Table {
+    fn new(format: Format, schema: &Arc<TableSchema>, source: &Arc<SourceInfo>) -> Self {
+        let mapping = format.mapping();
+        Table {
+            source: Arc::clone(source),
+            key: KeyJson::with(schema, mapping),
+            body: match format {
+                Format::Debezium(_) => {
+                    Body::Debezium(Box::new(debezium::Body::new(schema, mapping, source)))
+                }
+                Format::Flat => Body::Flat(flat::Body::new(schema, source)),
+            },
+        }
+    }
+}
+
+/// One change on its way.
+struct Work<'a, 'e> {
+    table: &'a Table,
+    schema: &'a Arc<TableSchema>,
+    context: Context<'a>,
+    headers: Headers<'a>,
+    emit: &'e mut dyn FnMut(Record<'_>) -> Result<()>,
+}
+
+impl<'a> Work<'a, '_> {
+    fn run(mut self, key: &mut Vec<u8>, old_key: &mut Vec<u8>, value: &mut Vec<u8>) -> Result<()> {
+        let Context { batch, change, .. } = self.context;
+        let (old, new) = (batch.old_row(change), batch.new_row(change));
+        let need = |row: Option<Row<'a>>| row.ok_or_else(|| no_image(self.schema));
+        match change.op {
+            Op::Read => self.row(b'r', None, need(new)?, key, value),
+            Op::Insert => self.row(b'c', None, need(new)?, key, value),
+            Op::Update => {
+                let new = need(new)?;
+                match old.filter(|old| key_changed(self.schema, *old, new)) {
+                    Some(old) => self.key_change(old, new, key, old_key, value),
+                    None => self.row(b'u', old, new, key, value),
+                }
+            }
+            Op::Delete => self.delete(need(old)?, None, key, value),
+            Op::Truncate => {
+                let event = Event {
+                    op: b't',
+                    before: None,
+                    after: None,
+                    key: None,
+                    other_key: None,
+                };
+                self.table.body.write(self.context, event, value)?;
+                self.send(Op::Truncate, None, Some(value), self.headers)
+            }
+            Op::Message => self.message(need(new)?, key, value),
+        }
+    }
+
+    fn send(
+        &mut self,
+        op: Op,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: Headers<'_>,
+    ) -> Result<()> {
+        (self.emit)(Record {
+            schema: self.schema,
+            key,
+            value,
+            headers,
+            op,
+        })
+    }
+
+    /// A record with a new row.
+    fn row(
+        &mut self,
+        op: u8,
+        before: Option<Row<'_>>,
+        after: Row<'_>,
+        key: &mut Vec<u8>,
+        value: &mut Vec<u8>,
+    ) -> Result<()> {
+        key.clear();
+        let has_key = self
+            .table
+            .key
+            .write_or(after, before.unwrap_or(after), key)?;
+        let key = has_key.then_some(&**key);
+        let event = Event {
+            op,
+            before,
+            after: Some(after),
+            key,
+            other_key: None,
+        };
+        self.table.body.write(self.context, event, value)?;
+        self.send(self.context.change.op, key, Some(value), self.headers)
+    }
+
+    /// A delete and its tombstone; `new_key` when the row lives on under another key.
+    fn delete(
+        &mut self,
+        old: Row<'_>,
+        new_key: Option<&[u8]>,
+        key: &mut Vec<u8>,
+        value: &mut Vec<u8>,
+    ) -> Result<()> {
+        key.clear();
+        let has_key = self.table.key.write(old, key)?;
+        let key = has_key.then_some(&**key);
+        let event = Event {
+            op: b'd',
+            before: Some(old),
+            after: None,
+            key,
+            other_key: new_key,
+        };
+        self.table.body.write(self.context, event, value)?;
+        let headers = self.linked(HEADER_NEW_KEY, new_key);
+        self.send(Op::Delete, key, Some(value), headers)?;
+        if has_key {
+            self.send(Op::Delete, key, None, headers)?;
+        }
+        Ok(())
+    }
+
+    fn key_change(
+        &mut self,
+        old: Row<'_>,
+        new: Row<'_>,
+        key: &mut Vec<u8>,
+        old_key: &mut Vec<u8>,
+        value: &mut Vec<u8>,
+    ) -> Result<()> {
+        key.clear();
+        self.table.key.write_or(new, old, key)?;
+        self.delete(old, Some(key), old_key, value)?;
+        let event = Event {
+            op: b'c',
+            before: None,
+            after: Some(new),
+            key: Some(key),
+            other_key: Some(old_key),
+        };
+        self.table.body.write(self.context, event, value)?;
+        let headers = self.linked(HEADER_OLD_KEY, Some(old_key));
+        self.send(Op::Insert, Some(key), Some(value), headers)
+    }
+
+    /// Only the `debezium` format links the parts of a key change by headers; `flat` has them in the value.
+    fn linked<'h>(&self, name: &'static str, key: Option<&'h [u8]>) -> Headers<'h>
+    where
+        'a: 'h,
+    {
+        match (&self.table.body, key) {
+            (Body::Debezium(_), Some(key)) => self.headers.with(name, key),
+            _ => self.headers,
+        }
+    }
+
+    fn message(&mut self, row: Row<'_>, key: &mut Vec<u8>, value: &mut Vec<u8>) -> Result<()> {
+        let bytes = |index: usize| {
+            let column = &self.schema.columns[index];
+            match row.get(column) {
+                CellRef::Text(bytes) | CellRef::Binary(bytes) => Ok(bytes),
+                CellRef::Null | CellRef::Unchanged => Err(absent(self.schema, column)),
+            }
+        };
+        let (prefix, content) = (bytes(0)?, bytes(1)?);
+        key.clear();
+        key.extend_from_slice(br#"{"prefix":"#);
+        let start = key.len();
+        write_string(prefix, key).map_err(|bad| bad.of(self.schema, &self.schema.columns[0]))?;
+        let prefix = &key[start..].to_vec();
+        key.push(b'}');
+        self.table
+            .body
+            .write_message(self.context, prefix, content, value);
+        self.send(Op::Message, Some(key), Some(value), self.headers)
+    }
+}
+
+/// The text of [`SourceInfo::change_id`], rebuilt from the last part that changed.
+#[derive(Debug, Default)]
+struct Id {
+    source: Option<Arc<SourceInfo>>,
+    text: Vec<u8>,
+    /// Length of `system/timeline/db/`.
+    stem: usize,
+    /// Whose digits follow the stem.
+    commit: Option<Lsn>,
+}
+
+impl Id {
+    fn of(&mut self, batch: &Batch, change: &Change) -> &[u8] {
+        let known = self
+            .source
+            .as_ref()
+            .is_some_and(|source| Arc::ptr_eq(source, &batch.source));
+        if !known {
+            self.text = format!("{}/", batch.source.identity).into_bytes();
+            self.stem = self.text.len();
+            self.source = Some(Arc::clone(&batch.source));
+            self.commit = None;
+        }
+        let position = batch.position(change);
+        if self.commit == Some(position.commit) {
+            self.text.truncate(self.stem + 17);
+        } else {
+            self.text.truncate(self.stem);
+            write_hex16(position.commit.0, &mut self.text);
+            self.text.push(b'/');
+            self.commit = Some(position.commit);
+        }
+        self.text
+            .extend_from_slice(itoa::Buffer::new().format(position.ordinal).as_bytes());
+        &self.text
+    }
+}
+
+/// Appends sixteen lower-case hex digits.
+pub(super) fn write_hex16(value: u64, out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0; 16];
+    for (index, byte) in value.to_be_bytes().into_iter().enumerate() {
+        text[index * 2] = DIGITS[usize::from(byte >> 4)];
+        text[index * 2 + 1] = DIGITS[usize::from(byte & 15)];
+    }
+    out.extend_from_slice(&text);
+}

@@ -1,0 +1,447 @@
+//! The last write per key of one batch, for sinks that keep state.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use lockstep_core::Result;
+use lockstep_core::batch::{Batch, Cell, Change, Op, Row};
+use lockstep_core::position::Position;
+use lockstep_core::schema::{Column, TableId, TableSchema};
+
+use crate::errors::{no_image, no_key};
+use crate::key::{key_changed, key_text, key_text_or};
+
+/// One write of a folded batch.
+///
+/// **Order.** Applied one after the other, the writes give the state that the changes give; a write whose `missing_from`
+/// is another key stands before the delete of that key. A key occurs once, save that it may occur again later in the
+/// list after a chain of key changes over unchanged values, or after a change of a column's type in mid-batch. A sink
+/// that wants to read first and write then, or to write in any order, takes the list by [`parts`].
+#[derive(Debug)]
+pub enum Write<'a> {
+    /// The row as it is after the batch.
+    Upsert {
+        /// [`crate::key::key_text`] of the row.
+        key: String,
+        /// The schema the row was last written under.
+        schema: &'a Arc<TableSchema>,
+        /// The row.
+        row: Folded<'a>,
+        /// `Some` if and only if some column is still unchanged TOAST: the key under which the sink holds those columns:
+        /// the row's own, or the old one after a key change.
+        missing_from: Option<String>,
+        /// Of the change that the values under `missing_from` must come before: after a key change that change, else the
+        /// last one. In a replay the sink may hold something later there; the values are then under `key`, where the
+        /// change has put them.
+        missing_before: Position,
+        /// Of the last change of the row: the version.
+        position: Position,
+        /// Commit time of that change, microseconds since the Unix epoch.
+        commit_micros: i64,
+    },
+    /// The row is gone.
+    Delete {
+        /// The key it had.
+        key: String,
+        /// The schema of the change that removed it.
+        schema: &'a Arc<TableSchema>,
+        /// Of the change that removed it.
+        position: Position,
+        /// Commit time of that change, microseconds since the Unix epoch.
+        commit_micros: i64,
+    },
+    /// All rows of the table are gone; writes of it that follow in the list come after.
+    Truncate {
+        /// The table.
+        schema: &'a Arc<TableSchema>,
+        /// Of the change.
+        position: Position,
+    },
+}
+
+impl<'a> Write<'a> {
+    /// The schema of the write.
+    #[must_use]
+    pub fn schema(&self) -> &'a Arc<TableSchema> {
+        match self {
+            Write::Upsert { schema, .. }
+            | Write::Delete { schema, .. }
+            | Write::Truncate { schema, .. } => schema,
+        }
+    }
+
+    /// The position of the write: the version of the row.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        match self {
+            Write::Upsert { position, .. }
+            | Write::Delete { position, .. }
+            | Write::Truncate { position, .. } => *position,
+        }
+    }
+}
+
+/// A row put together from one change or from several.
+#[derive(Debug, Clone)]
+pub struct Folded<'a>(Cells<'a>);
+
+#[derive(Debug, Clone)]
+enum Cells<'a> {
+    /// As one change has it.
+    Whole(&'a [Cell]),
+    /// Put together.
+    Merged(Box<[Cell]>),
+}
+
+impl Folded<'_> {
+    fn cells(&self) -> &[Cell] {
+        match &self.0 {
+            Cells::Whole(cells) => cells,
+            Cells::Merged(cells) => cells,
+        }
+    }
+
+    fn cell(&self, column: &Column) -> Cell {
+        self.cells()[usize::from(column.slot)]
+    }
+
+    /// Puts a value in the place of a cell.
+    fn set(&mut self, column: &Column, cell: Cell) {
+        if let Cells::Whole(cells) = self.0 {
+            self.0 = Cells::Merged(cells.into());
+        }
+        if let Cells::Merged(cells) = &mut self.0 {
+            cells[usize::from(column.slot)] = cell;
+        }
+    }
+
+    /// The row; `batch` is the one that was folded.
+    #[must_use]
+    pub fn row<'b>(&'b self, batch: &'b Batch) -> Row<'b> {
+        batch.row_of(self.cells())
+    }
+}
+
+/// Folds a batch to the writes that a state sink needs. A key change is a [`Write::Delete`] of the old key and a
+/// [`Write::Upsert`] of the new one. Logical messages are skipped.
+///
+/// # Errors
+/// Kind `Setup` for a table without a key; kind `Refused` for a row that does not carry its key, or a key that is not
+/// UTF-8.
+pub fn fold(batch: &Batch) -> Result<Vec<Write<'_>>> {
+    let mut fold = Fold {
+        batch,
+        writes: Vec::with_capacity(batch.changes().len()),
+        tables: Tables::default(),
+    };
+    for change in batch.changes() {
+        fold.take(change)?;
+    }
+    Ok(fold.writes.into_iter().flatten().collect())
+}
+
+/// Cuts folded writes into parts that follow one another: inside a part no key is written twice, no write reads a key
+/// that an earlier one wrote, and a TRUNCATE is alone. So all `missing_from` of a part may be read before its first
+/// write, and its writes may then be applied in any order. There is one part as a rule, none for no writes.
+#[must_use]
+pub fn parts<'w, 'a>(writes: &'w [Write<'a>]) -> Vec<&'w [Write<'a>]> {
+    let mut parts = Vec::new();
+    let mut start = 0;
+    let mut written: HashSet<(&TableId, &str)> = HashSet::with_capacity(writes.len());
+    for (index, write) in writes.iter().enumerate() {
+        let table = &write.schema().id;
+        let (key, from) = match write {
+            Write::Upsert {
+                key, missing_from, ..
+            } => (key.as_str(), missing_from.as_deref()),
+            Write::Delete { key, .. } => (key.as_str(), None),
+            Write::Truncate { .. } => {
+                parts.extend([&writes[start..index], &writes[index..=index]]);
+                start = index + 1;
+                written.clear();
+                continue;
+            }
+        };
+        if written.contains(&(table, key))
+            || from.is_some_and(|from| written.contains(&(table, from)))
+        {
+            parts.push(&writes[start..index]);
+            start = index;
+            written.clear();
+        }
+        written.insert((table, key));
+    }
+    parts.push(&writes[start..]);
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+/// Where the pending write of each key stands in the list.
+type Pending = HashMap<String, usize>;
+
+/// The pending writes by table; few tables, neighbours repeat.
+#[derive(Default)]
+struct Tables<'a> {
+    entries: Vec<(&'a TableId, Pending)>,
+    last: usize,
+}
+
+impl<'a> Tables<'a> {
+    fn of(&mut self, table: &'a TableId) -> &mut Pending {
+        let known = self
+            .entries
+            .get(self.last)
+            .is_some_and(|(id, _)| *id == table);
+        if !known {
+            self.last = match self.entries.iter().position(|(id, _)| *id == table) {
+                Some(index) => index,
+                None => {
+                    self.entries.push((table, Pending::new()));
+                    self.entries.len() - 1
+                }
+            };
+        }
+        &mut self.entries[self.last].1
+    }
+}
+
+/// The fold under way.
+///
+/// `writes` is a list that can be applied in order. What keeps it so: a pending write is replaced where it stands; and
+/// a write that reads another key (`missing_from`) is added while no write of that key is in the list: the row it reads
+/// is in the sink, so its key has no pending write but one that reads it itself, which is taken out.
+struct Fold<'a> {
+    batch: &'a Batch,
+    /// `None` where a write was taken out.
+    writes: Vec<Option<Write<'a>>>,
+    tables: Tables<'a>,
+}
+
+impl<'a> Fold<'a> {
+    fn take(&mut self, change: &'a Change) -> Result<()> {
+        let schema = self.batch.schema(change);
+        match change.op {
+            Op::Message => Ok(()),
+            Op::Truncate => {
+                self.truncate(schema, self.batch.position(change));
+                Ok(())
+            }
+            _ if schema.key.is_empty() => Err(no_key(schema)),
+            Op::Read | Op::Insert | Op::Update => self.upsert(change, schema),
+            Op::Delete => {
+                let Some(old) = self.batch.old_row(change) else {
+                    return Err(no_image(schema));
+                };
+                let mut key = String::new();
+                key_text(schema, old, &mut key)?;
+                let write = self.delete(change, schema, key.clone());
+                self.put(schema, key, write);
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes of the table so far vanish.
+    fn truncate(&mut self, schema: &'a Arc<TableSchema>, position: Position) {
+        self.tables.of(&schema.id).clear();
+        for write in &mut self.writes {
+            if write
+                .as_ref()
+                .is_some_and(|write| write.schema().id == schema.id)
+            {
+                *write = None;
+            }
+        }
+        self.writes.push(Some(Write::Truncate { schema, position }));
+    }
+
+    fn upsert(&mut self, change: &'a Change, schema: &'a Arc<TableSchema>) -> Result<()> {
+        let Some(new) = self.batch.new_row(change) else {
+            return Err(no_image(schema));
+        };
+        let old = self
+            .batch
+            .old_row(change)
+            .filter(|_| change.op == Op::Update);
+        let mut key = String::new();
+        key_text_or(schema, new, old, &mut key)?;
+        let mut row = Folded(Cells::Whole(new.cells()));
+        if let Some(old) = old {
+            // A key value may itself be unchanged TOAST; the old image then carries it.
+            for column in schema.key_columns() {
+                if row.cell(column).is_unchanged() {
+                    row.set(column, old.cells()[usize::from(column.slot)]);
+                }
+            }
+        }
+        match old.filter(|old| key_changed(schema, *old, new)) {
+            Some(old) => {
+                let mut old_key = String::new();
+                key_text(schema, old, &mut old_key)?;
+                self.rekey(change, schema, old_key, key, row);
+            }
+            None => {
+                let missing = self.complete(schema, &mut row, &key);
+                let write = self.row(change, schema, key.clone(), row, missing);
+                self.put(schema, key, write);
+            }
+        }
+        Ok(())
+    }
+
+    /// A key change.
+    fn rekey(
+        &mut self,
+        change: &'a Change,
+        schema: &'a Arc<TableSchema>,
+        old_key: String,
+        key: String,
+        mut row: Folded<'a>,
+    ) {
+        let missing = self.complete(schema, &mut row, &old_key);
+        let delete = self.delete(change, schema, old_key.clone());
+        if let Some(Missing { from, .. }) = &missing {
+            if *from == old_key {
+                // The new row reads the old key in the sink, so nothing may be written to that key before it. What is
+                // pending there adds to a row that is about to go; its values have been taken over.
+                if let Some(pending) = self.tables.of(&schema.id).remove(&old_key) {
+                    self.writes[pending] = None;
+                }
+            } else {
+                // The old row was itself to be read from a third key, to which later writes may be pending by now. Let
+                // what is pending stand as it is; the sink has the row under the old key once it is applied.
+                self.tables.of(&schema.id).clear();
+            }
+            let missing = Missing {
+                from: old_key.clone(),
+                before: Some(self.batch.position(change)),
+            };
+            let upsert = self.row(change, schema, key.clone(), row, Some(missing));
+            self.put(schema, key, upsert);
+            self.put(schema, old_key, delete);
+            return;
+        }
+        self.put(schema, old_key, delete);
+        let upsert = self.row(change, schema, key.clone(), row, None);
+        self.put(schema, key, upsert);
+    }
+
+    /// Fills unchanged cells of `row` from the pending row under `key`; says where the sink holds those still unchanged.
+    fn complete(
+        &mut self,
+        schema: &'a Arc<TableSchema>,
+        row: &mut Folded<'a>,
+        key: &str,
+    ) -> Option<Missing> {
+        let own = || {
+            Some(Missing {
+                from: key.to_owned(),
+                before: None,
+            })
+        };
+        if !schema
+            .columns
+            .iter()
+            .any(|column| row.cell(column).is_unchanged())
+        {
+            return None;
+        }
+        let pending = self.tables.of(&schema.id).get(key).copied();
+        let Some(Write::Upsert {
+            schema: before,
+            row: held,
+            missing_from,
+            missing_before,
+            ..
+        }) = pending.and_then(|index| self.writes[index].as_ref())
+        else {
+            return own();
+        };
+        let mut unresolved = false;
+        for column in &schema.columns {
+            if !row.cell(column).is_unchanged() {
+                continue;
+            }
+            match same_column(before, schema, column) {
+                Some(same) if !held.cell(same).is_unchanged() => row.set(column, held.cell(same)),
+                Some(_) => unresolved = true,
+                // The table changed its shape in between. What is pending must reach the sink as it is, before this.
+                None => {
+                    self.tables.of(&schema.id).clear();
+                    return own();
+                }
+            }
+        }
+        let from = missing_from.as_ref().filter(|_| unresolved)?;
+        Some(Missing {
+            before: (from != key).then_some(*missing_before),
+            from: from.clone(),
+        })
+    }
+
+    /// Makes `write` the pending write of `key`.
+    fn put(&mut self, schema: &'a Arc<TableSchema>, key: String, write: Write<'a>) {
+        let next = self.writes.len();
+        let index = *self.tables.of(&schema.id).entry(key).or_insert(next);
+        if index == next {
+            self.writes.push(Some(write));
+        } else {
+            self.writes[index] = Some(write);
+        }
+    }
+
+    fn row(
+        &self,
+        change: &Change,
+        schema: &'a Arc<TableSchema>,
+        key: String,
+        row: Folded<'a>,
+        missing: Option<Missing>,
+    ) -> Write<'a> {
+        let position = self.batch.position(change);
+        let before = missing.as_ref().and_then(|missing| missing.before);
+        Write::Upsert {
+            key,
+            schema,
+            row,
+            missing_from: missing.map(|missing| missing.from),
+            missing_before: before.unwrap_or(position),
+            position,
+            commit_micros: self.batch.transaction(change).commit_micros,
+        }
+    }
+
+    fn delete(&self, change: &Change, schema: &'a Arc<TableSchema>, key: String) -> Write<'a> {
+        Write::Delete {
+            key,
+            schema,
+            position: self.batch.position(change),
+            commit_micros: self.batch.transaction(change).commit_micros,
+        }
+    }
+}
+
+/// Where the sink holds the columns that are still unchanged.
+struct Missing {
+    from: String,
+    /// After a key change, its position.
+    before: Option<Position>,
+}
+
+/// The column of an earlier shape of the table whose values mean the same as those of `column`.
+fn same_column<'s>(
+    before: &'s Arc<TableSchema>,
+    after: &Arc<TableSchema>,
+    column: &'s Column,
+) -> Option<&'s Column> {
+    if Arc::ptr_eq(before, after) {
+        return Some(column);
+    }
+    before
+        .column(&column.name)
+        .map(|(_, same)| same)
+        .filter(|same| same.ty == column.ty)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! What stands for a TOASTed value that the log does not carry, in the `debezium` format.
+
+use super::plan::Plan;
+use super::text::write_base64_string;
+use super::types::Mapping;
+use lockstep_core::schema::{ColumnType, TypeKind};
+
+/// Debezium's `unavailable.value.placeholder`.
+pub(crate) const PLACEHOLDER: &str = "__debezium_unavailable_value";
+
+/// The name-based (version 3) UUID of the placeholder.
+const PLACEHOLDER_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
+
+/// The JSON that stands for an unchanged value of a type.
+pub(crate) fn unavailable(ty: &ColumnType, mapping: Mapping) -> Vec<u8> {
+    let mut out = Vec::new();
+    match mapping.plan(ty) {
+        Plan::Array { element, .. } => match &ty.kind {
+            TypeKind::Array(element_type) if &*element_type.name == "uuid" => {
+                out.extend_from_slice(format!("[\"{PLACEHOLDER_UUID}\"]").as_bytes());
+            }
+            _ => write_list(&element, &mut out),
+        },
+        Plan::Vector { .. } => write_byte_values(&mut out),
+        plan => write_single(&plan, &mut out),
+    }
+    out
+}
+
+fn write_single(plan: &Plan, out: &mut Vec<u8>) {
+    match plan {
+        Plan::Bytea | Plan::Bits => write_base64_string(PLACEHOLDER.as_bytes(), out),
+        Plan::HstoreString => out
+            .extend_from_slice(format!(r#""{{\"{PLACEHOLDER}\":\"{PLACEHOLDER}\"}}""#).as_bytes()),
+        Plan::Geometry => {
+            out.extend_from_slice(br#"{"wkb":"#);
+            write_base64_string(PLACEHOLDER.as_bytes(), out);
+            out.extend_from_slice(br#","srid":null}"#);
+        }
+        _ => out.extend_from_slice(format!("\"{PLACEHOLDER}\"").as_bytes()),
+    }
+}
+
+/// Arrays of numbers hold the placeholder's bytes, all others the placeholder of one element.
+fn write_list(element: &Plan, out: &mut Vec<u8>) {
+    match element {
+        Plan::Integer
+        | Plan::JavaFloat
+        | Plan::JavaDouble
+        | Plan::Days
+        | Plan::Time(_)
+        | Plan::Epoch(_)
+        | Plan::IntervalMicros
+        | Plan::DecimalDouble => write_byte_values(out),
+        _ => {
+            out.push(b'[');
+            write_single(element, out);
+            out.push(b']');
+        }
+    }
+}
+
+fn write_byte_values(out: &mut Vec<u8>) {
+    out.push(b'[');
+    for (index, byte) in PLACEHOLDER.bytes().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(itoa::Buffer::new().format(byte).as_bytes());
+    }
+    out.push(b']');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_values() {
+        let mut out = Vec::new();
+        write_byte_values(&mut out);
+        let bytes: Vec<u8> = serde_json::from_slice(&out).expect("JSON");
+        assert_eq!(bytes, PLACEHOLDER.as_bytes());
+    }
+}

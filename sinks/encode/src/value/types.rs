@@ -1,0 +1,203 @@
+//! Which plan a type gets, in each mapping.
+
+use lockstep_core::schema::{ColumnType, TypeKind};
+
+use super::decimal::Money;
+use super::plan::Plan;
+use super::temporal::{Fraction, Unit};
+use crate::envelope::Decimals;
+
+/// Type oids fixed by PostgreSQL (`pg_type.dat`).
+mod oid {
+    pub(super) const BOOL: u32 = 16;
+    pub(super) const BYTEA: u32 = 17;
+    pub(super) const CHAR: u32 = 18;
+    pub(super) const NAME: u32 = 19;
+    pub(super) const INT8: u32 = 20;
+    pub(super) const INT2: u32 = 21;
+    pub(super) const INT4: u32 = 23;
+    pub(super) const TEXT: u32 = 25;
+    pub(super) const OID: u32 = 26;
+    pub(super) const JSON: u32 = 114;
+    pub(super) const XML: u32 = 142;
+    pub(super) const POINT: u32 = 600;
+    pub(super) const BOX: u32 = 603;
+    pub(super) const CIDR: u32 = 650;
+    pub(super) const FLOAT4: u32 = 700;
+    pub(super) const FLOAT8: u32 = 701;
+    pub(super) const MACADDR8: u32 = 774;
+    pub(super) const MONEY: u32 = 790;
+    pub(super) const MACADDR: u32 = 829;
+    pub(super) const INET: u32 = 869;
+    pub(super) const BPCHAR: u32 = 1042;
+    pub(super) const VARCHAR: u32 = 1043;
+    pub(super) const DATE: u32 = 1082;
+    pub(super) const TIME: u32 = 1083;
+    pub(super) const TIMESTAMP: u32 = 1114;
+    pub(super) const TIMESTAMPTZ: u32 = 1184;
+    pub(super) const INTERVAL: u32 = 1186;
+    pub(super) const TIMETZ: u32 = 1266;
+    pub(super) const BIT: u32 = 1560;
+    pub(super) const VARBIT: u32 = 1562;
+    pub(super) const NUMERIC: u32 = 1700;
+    pub(super) const UUID: u32 = 2950;
+    pub(super) const TSVECTOR: u32 = 3614;
+    pub(super) const JSONB: u32 = 3802;
+    pub(super) const INT4RANGE: u32 = 3904;
+    pub(super) const NUMRANGE: u32 = 3906;
+    pub(super) const TSRANGE: u32 = 3908;
+    pub(super) const TSTZRANGE: u32 = 3910;
+    pub(super) const DATERANGE: u32 = 3912;
+    pub(super) const INT8RANGE: u32 = 3926;
+}
+
+/// Which JSON a type becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mapping {
+    /// For people and for state sinks: dates in ISO 8601, documents nested, every type present.
+    Natural,
+    /// Debezium's.
+    Debezium(Decimals),
+}
+
+impl Mapping {
+    /// The plan of a type.
+    pub(crate) fn plan(self, ty: &ColumnType) -> Plan {
+        match &ty.kind {
+            TypeKind::Array(element) => self.array(ty, element),
+            TypeKind::Enum => Plan::String,
+            TypeKind::Base | TypeKind::Range => match self {
+                Mapping::Natural => natural(ty),
+                Mapping::Debezium(decimals) => debezium(ty, decimals),
+            },
+            TypeKind::Multirange | TypeKind::Composite => match self {
+                Mapping::Natural => Plan::String,
+                Mapping::Debezium(_) => Plan::Omit,
+            },
+        }
+    }
+
+    fn array(self, ty: &ColumnType, element: &ColumnType) -> Plan {
+        // The modifier of `numeric(10,2)[]` is the array's.
+        let element = if element.typmod < 0 {
+            &ColumnType {
+                typmod: ty.typmod,
+                ..element.clone()
+            }
+        } else {
+            element
+        };
+        match self.plan(element) {
+            Plan::Omit => Plan::Omit,
+            plan => Plan::Array {
+                delimiter: if element.oid == oid::BOX { b';' } else { b',' },
+                element: Box::new(plan),
+            },
+        }
+    }
+}
+
+fn natural(ty: &ColumnType) -> Plan {
+    match ty.oid {
+        oid::BOOL => Plan::Bool,
+        oid::INT2 | oid::INT4 | oid::INT8 | oid::OID => Plan::Integer,
+        oid::FLOAT4 | oid::FLOAT8 => Plan::Float,
+        oid::NUMERIC => Plan::DecimalNatural,
+        oid::MONEY => Plan::Money(Money::Text),
+        oid::BYTEA => Plan::Bytea,
+        oid::BIT | oid::VARBIT => Plan::BitText,
+        oid::JSON | oid::JSONB => Plan::Json,
+        oid::DATE => Plan::DateIso,
+        oid::TIME => Plan::TimeIso,
+        oid::TIMETZ => Plan::TimetzIso,
+        oid::TIMESTAMP => Plan::TimestampIso,
+        oid::TIMESTAMPTZ => Plan::Instant(Fraction::Needed),
+        oid::INTERVAL => Plan::IntervalIso,
+        _ => match &*ty.name {
+            "hstore" => Plan::Hstore,
+            _ => Plan::String,
+        },
+    }
+}
+
+fn debezium(ty: &ColumnType, decimals: Decimals) -> Plan {
+    match ty.oid {
+        oid::BOOL => Plan::Bool,
+        oid::INT2 | oid::INT4 | oid::INT8 | oid::OID => Plan::Integer,
+        oid::FLOAT4 => Plan::JavaFloat,
+        oid::FLOAT8 => Plan::JavaDouble,
+        oid::NUMERIC => match (decimals, numeric_scale(ty.typmod)) {
+            (Decimals::String, _) => Plan::DecimalText,
+            (Decimals::Double, _) => Plan::DecimalDouble,
+            (Decimals::Precise, Some(scale)) => Plan::DecimalPrecise(scale),
+            (Decimals::Precise, None) => Plan::DecimalVariable,
+        },
+        oid::MONEY => Plan::Money(match decimals {
+            Decimals::String => Money::Text,
+            Decimals::Precise => Money::Precise,
+            Decimals::Double => Money::Double,
+        }),
+        oid::BYTEA => Plan::Bytea,
+        oid::BIT | oid::VARBIT if ty.typmod == 1 => Plan::Bit,
+        oid::BIT | oid::VARBIT => Plan::Bits,
+        oid::DATE => Plan::Days,
+        oid::TIME => Plan::Time(unit(ty.typmod)),
+        oid::TIMETZ => Plan::TimeUtc,
+        oid::TIMESTAMP => Plan::Epoch(unit(ty.typmod)),
+        oid::TIMESTAMPTZ => Plan::Instant(Fraction::Padded(precision(ty.typmod))),
+        oid::INTERVAL => Plan::IntervalMicros,
+        oid::POINT => Plan::Point,
+        oid::CHAR
+        | oid::NAME
+        | oid::TEXT
+        | oid::JSON
+        | oid::XML
+        | oid::CIDR
+        | oid::MACADDR8
+        | oid::MACADDR
+        | oid::INET
+        | oid::BPCHAR
+        | oid::VARCHAR
+        | oid::UUID
+        | oid::TSVECTOR
+        | oid::JSONB
+        | oid::INT4RANGE
+        | oid::NUMRANGE
+        | oid::TSRANGE
+        | oid::TSTZRANGE
+        | oid::DATERANGE
+        | oid::INT8RANGE => Plan::String,
+        _ => match &*ty.name {
+            "citext" | "ltree" | "isbn" => Plan::String,
+            "hstore" => Plan::HstoreString,
+            "vector" => Plan::Vector { single: false },
+            "halfvec" => Plan::Vector { single: true },
+            "sparsevec" => Plan::SparseVector,
+            "geometry" | "geography" => Plan::Geometry,
+            _ => Plan::Omit,
+        },
+    }
+}
+
+/// The declared scale of a `numeric`, `None` without one. A negative scale (since PostgreSQL 15) counts as 0.
+fn numeric_scale(typmod: i32) -> Option<u16> {
+    if typmod < 4 {
+        return None;
+    }
+    // Eleven bits, signed.
+    let scale = (typmod - 4) & 0x7ff;
+    Some(if scale < 0x400 { scale as u16 } else { 0 })
+}
+
+/// The declared precision of a time, 6 without one.
+fn precision(typmod: i32) -> u8 {
+    u8::try_from(typmod).map_or(6, |precision| precision.min(6))
+}
+
+fn unit(typmod: i32) -> Unit {
+    if precision(typmod) <= 3 {
+        Unit::Millis
+    } else {
+        Unit::Micros
+    }
+}

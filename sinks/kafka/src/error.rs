@@ -1,0 +1,203 @@
+//! From librdkafka's codes to the house kinds.
+
+use lockstep_core::{Error, ErrorKind};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+
+/// An error that can be told several times: to each batch that it took down, and to writes that come later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) kind: ErrorKind,
+    pub(crate) message: String,
+    pub(crate) remedy: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Failure {
+            kind,
+            message: message.into(),
+            remedy: Some(remedy.into()),
+        }
+    }
+
+    /// `what` failed with `error`; kind and remedy follow from its code.
+    pub(crate) fn of(what: impl std::fmt::Display, error: &KafkaError) -> Self {
+        let Some(code) = error.rdkafka_error_code() else {
+            return Failure {
+                kind: kind_without_code(error),
+                message: format!("{what}: {error}"),
+                remedy: None,
+            };
+        };
+        // The text of a transaction error says more than its code.
+        let detail = match error {
+            KafkaError::Transaction(inner) => inner.string(),
+            _ => code.to_string(),
+        };
+        Failure::of_code(what, code, &detail)
+    }
+
+    /// As [`Failure::of`], for places that have a code and a text.
+    pub(crate) fn of_code(what: impl std::fmt::Display, code: Code, detail: &str) -> Self {
+        let kind = kind_of(code);
+        Failure {
+            kind,
+            message: format!("{what}: {detail}"),
+            remedy: remedy_of(code, kind).map(str::to_owned),
+        }
+    }
+
+    /// The failure as the house error.
+    pub(crate) fn error(&self) -> Error {
+        let error = Error::new(self.kind, self.message.clone());
+        match &self.remedy {
+            Some(remedy) => error.remedy(remedy.clone()),
+            None => error,
+        }
+    }
+}
+
+impl From<&Error> for Failure {
+    /// Keeps kind, places, causes and remedy; the places and causes become part of the sentence.
+    fn from(error: &Error) -> Self {
+        let remedy = error.remedy_text().map(str::to_owned);
+        let shown = error.to_string();
+        let code = error.kind().code();
+        let mut message = shown.strip_prefix(code).unwrap_or(&shown).trim_start();
+        if let Some(remedy) = &remedy {
+            let end = message.len().saturating_sub(remedy.len());
+            let stripped = message
+                .get(..end)
+                .and_then(|text| text.strip_suffix(". Remedy: "));
+            message = stripped.unwrap_or(message);
+        }
+        Failure {
+            kind: error.kind(),
+            message: message.to_owned(),
+            remedy,
+        }
+    }
+}
+
+fn kind_without_code(error: &KafkaError) -> ErrorKind {
+    match error {
+        KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) => ErrorKind::Config,
+        KafkaError::AdminOp(code) => kind_of(*code),
+        KafkaError::Nul(_) => ErrorKind::Config,
+        _ => ErrorKind::Unavailable,
+    }
+}
+
+/// What kind of failure a code is. Codes that are not listed are troubles of brokers and networks, which pass.
+pub(crate) fn kind_of(code: Code) -> ErrorKind {
+    match code {
+        Code::MessageSizeTooLarge
+        | Code::MessageBatchTooLarge
+        | Code::InvalidMessageSize
+        | Code::InvalidRecord
+        | Code::InvalidTimestamp => ErrorKind::Refused,
+        Code::TopicAuthorizationFailed
+        | Code::GroupAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::TransactionalIdAuthorizationFailed
+        | Code::DelegationTokenAuthorizationFailed => ErrorKind::Permission,
+        Code::Authentication
+        | Code::SaslAuthenticationFailed
+        | Code::IllegalSASLState
+        | Code::UnsupportedSASLMechanism
+        | Code::UnacceptableCredential
+        | Code::DelegationTokenExpired => ErrorKind::Authentication,
+        Code::UnknownTopicOrPartition
+        | Code::UnknownTopic
+        | Code::UnknownPartition
+        | Code::InvalidTopic
+        | Code::InvalidPartitions
+        | Code::InvalidReplicationFactor
+        | Code::InvalidConfig
+        | Code::PolicyViolation
+        | Code::UnsupportedVersion
+        | Code::UnsupportedFeature
+        | Code::UnsupportedForMessageFormat
+        | Code::UnsupportedCompressionType
+        | Code::InvalidRequiredAcks
+        | Code::InvalidTransactionTimeout
+        | Code::SecurityDisabled => ErrorKind::Setup,
+        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => ErrorKind::Busy,
+        Code::QueueFull | Code::ThrottlingQuotaExceeded => ErrorKind::Overloaded,
+        Code::InvalidArgument => ErrorKind::Config,
+        // The library's calls were made in the wrong order.
+        Code::State | Code::NotConfigured => ErrorKind::Protocol,
+        _ => ErrorKind::Unavailable,
+    }
+}
+
+fn remedy_of(code: Code, kind: ErrorKind) -> Option<&'static str> {
+    Some(match code {
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
+            "raise `max.message.bytes` of the topic (kafka-configs --alter --entity-type topics) and `\"message.max.bytes\"` in `properties` of this sink, or drop the large column with a `project` transform"
+        }
+        Code::TransactionalIdAuthorizationFailed => {
+            "allow Write and Describe on the transactional id (kafka-acls --add --transactional-id … --operation Write --operation Describe), or set `exactly_once = false`"
+        }
+        Code::InvalidTransactionTimeout => {
+            "lower `\"transaction.timeout.ms\"` in `properties`, or raise `transaction.max.timeout.ms` of the brokers"
+        }
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+            "create the topic (kafka-topics --create), or allow this user to create it"
+        }
+        Code::InvalidReplicationFactor => {
+            "set `replication` of this sink to at most the number of brokers"
+        }
+        _ => match kind {
+            ErrorKind::Busy => {
+                "another lockstep with the same pipeline and sink name is running: stop it, or give one of them another name"
+            }
+            ErrorKind::Permission => {
+                "allow the user Write, Describe and Create on the topics (kafka-acls --add --topic … --operation Write …)"
+            }
+            ErrorKind::Authentication => {
+                "check `security.protocol`, `sasl.mechanism`, `sasl.username` and `sasl.password` in `properties`"
+            }
+            ErrorKind::Unavailable => {
+                "check that the brokers run and that `brokers` names addresses reachable from here"
+            }
+            _ => return None,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_core::error::Policy;
+
+    #[test]
+    fn codes_map_to_kinds() {
+        for (code, kind) in [
+            (Code::MessageSizeTooLarge, ErrorKind::Refused),
+            (Code::TopicAuthorizationFailed, ErrorKind::Permission),
+            (Code::UnknownTopicOrPartition, ErrorKind::Setup),
+            (Code::BrokerTransportFailure, ErrorKind::Unavailable),
+            (Code::MessageTimedOut, ErrorKind::Unavailable),
+            (Code::Fenced, ErrorKind::Busy),
+            (Code::SaslAuthenticationFailed, ErrorKind::Authentication),
+        ] {
+            assert_eq!(kind_of(code), kind, "{code:?}");
+        }
+        assert_eq!(kind_of(Code::MessageTimedOut).policy(), Policy::Retry);
+    }
+
+    #[test]
+    fn a_house_error_survives_the_copy() {
+        let error = Error::new(ErrorKind::Refused, "column `a` holds no number")
+            .remedy("mend it")
+            .at("table public.t");
+        let copy = Failure::from(&error);
+        assert_eq!(copy.message, "table public.t: column `a` holds no number");
+        assert_eq!(copy.error().to_string(), error.to_string());
+    }
+}

@@ -1,0 +1,210 @@
+//! Delivery reports, counted: every record that was handed over is answered for.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rdkafka::Message;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, DeliveryResult, Headers};
+use rdkafka::producer::ProducerContext;
+
+use crate::error::{Failure, kind_of};
+use lockstep_core::ErrorKind;
+use lockstep_encode::envelope::HEADER_ID;
+
+/// Names the batch that a record belongs to, on its way through librdkafka.
+pub(crate) type Ticket = usize;
+
+/// The producer's context. Everything in it happens on the thread that polls.
+#[derive(Default)]
+pub(crate) struct Reports(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// The ticket of the first entry of `counts`.
+    first: Ticket,
+    counts: VecDeque<Count>,
+    /// All reports so far.
+    seen: u64,
+    /// The first record that was not delivered.
+    failed: Option<Failure>,
+    /// The last thing a broker or the network complained about that matters.
+    trouble: Option<Failure>,
+}
+
+#[derive(Default)]
+struct Count {
+    produced: u64,
+    reported: u64,
+}
+
+impl Reports {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new ticket.
+    pub(crate) fn open(&self) -> Ticket {
+        let mut state = self.state();
+        state.counts.push_back(Count::default());
+        state.first + state.counts.len() - 1
+    }
+
+    /// So many records more were handed over under `ticket`.
+    pub(crate) fn produced(&self, ticket: Ticket, records: u64) {
+        let mut state = self.state();
+        let index = ticket - state.first;
+        if let Some(count) = state.counts.get_mut(index) {
+            count.produced += records;
+        }
+    }
+
+    /// Whether all records under the oldest ticket are reported; if so, it is closed.
+    pub(crate) fn close_first(&self) -> bool {
+        let mut state = self.state();
+        let complete = state
+            .counts
+            .front()
+            .is_some_and(|count| count.reported >= count.produced);
+        if complete {
+            state.counts.pop_front();
+            state.first += 1;
+        }
+        complete
+    }
+
+    /// Whether every record is reported.
+    pub(crate) fn complete(&self) -> bool {
+        self.state()
+            .counts
+            .iter()
+            .all(|count| count.reported >= count.produced)
+    }
+
+    /// Closes all tickets.
+    pub(crate) fn close_all(&self) {
+        let mut state = self.state();
+        state.first += state.counts.len();
+        state.counts.clear();
+    }
+
+    /// Reports so far, to notice progress.
+    pub(crate) fn seen(&self) -> u64 {
+        self.state().seen
+    }
+
+    /// Why the first record that was not delivered was not.
+    pub(crate) fn failed(&self) -> Option<Failure> {
+        self.state().failed.clone()
+    }
+
+    /// What stands in the way at the moment, as far as is known: refused credentials, an unreachable broker.
+    pub(crate) fn trouble(&self) -> Option<Failure> {
+        self.state().trouble.clone()
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Ticket;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Ticket) {
+        let mut state = self.state();
+        state.seen += 1;
+        // A report for a closed ticket comes after an abort, when nobody counts any more.
+        let index = ticket.wrapping_sub(state.first);
+        if let Some(count) = state.counts.get_mut(index) {
+            count.reported += 1;
+        }
+        if let Err((error, message)) = result
+            && state.failed.is_none()
+        {
+            state.failed = Some(not_delivered(error, message));
+        }
+    }
+}
+
+fn not_delivered(error: &KafkaError, message: &BorrowedMessage<'_>) -> Failure {
+    let id = message
+        .headers()
+        .and_then(|headers| headers.iter().find(|header| header.key == HEADER_ID))
+        .and_then(|header| header.value)
+        .map(String::from_utf8_lossy);
+    let what = format!(
+        "change {} ({} bytes) was not delivered to topic `{}`",
+        id.as_deref().unwrap_or("without id"),
+        message.payload_len(),
+        message.topic()
+    );
+    Failure::of(what, error)
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        log(level, fac, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+        tracing::warn!(%code, reason, "kafka");
+        let failure = Failure::of_code("the Kafka client reports", code, reason);
+        let mut state = self.state();
+        // A refusal explains the silence that follows it; a transport error only says that there is silence.
+        let refusal = |failure: &Failure| failure.kind != ErrorKind::Unavailable;
+        if kind_of(code) != ErrorKind::Unavailable || !state.trouble.as_ref().is_some_and(refusal) {
+            state.trouble = Some(failure);
+        }
+    }
+}
+
+/// The context of the clients that read.
+pub(crate) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        log(level, fac, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka");
+    }
+}
+
+impl rdkafka::consumer::ConsumerContext for Quiet {}
+
+fn log(level: RDKafkaLogLevel, fac: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning => tracing::warn!(fac, "librdkafka: {message}"),
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+            tracing::info!(fac, "librdkafka: {message}")
+        }
+        RDKafkaLogLevel::Debug => tracing::debug!(fac, "librdkafka: {message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_closes_only_when_everything_is_reported() {
+        let reports = Reports::default();
+        let (first, second) = (reports.open(), reports.open());
+        reports.produced(first, 2);
+        reports.produced(second, 0);
+        assert!(!reports.close_first() && !reports.complete());
+        for _ in 0..2 {
+            let mut state = reports.state();
+            let index = first - state.first;
+            state.counts[index].reported += 1;
+        }
+        assert!(reports.complete());
+        assert!(reports.close_first() && reports.close_first() && !reports.close_first());
+        assert_eq!(reports.open(), second + 1);
+    }
+}

@@ -1,0 +1,146 @@
+//! The sink as the runtime sees it; the work is done on its thread.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use async_trait::async_trait;
+use lockstep_core::batch::Batch;
+use lockstep_core::check::Finding;
+use lockstep_core::durable::Durable;
+use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
+use lockstep_core::{Error, ErrorKind, Result};
+use tokio::sync::oneshot;
+
+use crate::config::KafkaConfig;
+use crate::error::Failure;
+use crate::outlet::Shared;
+use crate::progress::{self, Positions};
+use crate::worker::Order;
+use crate::{open, preflight};
+
+/// Batches that may wait for the thread. Their bytes are bounded by the memory budget; while a commit is under way many
+/// small ones gather here and share the next transaction.
+const ROOM: usize = 1024;
+
+/// Makes Kafka sinks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KafkaSinkFactory;
+
+#[async_trait]
+impl SinkFactory for KafkaSinkFactory {
+    const KIND: &'static str = "kafka";
+    type Config = KafkaConfig;
+
+    fn validate(config: &KafkaConfig) -> Result<()> {
+        config.check()
+    }
+
+    async fn open(config: &KafkaConfig, context: SinkContext) -> Result<Box<dyn Sink>> {
+        config.check()?;
+        let (orders, inbox) = channel();
+        let shared = Arc::new(Shared::new(ROOM));
+        // Made first: dropping it, as when this future is dropped, stops the thread.
+        let mut sink = KafkaSink {
+            pipeline: Arc::clone(&context.pipeline),
+            name: Arc::clone(&context.name),
+            orders,
+            shared: Arc::clone(&shared),
+            positions: Positions::new(),
+        };
+        let (ready, opened) = oneshot::channel();
+        let config = Arc::new(config.clone());
+        std::thread::Builder::new()
+            .name(format!("kafka-{}", context.name))
+            .spawn(move || match open::open(&config, &context, &shared) {
+                Ok((worker, positions)) => {
+                    if ready.send(Ok(positions)).is_ok() {
+                        worker.run(&inbox);
+                    }
+                }
+                // Whoever opened may have gone.
+                Err(error) => drop(ready.send(Err(error))),
+            })
+            .map_err(|error| {
+                Error::new(ErrorKind::Storage, "the sink's thread cannot be started").source(error)
+            })?;
+        sink.positions = opened.await.map_err(|_| gone())??;
+        Ok(Box::new(sink))
+    }
+
+    async fn preflight(config: &KafkaConfig, pipeline: &str, name: &str) -> Vec<Finding> {
+        preflight::run(config.clone(), pipeline.to_owned(), name.to_owned()).await
+    }
+}
+
+struct KafkaSink {
+    pipeline: Arc<str>,
+    name: Arc<str>,
+    orders: Sender<Order>,
+    shared: Arc<Shared>,
+    positions: Positions,
+}
+
+impl KafkaSink {
+    fn failure(&self) -> Error {
+        self.shared
+            .failure()
+            .map_or_else(gone, |failure: Failure| failure.error())
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.shared.failure() {
+            Some(failure) => Err(failure.error()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn gone() -> Error {
+    Error::new(
+        ErrorKind::Abandoned,
+        "the sink's thread ended without a word",
+    )
+}
+
+#[async_trait]
+impl Sink for KafkaSink {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+        let key = progress::key(&self.pipeline, &self.name, source);
+        Ok(self.positions.get(&key).copied())
+    }
+
+    async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable> {
+        self.check()?;
+        let room = Arc::clone(&self.shared.room).acquire_owned().await;
+        let room = room.map_err(|_| self.failure())?;
+        let (durable, receipt) = Durable::later();
+        self.orders
+            .send(Order::Write {
+                batch,
+                receipt,
+                room,
+            })
+            .map_err(|_| self.failure())?;
+        Ok(durable)
+    }
+
+    /// There is nothing to hurry: a transaction is committed as soon as no batch waits, records linger a millisecond.
+    async fn flush(&mut self) -> Result<()> {
+        self.check()
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.orders
+            .send(Order::Close(done))
+            .map_err(|_| self.failure())?;
+        answer.await.map_err(|_| self.failure())?
+    }
+}
+
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        self.shared.drop_sink();
+    }
+}

@@ -1,0 +1,334 @@
+//! The thread of a sink: takes batches, encodes them straight into librdkafka, answers receipts.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+use lockstep_core::batch::{Batch, Change, Op, Phase};
+use lockstep_core::durable::{Delivered, Receipt};
+use lockstep_core::error::At;
+use lockstep_core::{ErrorKind, Result};
+use lockstep_encode::envelope::Encoder;
+use rdkafka::producer::Producer;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::config::KafkaConfig;
+use crate::error::Failure;
+use crate::outlet::{Outlet, Pause, dropped};
+use crate::reports::Ticket;
+use crate::topics::{self, Topics, Wanted};
+use crate::transaction::{self, Book, Transaction, Uncommitted};
+
+/// Reports are handled after so many changes.
+const PUMP_EVERY: usize = 256;
+/// How often an idle producer's log and errors are looked at.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What the thread is told.
+pub(crate) enum Order {
+    Write {
+        batch: Arc<Batch>,
+        receipt: Receipt,
+        /// Given back when the batch is encoded.
+        room: OwnedSemaphorePermit,
+    },
+    /// Everything before it is made durable; then the thread ends.
+    Close(oneshot::Sender<Result<()>>),
+}
+
+/// A batch that was handed over and is not durable yet.
+struct Awaiting {
+    receipt: Receipt,
+    delivered: Delivered,
+}
+
+/// How a batch becomes durable.
+enum Mode {
+    /// When its reports are in; the reports' oldest ticket is that of the front of `awaiting`.
+    Plain,
+    /// When the transaction that holds its last record is committed.
+    Transactions {
+        book: Book,
+        open: Option<Transaction>,
+    },
+}
+
+pub(crate) struct Worker {
+    config: Arc<KafkaConfig>,
+    outlet: Outlet,
+    encoder: Encoder,
+    topics: Topics,
+    mode: Mode,
+    awaiting: VecDeque<Awaiting>,
+}
+
+impl Worker {
+    /// A worker; transactional when it has a book for the progress.
+    pub(crate) fn new(
+        config: Arc<KafkaConfig>,
+        outlet: Outlet,
+        topics: Topics,
+        book: Option<Book>,
+    ) -> Self {
+        Worker {
+            encoder: Encoder::new(config.format.with_decimals(config.decimals)),
+            config,
+            outlet,
+            topics,
+            mode: book.map_or(Mode::Plain, |book| Mode::Transactions { book, open: None }),
+            awaiting: VecDeque::new(),
+        }
+    }
+
+    /// Works until told to close, until the sink is dropped, or until something fails.
+    pub(crate) fn run(mut self, inbox: &Receiver<Order>) {
+        let failure = match self.serve(inbox) {
+            Ok(Some(done)) => {
+                // Whoever closes may have gone.
+                let _ = done.send(Ok(()));
+                return;
+            }
+            Ok(None) => Failure::from(&dropped()),
+            Err(error) => Failure::from(&error),
+        };
+        if failure.kind != ErrorKind::Stopping {
+            tracing::warn!(error = failure.message, "the Kafka sink starts over");
+        }
+        self.outlet.shared.fail(&failure);
+        self.outlet.shared.room.close();
+        if let Mode::Transactions { open: Some(_), .. } = self.mode {
+            transaction::abort(&self.outlet);
+        }
+        for waiting in self.awaiting.drain(..) {
+            waiting.receipt.resolve(Err(failure.error()));
+        }
+        while let Ok(order) = inbox.try_recv() {
+            match order {
+                Order::Write { receipt, .. } => receipt.resolve(Err(failure.error())),
+                Order::Close(done) => drop(done.send(Err(failure.error()))),
+            }
+        }
+    }
+
+    /// `Ok(Some)`: asked to close, and done. `Ok(None)`: the sink is gone.
+    fn serve(&mut self, inbox: &Receiver<Order>) -> Result<Option<oneshot::Sender<Result<()>>>> {
+        let mut pause = Pause::new();
+        loop {
+            if self.outlet.shared.is_dropped() {
+                return Ok(None);
+            }
+            let order = match inbox.try_recv() {
+                Ok(order) => Some(order),
+                Err(TryRecvError::Disconnected) => return Ok(None),
+                Err(TryRecvError::Empty) => {
+                    // Consumers wait at an open transaction: an idle one is committed at once.
+                    self.commit()?;
+                    self.settle()?;
+                    let wait = match self.awaiting.is_empty() {
+                        true => IDLE,
+                        false => pause.next(),
+                    };
+                    match inbox.recv_timeout(wait) {
+                        Ok(order) => Some(order),
+                        Err(RecvTimeoutError::Timeout) => None,
+                        Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                    }
+                }
+            };
+            match order {
+                Some(Order::Write {
+                    batch,
+                    receipt,
+                    room,
+                }) => {
+                    pause = Pause::new();
+                    let taken = self.take(&batch);
+                    drop((batch, room));
+                    // When it was not taken, it is answered with the others.
+                    let delivered = taken.as_ref().copied().unwrap_or_default();
+                    self.awaiting.push_back(Awaiting { receipt, delivered });
+                    taken?;
+                    self.commit_if_due()?;
+                    self.settle()?;
+                }
+                Some(Order::Close(done)) => {
+                    self.commit()?;
+                    self.outlet.drain()?;
+                    self.settle()?;
+                    return Ok(Some(done));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Encodes a batch into librdkafka.
+    fn take(&mut self, batch: &Batch) -> Result<Delivered> {
+        let topics = self.topics_of(batch)?;
+        let mut ticket = match &mut self.mode {
+            Mode::Plain => Some(self.outlet.reports().open()),
+            Mode::Transactions { open, .. } => {
+                let records = open.as_ref().map_or(0, |open| open.records);
+                let whole = records + batch.changes().len() as u64 <= self.config.commit_records;
+                if records > 0 && !whole {
+                    self.commit()?;
+                }
+                None
+            }
+        };
+        let mut total = Delivered::default();
+        for (index, change) in batch.changes().iter().enumerate() {
+            if let Mode::Transactions { open, .. } = &mut self.mode {
+                let open = match open {
+                    Some(open) => open,
+                    None => open.insert(Transaction::begin(&self.outlet)?),
+                };
+                ticket = Some(open.ticket);
+            }
+            let ticket = ticket.expect("plain mode opened one, transactions have one");
+            let topic = &*topics[usize::from(change.schema)];
+            let sent = self.send(batch, change, topic, ticket)?;
+            total += sent;
+            self.note(batch, change, sent.written);
+            if index % PUMP_EVERY == PUMP_EVERY - 1 {
+                self.outlet.pump();
+                self.outlet.healthy()?;
+                // Two halves of a moved row share a position: progress between them would lose the second.
+                let next = batch
+                    .changes()
+                    .get(index + 1)
+                    .map(|next| batch.position(next));
+                if next != Some(batch.position(change)) {
+                    self.commit_if_due()?;
+                }
+            }
+        }
+        Ok(total)
+    }
+
+    /// Hands the records of one change over.
+    fn send(
+        &mut self,
+        batch: &Batch,
+        change: &Change,
+        topic: &str,
+        ticket: Ticket,
+    ) -> Result<Delivered> {
+        let outlet = &self.outlet;
+        let mut sent = Delivered::default();
+        let result = self.encoder.encode(batch, change, &mut |record| {
+            let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
+            let copies = match record.op {
+                // Whoever reads a partition has to learn that its rows are gone.
+                Op::Truncate => {
+                    let count = topics::partitions(outlet.producer.client(), topic)
+                        .map_err(|failure| failure.error())?
+                        .unwrap_or(1);
+                    for partition in 0..count {
+                        outlet.send(topic, Some(partition), &record, ticket)?;
+                    }
+                    count as u64
+                }
+                _ => {
+                    outlet.send(topic, None, &record, ticket)?;
+                    1
+                }
+            };
+            sent.written += copies;
+            sent.bytes += copies * bytes as u64;
+            Ok(())
+        });
+        // Counted even when a later record of the change failed: what was handed over is reported.
+        outlet.reports().produced(ticket, sent.written);
+        match result {
+            Ok(()) => Ok(sent),
+            Err(error) => Err(error).at(format!(
+                "change {} of table {}",
+                batch.source.change_id(batch.position(change)),
+                batch.schema(change).origin
+            )),
+        }
+    }
+
+    fn note(&mut self, batch: &Batch, change: &Change, records: u64) {
+        if let Mode::Transactions {
+            open: Some(open), ..
+        } = &mut self.mode
+        {
+            open.records += records;
+            // Rows of an initial copy come from several readers at once: their positions say nothing of each other.
+            if batch.phase == Phase::Stream {
+                open.note(&batch.source, batch.position(change));
+            }
+        }
+    }
+
+    fn commit_if_due(&mut self) -> Result<()> {
+        let due = match &self.mode {
+            Mode::Transactions {
+                open: Some(open), ..
+            } => {
+                open.records >= self.config.commit_records
+                    || open.since.elapsed() >= self.config.commit_interval.0
+            }
+            _ => false,
+        };
+        if due { self.commit() } else { Ok(()) }
+    }
+
+    /// Commits the open transaction, if there is one, and answers the receipts of all batches in it or before it.
+    fn commit(&mut self) -> Result<()> {
+        let Mode::Transactions { book, open } = &mut self.mode else {
+            return Ok(());
+        };
+        if let Some(transaction) = open.take()
+            && let Err(Uncommitted { error, open }) = transaction.commit(&self.outlet, book)
+        {
+            if open {
+                transaction::abort(&self.outlet);
+            }
+            return Err(error);
+        }
+        for waiting in self.awaiting.drain(..) {
+            waiting.receipt.resolve(Ok(waiting.delivered));
+        }
+        Ok(())
+    }
+
+    /// Without transactions: answers the receipts whose reports are in, in order.
+    fn settle(&mut self) -> Result<()> {
+        self.outlet.pump();
+        self.outlet.healthy()?;
+        if matches!(self.mode, Mode::Plain) {
+            while !self.awaiting.is_empty() && self.outlet.reports().close_first() {
+                if let Some(waiting) = self.awaiting.pop_front() {
+                    waiting.receipt.resolve(Ok(waiting.delivered));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The topic of each schema of the batch, created when it is new and missing.
+    fn topics_of(&mut self, batch: &Batch) -> Result<Vec<Arc<str>>> {
+        let mut names = Vec::with_capacity(batch.schemas().len());
+        for schema in batch.schemas() {
+            if let Some(topic) = self.topics.known(schema) {
+                names.push(Arc::clone(&topic.name));
+                continue;
+            }
+            let name = self.topics.name(schema)?;
+            let wanted = Wanted {
+                name: &name,
+                partitions: self.config.partitions,
+                config: &[],
+            };
+            topics::ensure(self.outlet.producer.client(), &self.config, &[wanted])
+                .map_err(|failure| failure.error())?;
+            self.topics.learn(schema, Arc::clone(&name));
+            names.push(name);
+        }
+        Ok(names)
+    }
+}

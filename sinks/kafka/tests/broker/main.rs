@@ -1,0 +1,12 @@
+//! Against a real Apache Kafka.
+
+mod delivery;
+mod exactly_once;
+mod faults;
+mod mock;
+mod partitions;
+mod preflight;
+mod rate;
+mod replay;
+mod secured;
+mod support;

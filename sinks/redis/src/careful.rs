@@ -1,0 +1,420 @@
+//! Batches that must read what is there before they write, or that empty tables.
+//!
+//! They run alone: everything before them has been answered, nothing after them has been sent.
+
+use std::sync::Arc;
+
+use lockstep_core::Result;
+use lockstep_core::batch::Batch;
+use lockstep_core::durable::Delivered;
+use lockstep_core::error::At;
+use lockstep_core::position::Position;
+use lockstep_core::schema::TableSchema;
+use lockstep_encode::fold::{Write, parts};
+use redis::Value;
+
+use crate::config::ValueFormat;
+use crate::flush::Flush;
+use crate::keys;
+use crate::link::{Command, Link, Node};
+use crate::rows::Base;
+use crate::scan::Scan;
+use crate::scripts::{self, How, Script};
+use crate::version::Version;
+use crate::writer::{Writer, put};
+
+/// Rows at a time, so that the values read stay few.
+const AT_ONCE: usize = 512;
+
+impl Writer {
+    /// Carries out the writes of a batch and waits for the answers.
+    pub(crate) async fn apply_carefully(
+        &mut self,
+        batch: &Batch,
+        writes: &[Write<'_>],
+    ) -> Result<Delivered> {
+        let mut delivered = Delivered::default();
+        for part in parts(writes) {
+            if let [Write::Truncate { schema, position }] = part {
+                delivered += self.truncate(batch, schema, *position).await?;
+                continue;
+            }
+            for rows in part.chunks(AT_ONCE) {
+                delivered += self.apply_rows(batch, rows).await?;
+            }
+        }
+        Ok(delivered)
+    }
+
+    /// Writes none of which needs what another one changes. Deletes come last: a row that a key change takes away is
+    /// the only one that has the values its successor keeps, until the successor has been written.
+    async fn apply_rows(&mut self, batch: &Batch, writes: &[Write<'_>]) -> Result<Delivered> {
+        let mut bases = self.read_bases(batch, writes).await?.into_iter();
+        let (mut delivered, mut incomplete) = (Delivered::default(), 0);
+        let mut flush = Flush::default();
+        let (deletes, upserts): (Vec<_>, Vec<_>) = writes
+            .iter()
+            .partition(|write| matches!(write, Write::Delete { .. }));
+        for write in upserts {
+            let base = match write {
+                Write::Upsert {
+                    missing_from: Some(_),
+                    ..
+                } => bases.next().unwrap_or(Some(Base::Json(None))),
+                _ => Some(Base::Whole),
+            };
+            let Some(base) = base else {
+                delivered.stale += 1;
+                continue;
+            };
+            let (done, gaps) = self.put_one(batch, write, &base, &mut flush).await?;
+            delivered += done;
+            incomplete += u64::from(gaps > 0);
+            if flush.is_full() {
+                incomplete += self.send_now(&mut flush, &mut delivered).await?;
+            }
+        }
+        incomplete += self.send_now(&mut flush, &mut delivered).await?;
+        for write in deletes {
+            delivered += self
+                .put_one(batch, write, &Base::Whole, &mut flush)
+                .await?
+                .0;
+        }
+        self.send_now(&mut flush, &mut delivered).await?;
+        if incomplete > 0 {
+            tracing::warn!(
+                sink = %self.names.sink,
+                source = %batch.source.name,
+                rows = incomplete,
+                "rows were written without their unchanged large columns, because Redis did not hold them; \
+                 load the tables anew, or set REPLICA IDENTITY FULL so that the source always sends them"
+            );
+        }
+        Ok(delivered)
+    }
+
+    async fn put_one(
+        &mut self,
+        batch: &Batch,
+        write: &Write<'_>,
+        base: &Base,
+        flush: &mut Flush,
+    ) -> Result<(Delivered, usize)> {
+        let source = self
+            .sources
+            .get(&self.link, &self.names, &batch.source)
+            .await?;
+        put(&mut self.tables, flush, source, batch, write, base)
+    }
+
+    /// Sends a flush and waits. Returns how many rows lacked what they were to keep.
+    async fn send_now(&mut self, flush: &mut Flush, delivered: &mut Delivered) -> Result<u64> {
+        let tally = std::mem::take(flush).send(&self.link, self.limits).await?;
+        delivered.written -= tally.stale;
+        delivered.stale += tally.stale;
+        Ok(tally.gaps)
+    }
+
+    /// Reads what rows keep: one answer for each row that keeps something, in order. `None` for a row that the server
+    /// holds in a later state: the write is a replay.
+    ///
+    /// Where the server is ahead, the row that a key change took the values from may be gone, or its key may have been
+    /// taken by another row. The values are then where the change has put them: under the row's own key.
+    async fn read_bases(
+        &mut self,
+        batch: &Batch,
+        writes: &[Write<'_>],
+    ) -> Result<Vec<Option<Base>>> {
+        let epoch = self
+            .sources
+            .get(&self.link, &self.names, &batch.source)
+            .await?
+            .epoch;
+        let mut wanted = Vec::new();
+        for write in writes {
+            let Write::Upsert {
+                key,
+                schema,
+                row,
+                missing_from: Some(from),
+                missing_before,
+                position,
+                ..
+            } = write
+            else {
+                continue;
+            };
+            let format = self.tables.format();
+            let table = self.tables.get(schema)?;
+            let columns = match format {
+                ValueFormat::Json => Vec::new(),
+                ValueFormat::Hash => table.unchanged(row.row(batch)).map(str::to_owned).collect(),
+            };
+            wanted.push(Wanted {
+                from: table.key(from),
+                to: table.key(key),
+                version: Version::new(epoch, batch.phase, *position),
+                before: Version::new(epoch, batch.phase, *missing_before),
+                columns,
+                merge: format == ValueFormat::Hash && from == key,
+            });
+        }
+        let mut commands = Vec::new();
+        for want in wanted.iter().filter(|want| !want.merge) {
+            commands.extend([want.read(&want.from), version_of(&want.from)]);
+            if want.from != want.to {
+                commands.extend([want.read(&want.to), version_of(&want.to)]);
+            }
+        }
+        let mut replies = self.link.ask(commands).await?.into_iter();
+        let mut bases = Vec::with_capacity(wanted.len());
+        for want in &wanted {
+            if want.merge {
+                bases.push(Some(Base::Merge));
+                continue;
+            }
+            let from = self.held(&want.from, &mut replies)?;
+            let to = match want.from == want.to {
+                true => None,
+                false => Some(self.held(&want.to, &mut replies)?),
+            };
+            bases.push(want.choose(from, to));
+        }
+        Ok(bases)
+    }
+
+    /// The next two replies: what is held under `data`, and its version.
+    fn held(&self, data: &[u8], replies: &mut impl Iterator<Item = Value>) -> Result<Held> {
+        let place = || format!("key {}", String::from_utf8_lossy(data));
+        let mut next = || {
+            let reply = replies.next().unwrap_or(Value::Nil);
+            self.link.check(&reply).at(place()).map(|()| reply)
+        };
+        let (values, version) = (next()?, next()?);
+        let version = match version {
+            Value::BulkString(text) => Version::parse(&text),
+            _ => None,
+        };
+        let values = base(values)
+            .map_err(|reply| self.link.unexpected("GET or HMGET", &reply).at(place()))?;
+        Ok(Held { values, version })
+    }
+
+    /// Empties a table: notes the floor, then removes every row below it, step by step.
+    async fn truncate(
+        &mut self,
+        batch: &Batch,
+        schema: &Arc<TableSchema>,
+        position: Position,
+    ) -> Result<Delivered> {
+        let place = format!("TRUNCATE of {}", schema.id);
+        let source = self
+            .sources
+            .get(&self.link, &self.names, &batch.source)
+            .await?;
+        let version = Version::new(source.epoch, batch.phase, position);
+        let floor = source
+            .raise_floor(&self.link, schema, version)
+            .await
+            .at(&*place)?;
+        let pattern = self.tables.get(schema)?.space.pattern();
+        let mut delivered = Delivered::default();
+        let mut scan = Scan::begin(&self.link, pattern).await.at(&*place)?;
+        while let Some(mut found) = scan.next().await.at(&*place)? {
+            // The sink's own keys have no braces: what has some belongs to someone else.
+            found.retain(|key| {
+                !keys::is_beside(key) && !key.contains(&b'{') && !key.contains(&b'}')
+            });
+            let kept = clear(&self.link, self.limits.keys, &found, floor)
+                .await
+                .at(&*place)?;
+            delivered.written += found.len() as u64 - kept.min(found.len() as u64);
+        }
+        Ok(delivered)
+    }
+}
+
+/// Removes rows, up to `per_call` in a script call, unless they are newer than `floor`; returns how many are.
+async fn clear(link: &Link, per_call: usize, found: &[Vec<u8>], floor: Version) -> Result<u64> {
+    let groups: Vec<(Node, &[Vec<u8>])> = if link.is_cluster() {
+        let alone = found.iter().map(std::slice::from_ref);
+        alone.map(|key| (Node::of_key(&key[0]), key)).collect()
+    } else {
+        found
+            .chunks(per_call)
+            .map(|keys| (Node::Any, keys))
+            .collect()
+    };
+    let build = |index: usize, how: How| {
+        let (node, keys) = groups[index];
+        let mut cmd = Script::Clear.call(how, 2 * keys.len(), 2 * keys.len() + 1, 128 * keys.len());
+        let mut companion = Vec::new();
+        for key in keys {
+            companion.clear();
+            keys::companion(key, &mut companion);
+            cmd.arg(key.as_slice()).arg(&companion);
+        }
+        cmd.arg(floor.as_bytes());
+        Command { cmd, node }
+    };
+    let replies = scripts::run(link, groups.len(), build).await?;
+    replies
+        .iter()
+        .map(|reply| scripts::counts(link, Script::Clear, reply).map(|(kept, _)| kept))
+        .sum()
+}
+
+/// A row that keeps values which the server holds under `from`.
+struct Wanted {
+    from: Vec<u8>,
+    to: Vec<u8>,
+    version: Version,
+    /// What `from` holds from here on is not the row any more.
+    before: Version,
+    /// In a hash: the columns.
+    columns: Vec<String>,
+    /// The server itself puts the row into the hash that it has.
+    merge: bool,
+}
+
+/// What the server holds under a key.
+struct Held {
+    /// `None` when there is nothing.
+    values: Option<Base>,
+    /// Of the row, or of its deletion.
+    version: Option<Version>,
+}
+
+impl Wanted {
+    fn read(&self, data: &[u8]) -> Command {
+        if self.columns.is_empty() {
+            return Command::on_key("GET", data);
+        }
+        let mut command = Command::on_key("HMGET", data);
+        for column in &self.columns {
+            command.cmd.arg(column);
+        }
+        command
+    }
+
+    /// See [`Writer::read_bases`]. `to` is absent when it is `from`.
+    fn choose(&self, from: Held, to: Option<Held>) -> Option<Base> {
+        let is_at = |held: &Held, at| held.version.is_some_and(|version| version >= at);
+        let Some(to) = to else {
+            if from.values.is_none() && is_at(&from, self.version) {
+                return None;
+            }
+            return Some(from.values.unwrap_or(Base::Json(None)));
+        };
+        if from.values.is_some() && !is_at(&from, self.before) {
+            return from.values;
+        }
+        if to.values.is_none() && is_at(&to, self.version) {
+            return None;
+        }
+        Some(to.values.unwrap_or(Base::Json(None)))
+    }
+}
+
+fn version_of(data: &[u8]) -> Command {
+    let mut companion = Vec::with_capacity(data.len() + 16);
+    keys::companion(data, &mut companion);
+    Command::on_key("GET", companion)
+}
+
+/// An unchanged value is never NULL: a hash without any of the fields asked for is one that is not there.
+fn base(reply: Value) -> Result<Option<Base>, Value> {
+    match reply {
+        Value::Nil => Ok(None),
+        Value::BulkString(text) => Ok(Some(Base::Json(Some(text)))),
+        Value::Array(fields) => fields
+            .into_iter()
+            .map(|field| match field {
+                Value::Nil => Ok(None),
+                Value::BulkString(value) => Ok(Some(value)),
+                other => Err(other),
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map(|fields| {
+                let any = fields.iter().any(Option::is_some);
+                any.then_some(Base::Fields(fields))
+            }),
+        other => Err(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::batch::Phase;
+    use lockstep_core::position::Lsn;
+
+    use super::*;
+
+    fn version(commit: u64) -> Version {
+        let position = Position {
+            commit: Lsn(commit),
+            ordinal: 1,
+        };
+        Version::new(0, Phase::Stream, position)
+    }
+
+    fn held(value: Option<&str>, at: Option<u64>) -> Held {
+        Held {
+            values: value.map(|value| Base::Json(Some(value.into()))),
+            version: at.map(version),
+        }
+    }
+
+    /// The value chosen; `-` for none, `stale` for a replay.
+    fn choose(from: Held, to: Option<Held>) -> String {
+        let want = Wanted {
+            from: b"a".into(),
+            to: b"b".into(),
+            version: version(12),
+            before: version(10),
+            columns: Vec::new(),
+            merge: false,
+        };
+        match want.choose(from, to) {
+            None => "stale".into(),
+            Some(Base::Json(Some(value))) => String::from_utf8(value).expect("UTF-8"),
+            Some(_) => "-".into(),
+        }
+    }
+
+    #[test]
+    fn values_are_taken_from_where_they_are() {
+        let (gone, none) = (|at| held(None, Some(at)), || held(None, None));
+        let moved = |from, to| choose(from, Some(to));
+        assert_eq!(moved(held(Some("1"), Some(9)), none()), "1");
+        assert_eq!(
+            moved(held(Some("1"), Some(9)), held(Some("2"), Some(3))),
+            "1"
+        );
+        assert_eq!(
+            moved(gone(10), held(Some("2"), Some(10))),
+            "2",
+            "written before"
+        );
+        assert_eq!(
+            moved(held(Some("1"), Some(11)), held(Some("2"), Some(10))),
+            "2",
+            "the old key has another row"
+        );
+        assert_eq!(
+            moved(gone(10), gone(12)),
+            "stale",
+            "written before, and gone by now"
+        );
+        assert_eq!(
+            moved(none(), held(Some("2"), Some(5))),
+            "2",
+            "copied under its new key"
+        );
+        assert_eq!(moved(none(), none()), "-");
+        assert_eq!(choose(held(Some("1"), Some(12)), None), "1");
+        assert_eq!(choose(gone(12), None), "stale");
+        assert_eq!(choose(gone(11), None), "-");
+    }
+}

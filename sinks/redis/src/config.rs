@@ -1,0 +1,316 @@
+//! The sink's section of the pipeline file.
+
+use std::path::PathBuf;
+use std::time::Duration as StdDuration;
+
+use lockstep_core::config::{ByteSize, Duration, Secret};
+use lockstep_core::{Error, ErrorKind, Result};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::keys;
+
+/// Where a row goes unless `key` says otherwise.
+pub const DEFAULT_KEY: &str = "{source}:{table}:{key}";
+/// How long a deleted key's version is kept: longer than any replay or backlog is expected to last.
+pub const DEFAULT_TOMBSTONE_TTL: Duration = Duration(StdDuration::from_secs(24 * 3600));
+/// Keys per script call. A call blocks the server for about a microsecond or two per key.
+pub const DEFAULT_BATCH_KEYS: usize = 128;
+/// Payload bytes per script call.
+pub const DEFAULT_BATCH_BYTES: ByteSize = ByteSize(256 * 1024);
+/// How long a connection may take to come up.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration(StdDuration::from_secs(5));
+/// How long the server may take to answer before it counts as gone.
+pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration(StdDuration::from_secs(10));
+
+/// The most keys that fit on the stack of the server's Lua, four values each, with room to spare.
+const MAX_BATCH_KEYS: usize = 1000;
+
+/// Rows as values of Redis keys, in a single server or a cluster.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RedisConfig {
+    /// The server: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, `unix:///path` for a socket. For a
+    /// cluster, any of its nodes.
+    #[serde(default)]
+    pub url: Option<Secret>,
+    /// Several nodes of a cluster to start from, instead of `url`.
+    #[serde(default)]
+    pub urls: Option<Vec<Secret>>,
+    /// Whether the server is a Redis Cluster. Default: false.
+    #[serde(default)]
+    pub cluster: bool,
+    /// Certificates for `rediss://`. Without it the system's certificate authorities are trusted.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
+    /// The key of a row. Fields: `{source}`, `{schema}`, `{table}`, and `{key}`, the key values joined by `:`; `{table}`
+    /// and one `{key}` must be there. `%`, `:`, `{` and `}` inside a key value are written `%25`, `%3A`, `%7B`, `%7D`.
+    /// Default: `{source}:{table}:{key}`.
+    #[serde(default = "default_key")]
+    pub key: String,
+    /// What a key holds: `json`, the row as one JSON text, or `hash`, a field per column that is not NULL. Default: `json`.
+    #[serde(default)]
+    pub value: ValueFormat,
+    /// How long a row stays after its last write. Its version goes with it. Default: for ever.
+    #[serde(default)]
+    pub ttl: Option<Duration>,
+    /// How long the version of a deleted row is kept, so that a write replayed late cannot bring the row back. Make it
+    /// longer than the longest outage after which changes are replayed. Default: `24h`.
+    #[serde(default = "default_tombstone_ttl")]
+    pub tombstone_ttl: Duration,
+    /// How writes are grouped.
+    #[serde(default)]
+    pub batch: BatchConfig,
+    /// How long a connection may take to come up. Default: `5s`.
+    #[serde(default = "default_connect_timeout")]
+    pub connect_timeout: Duration,
+    /// How long the server may take to answer before it counts as gone. Default: `10s`.
+    #[serde(default = "default_response_timeout")]
+    pub response_timeout: Duration,
+}
+
+/// What a key holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ValueFormat {
+    /// The row as one JSON text.
+    #[default]
+    Json,
+    /// A hash with a field per column that is not NULL.
+    Hash,
+}
+
+/// How writes are grouped into script calls. A call ends at whichever limit comes first.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchConfig {
+    /// Keys per script call, 1 to 1000. In a cluster the keys of a call share a hash slot. Default: 128.
+    #[serde(default = "default_batch_keys")]
+    pub keys: usize,
+    /// Payload bytes per script call; a larger row goes alone. Default: `256KiB`.
+    #[serde(default = "default_batch_bytes")]
+    pub bytes: ByteSize,
+}
+
+/// Certificates for `rediss://`, as PEM files.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The certificate authorities to trust instead of the system's.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    /// The client's certificate chain, together with `key`.
+    #[serde(default)]
+    pub cert: Option<PathBuf>,
+    /// The client's private key, together with `cert`.
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        BatchConfig {
+            keys: DEFAULT_BATCH_KEYS,
+            bytes: DEFAULT_BATCH_BYTES,
+        }
+    }
+}
+
+fn default_key() -> String {
+    DEFAULT_KEY.to_owned()
+}
+
+fn default_tombstone_ttl() -> Duration {
+    DEFAULT_TOMBSTONE_TTL
+}
+
+fn default_batch_keys() -> usize {
+    DEFAULT_BATCH_KEYS
+}
+
+fn default_batch_bytes() -> ByteSize {
+    DEFAULT_BATCH_BYTES
+}
+
+fn default_connect_timeout() -> Duration {
+    DEFAULT_CONNECT_TIMEOUT
+}
+
+fn default_response_timeout() -> Duration {
+    DEFAULT_RESPONSE_TIMEOUT
+}
+
+impl RedisConfig {
+    /// Checks what can be checked without I/O.
+    ///
+    /// # Errors
+    /// Of kind `Config`, naming the field.
+    pub fn validate(&self) -> Result<()> {
+        self.endpoints()?;
+        keys::parse_template(&self.key)?;
+        for (name, duration) in [
+            ("tombstone_ttl", Some(self.tombstone_ttl)),
+            ("ttl", self.ttl),
+            ("connect_timeout", Some(self.connect_timeout)),
+            ("response_timeout", Some(self.response_timeout)),
+        ] {
+            if duration.is_some_and(|duration| duration.0.is_zero()) {
+                return Err(
+                    wrong(format!("`{name}` is zero")).remedy("give it a length, such as 10s")
+                );
+            }
+        }
+        if !(1..=MAX_BATCH_KEYS).contains(&self.batch.keys) {
+            return Err(wrong(format!("`batch.keys` is {}", self.batch.keys))
+                .remedy(format!("choose a number from 1 to {MAX_BATCH_KEYS}")));
+        }
+        if let Some(tls) = &self.tls {
+            if tls.cert.is_some() != tls.key.is_some() {
+                return Err(
+                    wrong("`tls.cert` and `tls.key` belong together").remedy("give both or none")
+                );
+            }
+            if !self.first_url().reveal().starts_with("rediss://") {
+                return Err(wrong("`tls` is given for a URL without TLS")
+                    .remedy("write rediss:// in the URL"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The URLs to connect to, of which there is at least one, parsed.
+    pub(crate) fn endpoints(&self) -> Result<Vec<ConnectionInfo>> {
+        let urls = match (&self.url, &self.urls) {
+            (Some(url), None) => std::slice::from_ref(url),
+            (None, Some(urls)) if !urls.is_empty() => urls.as_slice(),
+            (Some(_), Some(_)) => {
+                return Err(wrong("`url` and `urls` are both given").remedy("keep one of them"));
+            }
+            (None, _) => {
+                return Err(
+                    wrong("`url` is missing").remedy("write url = \"redis://127.0.0.1:6379\"")
+                );
+            }
+        };
+        if urls.len() > 1 && !self.cluster {
+            return Err(wrong("`urls` names several servers").remedy(
+                "write cluster = true if they are nodes of a Redis Cluster, else keep one as `url`",
+            ));
+        }
+        urls.iter()
+            .map(|url| parse_url(url, self.cluster))
+            .collect()
+    }
+
+    /// The first URL, for messages by [`Secret::redacted_url`].
+    pub(crate) fn first_url(&self) -> Secret {
+        self.url
+            .clone()
+            .or_else(|| self.urls.as_ref().and_then(|urls| urls.first().cloned()))
+            .unwrap_or_else(|| Secret::new(""))
+    }
+
+    /// The server as messages name it, without credentials.
+    pub(crate) fn place(&self) -> String {
+        self.first_url().redacted_url()
+    }
+}
+
+fn parse_url(url: &Secret, cluster: bool) -> Result<ConnectionInfo> {
+    let info = url.reveal().into_connection_info().map_err(|cause| {
+        // The cause may quote a part of the URL, though not its credentials: the parser's messages are fixed texts.
+        wrong(format!(
+            "`{}` is not the URL of a Redis server",
+            url.redacted_url()
+        ))
+        .source(cause)
+        .remedy(
+            "write redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path",
+        )
+    })?;
+    if cluster {
+        if matches!(info.addr(), ConnectionAddr::Unix(_)) {
+            return Err(wrong("a cluster cannot be reached through a socket file")
+                .remedy("use a redis:// URL"));
+        }
+        if info.redis_settings().db() != 0 {
+            return Err(
+                wrong("a cluster has database 0 only").remedy("remove the database from the URL")
+            );
+        }
+    }
+    let tcp = info.tcp_settings().clone().set_nodelay(true);
+    Ok(info.set_tcp_settings(tcp))
+}
+
+fn wrong(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Config, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<RedisConfig, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    #[test]
+    fn defaults_are_as_documented() {
+        let config = parse(r#"{"url":"redis://h"}"#).expect("valid");
+        config.validate().expect("valid");
+        assert_eq!(config.key, DEFAULT_KEY);
+        assert_eq!(config.value, ValueFormat::Json);
+        assert_eq!(config.tombstone_ttl.to_string(), "1d");
+        assert_eq!((config.batch.keys, config.batch.bytes.0), (128, 262_144));
+        assert!(config.ttl.is_none() && !config.cluster);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        assert!(parse(r#"{"url":"redis://h","tttl":"1s"}"#).is_err());
+        assert!(parse(r#"{"url":"redis://h","batch":{"key":1}}"#).is_err());
+    }
+
+    #[test]
+    fn mistakes_are_config_errors_that_show_no_secret() {
+        for bad in [
+            r#"{}"#,
+            r#"{"url":"http://u:hunter2@h"}"#,
+            r#"{"url":"redis://u:hunter2@h:99999"}"#,
+            r#"{"url":"redis://h","urls":["redis://h"]}"#,
+            r#"{"urls":["redis://a","redis://b"]}"#,
+            r#"{"urls":[],"cluster":true}"#,
+            r#"{"url":"redis://u:hunter2@h/3","cluster":true}"#,
+            r#"{"url":"unix:///tmp/s","cluster":true}"#,
+            r#"{"url":"redis://h","key":"{source}:{key}"}"#,
+            r#"{"url":"redis://h","key":"{table}"}"#,
+            r#"{"url":"redis://h","key":"{table}:{key}:{key}"}"#,
+            r#"{"url":"redis://h","key":"{tabel}:{key}"}"#,
+            r#"{"url":"redis://h","tombstone_ttl":"0s"}"#,
+            r#"{"url":"redis://h","batch":{"keys":0}}"#,
+            r#"{"url":"redis://h","batch":{"keys":1001}}"#,
+            r#"{"url":"redis://h","tls":{"ca":"/ca.pem"}}"#,
+            r#"{"url":"rediss://h","tls":{"cert":"/c.pem"}}"#,
+        ] {
+            let error = parse(bad).expect(bad).validate().expect_err(bad);
+            assert_eq!(error.kind(), ErrorKind::Config, "{bad}");
+            assert!(error.remedy_text().is_some(), "{bad}: {error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn good_urls_pass() {
+        for good in [
+            r#"{"url":"redis://u:p@h:6380/2"}"#,
+            r#"{"url":"rediss://h","tls":{"ca":"/ca.pem"}}"#,
+            r#"{"url":"unix:///run/redis.sock"}"#,
+            r#"{"url":"redis://h","cluster":true}"#,
+            r#"{"urls":["redis://a","redis://b:7000"],"cluster":true}"#,
+        ] {
+            parse(good).expect(good).validate().expect(good);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Writes on their way: put together in one buffer, sent as script calls of many keys.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use lockstep_core::{Error, ErrorKind, Result};
+use redis::cluster_routing::Slot;
+
+use crate::keys;
+use crate::link::{Command, Link, Node};
+use crate::scripts::{self, How, Script};
+use crate::version::Version;
+
+/// A flush goes out when it holds this much, however many batches that is.
+const FULL_BYTES: usize = 256 << 10;
+const FULL_WRITES: usize = 2048;
+/// The longest value a server takes unless `proto-max-bulk-len` says otherwise.
+const MAX_VALUE: usize = 512 << 20;
+
+/// How writes are grouped and how long they live.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Keys per call.
+    pub(crate) keys: usize,
+    /// Payload bytes per call.
+    pub(crate) bytes: usize,
+    /// How long rows live, in milliseconds; 0 is for ever.
+    pub(crate) ttl: u64,
+    /// How long tombstones live, in milliseconds.
+    pub(crate) tombstone_ttl: u64,
+}
+
+/// Writes that are sent together. Keys of one flush may repeat: scripts compare versions, so the order of calls does not
+/// matter, and within a call it is the order of the writes.
+#[derive(Default)]
+pub(crate) struct Flush {
+    bytes: Vec<u8>,
+    /// Where words of writes are in `bytes`.
+    words: Vec<Range<usize>>,
+    writes: Vec<Write>,
+    /// Batches whose last write is in here.
+    pub(crate) jobs: usize,
+}
+
+struct Write {
+    script: Script,
+    key: Range<usize>,
+    version: Version,
+    /// Indices into `words`.
+    args: Range<usize>,
+    payload: usize,
+}
+
+/// What the server did with a flush.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Writes that were older than what the server holds.
+    pub(crate) stale: u64,
+    /// Rows that were to keep columns of a hash that is not there.
+    pub(crate) gaps: u64,
+}
+
+impl Flush {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.jobs == 0
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes.len() >= FULL_BYTES || self.writes.len() >= FULL_WRITES
+    }
+
+    /// Begins a write; `key` appends the key, `args` appends the words. Returns the payload's size.
+    pub(crate) fn write(
+        &mut self,
+        script: Script,
+        version: Version,
+        key: impl FnOnce(&mut Vec<u8>),
+        args: impl FnOnce(&mut Words<'_>) -> Result<()>,
+    ) -> Result<usize> {
+        let start = self.bytes.len();
+        key(&mut self.bytes);
+        let key = start..self.bytes.len();
+        let first = self.words.len();
+        args(&mut Words(self))?;
+        let payload = self.bytes.len() - key.end;
+        if payload > MAX_VALUE {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "the row at {} takes {payload} bytes, more than the server's 512 MiB",
+                    String::from_utf8_lossy(&self.bytes[key])
+                ),
+            )
+            .remedy("leave the large column out with a `project` transform"));
+        }
+        self.writes.push(Write {
+            script,
+            key,
+            version,
+            args: first..self.words.len(),
+            payload,
+        });
+        Ok(payload)
+    }
+
+    /// Sends everything and reads every reply.
+    ///
+    /// # Errors
+    /// The first error of any call; others may have been carried out.
+    pub(crate) async fn send(&self, link: &Link, limits: Limits) -> Result<Tally> {
+        let calls = self.calls(link.is_cluster(), limits);
+        let replies = scripts::run(link, calls.len(), |index, how| {
+            self.command(&calls[index], how, limits)
+        })
+        .await?;
+        let mut tally = Tally::default();
+        for (call, reply) in calls.iter().zip(&replies) {
+            let (stale, gaps) = scripts::counts(link, call.script, reply)?;
+            tally.stale += stale;
+            tally.gaps += gaps;
+        }
+        Ok(tally)
+    }
+
+    /// Groups the writes: one script per call and, in a cluster, one slot.
+    fn calls(&self, cluster: bool, limits: Limits) -> Vec<Call> {
+        let mut calls: Vec<Call> = Vec::new();
+        let mut open: HashMap<(Script, Option<Slot>), usize> = HashMap::new();
+        for (index, write) in self.writes.iter().enumerate() {
+            let slot = cluster.then(|| Slot::for_key(&self.bytes[write.key.clone()]));
+            let at = *open.entry((write.script, slot)).or_insert(usize::MAX);
+            if let Some(call) = calls.get_mut(at)
+                && call.writes.len() < limits.keys
+                && call.payload + write.payload <= limits.bytes
+            {
+                call.writes.push(index);
+                call.payload += write.payload;
+                continue;
+            }
+            open.insert((write.script, slot), calls.len());
+            calls.push(Call {
+                script: write.script,
+                slot,
+                writes: vec![index],
+                payload: write.payload,
+            });
+        }
+        calls
+    }
+
+    fn command(&self, call: &Call, how: How, limits: Limits) -> Command {
+        let writes = call.writes.iter().map(|&index| &self.writes[index]);
+        let (mut words, mut bytes) = (1, 32);
+        for write in writes.clone() {
+            words += 3 + write.args.len();
+            bytes += 2 * write.key.len() + 64 + write.payload;
+        }
+        let mut cmd = call.script.call(how, 2 * call.writes.len(), words, bytes);
+        let mut companion = Vec::with_capacity(64);
+        for write in writes.clone() {
+            let key = &self.bytes[write.key.clone()];
+            companion.clear();
+            keys::companion(key, &mut companion);
+            cmd.arg(key).arg(&companion);
+        }
+        match call.script {
+            Script::Drop => cmd.arg(limits.tombstone_ttl),
+            _ => cmd.arg(limits.ttl),
+        };
+        for write in writes {
+            cmd.arg(write.version.as_bytes());
+            for word in &self.words[write.args.clone()] {
+                cmd.arg(&self.bytes[word.clone()]);
+            }
+        }
+        Command {
+            cmd,
+            node: call.slot.map_or(Node::Any, Node::Serving),
+        }
+    }
+}
+
+/// One call of a script.
+struct Call {
+    script: Script,
+    slot: Option<Slot>,
+    writes: Vec<usize>,
+    payload: usize,
+}
+
+/// The words of one write.
+pub(crate) struct Words<'a>(&'a mut Flush);
+
+impl Words<'_> {
+    /// Adds a word that `write` appends to the buffer. What `write` returns `false` for leaves no word.
+    pub(crate) fn add(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<bool>) -> Result<bool> {
+        let start = self.0.bytes.len();
+        if !write(&mut self.0.bytes)? {
+            self.0.bytes.truncate(start);
+            return Ok(false);
+        }
+        self.0.words.push(start..self.0.bytes.len());
+        Ok(true)
+    }
+
+    /// Adds `word` as it is.
+    pub(crate) fn push(&mut self, word: &[u8]) {
+        let start = self.0.bytes.len();
+        self.0.bytes.extend_from_slice(word);
+        self.0.words.push(start..self.0.bytes.len());
+    }
+
+    /// Holds the place of a number that is known only later.
+    pub(crate) fn hold(&mut self) -> Held {
+        self.0.words.push(0..0);
+        Held(self.0.words.len() - 1)
+    }
+
+    /// Puts the number where its place was held.
+    pub(crate) fn fill(&mut self, held: Held, number: usize) {
+        let start = self.0.bytes.len();
+        self.0
+            .bytes
+            .extend_from_slice(number.to_string().as_bytes());
+        self.0.words[held.0] = start..self.0.bytes.len();
+    }
+
+    /// Takes the last word away.
+    pub(crate) fn pop(&mut self) {
+        if let Some(word) = self.0.words.pop()
+            && word.end == self.0.bytes.len()
+        {
+            self.0.bytes.truncate(word.start);
+        }
+    }
+}
+
+/// A place held by [`Words::hold`].
+pub(crate) struct Held(usize);

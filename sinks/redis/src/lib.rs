@@ -1,0 +1,34 @@
+//! Rows as Redis keys: one key per row, kept in step with the source, in a single server or a cluster.
+//!
+//! **Guarantee.** Once a batch is reported durable, the server has answered every write of it; a write that comes late or
+//! twice never takes a newer row back and never brings a deleted one back (I2, I4).
+//!
+//! **How.** Beside each row's key lies a companion key in the same hash slot, `lockstep:v:{<key>}`, that holds the row's
+//! version. Server-side scripts write a row together with its version, and only when the version is not older
+//! than what is held. A delete leaves the version as a tombstone for a while. A TRUNCATE leaves a floor per table. How far a source has
+//! come is noted after the batch is answered; since writing twice is harmless, it need not be part of the same transaction.
+//!
+//! The crate's README has the configuration and the limits.
+
+mod careful;
+mod config;
+mod errors;
+mod flush;
+mod inspect;
+mod keys;
+mod link;
+mod preflight;
+mod rows;
+mod scan;
+mod scripts;
+mod sink;
+mod splice;
+mod state;
+mod version;
+mod writer;
+
+pub use config::{
+    BatchConfig, DEFAULT_BATCH_BYTES, DEFAULT_BATCH_KEYS, DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEY,
+    DEFAULT_RESPONSE_TIMEOUT, DEFAULT_TOMBSTONE_TTL, RedisConfig, TlsConfig, ValueFormat,
+};
+pub use sink::{RedisFactory, RedisSink};

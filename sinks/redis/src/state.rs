@@ -1,0 +1,226 @@
+//! What a sink keeps about its sources beside the rows: identities, truncations, progress.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
+use lockstep_core::schema::{TableId, TableSchema};
+use lockstep_core::{Error, ErrorKind, Result};
+use redis::Value;
+
+use crate::keys;
+use crate::link::{Command, Link};
+use crate::scripts::{self, Script};
+use crate::version::Version;
+
+/// The names that a sink's state is kept under.
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    pub(crate) pipeline: Arc<str>,
+    pub(crate) sink: Arc<str>,
+}
+
+/// What is known of one source.
+pub(crate) struct Source {
+    identity: SourceIdentity,
+    /// Of the identity: writes of a later one win over all writes of an earlier one.
+    pub(crate) epoch: u16,
+    /// Versions of the last TRUNCATE of each table: rows below are gone, and writes below come too late.
+    floors: HashMap<TableId, Version>,
+    floors_key: String,
+}
+
+impl Source {
+    async fn load(link: &Link, names: &Names, info: &SourceInfo) -> Result<Self> {
+        let identity = info.identity.to_string();
+        let reply = scripts::run_on_key(
+            link,
+            Script::Epoch,
+            keys::IDENTITIES,
+            &[identity.as_bytes()],
+        )
+        .await?;
+        let Value::Int(epoch) = reply else {
+            return Err(link.unexpected(Script::Epoch.name(), &reply));
+        };
+        let epoch = u16::try_from(epoch).map_err(|_| {
+            Error::new(
+                ErrorKind::Setup,
+                format!("{} holds {epoch} identities of sources", keys::IDENTITIES),
+            )
+            .remedy("load all tables into an empty Redis")
+        })?;
+        let floors_key = keys::floors(&names.pipeline, &names.sink, &info.name);
+        let reply = link
+            .expect_one(Command::on_key("HGETALL", &floors_key))
+            .await?;
+        let mut floors = HashMap::new();
+        for (table, version) in pairs(reply).map_err(|reply| link.unexpected("HGETALL", &reply))? {
+            let table = String::from_utf8_lossy(&table).into_owned();
+            let known = table.split_once('\0').zip(Version::parse(&version));
+            let Some(((schema, name), version)) = known else {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    format!("{floors_key} holds something that this sink did not write, in field `{table}`"),
+                )
+                .remedy(format!("delete the key {floors_key}")));
+            };
+            floors.insert(TableId::new(schema, name), version);
+        }
+        Ok(Source {
+            identity: info.identity.clone(),
+            epoch,
+            floors,
+            floors_key,
+        })
+    }
+
+    /// Whether a write of `version` comes after a TRUNCATE of its table that has been carried out.
+    pub(crate) fn is_stale(&self, table: &TableSchema, version: Version) -> bool {
+        !self.floors.is_empty()
+            && self
+                .floors
+                .get(&table.id)
+                .is_some_and(|floor| version < *floor)
+    }
+
+    /// Notes a TRUNCATE, first on the server. Returns the version that rows must exceed from now on.
+    pub(crate) async fn raise_floor(
+        &mut self,
+        link: &Link,
+        table: &TableSchema,
+        version: Version,
+    ) -> Result<Version> {
+        // Neither part of a name can hold a zero byte.
+        let field = format!("{}\0{}", table.id.schema, table.id.name);
+        let args = [field.as_bytes(), version.as_bytes()];
+        let reply = scripts::run_on_key(link, Script::Floor, &self.floors_key, &args).await?;
+        let held = match &reply {
+            Value::BulkString(text) => Version::parse(text),
+            _ => None,
+        };
+        let held = held.ok_or_else(|| link.unexpected(Script::Floor.name(), &reply))?;
+        self.floors.insert(table.id.clone(), held);
+        Ok(held)
+    }
+}
+
+/// The sources of a sink, by name.
+#[derive(Default)]
+pub(crate) struct Sources(HashMap<Arc<str>, Source>);
+
+impl Sources {
+    /// What is known of a source, asked for when it is seen first and when its identity changes.
+    pub(crate) async fn get(
+        &mut self,
+        link: &Link,
+        names: &Names,
+        info: &SourceInfo,
+    ) -> Result<&mut Source> {
+        let known = self
+            .0
+            .get(&info.name)
+            .is_some_and(|source| source.identity == info.identity);
+        if !known {
+            let source = Source::load(link, names, info).await?;
+            self.0.insert(Arc::clone(&info.name), source);
+        }
+        Ok(self
+            .0
+            .get_mut(&info.name)
+            .expect("it was there or has just been put there"))
+    }
+}
+
+/// The command that notes how far a source has come.
+pub(crate) fn save_progress(names: &Names, source: &SourceInfo, position: Position) -> Command {
+    let key = keys::progress(&names.pipeline, &names.sink, &source.identity.to_string());
+    let mut command = Command::on_key("SET", key);
+    command
+        .cmd
+        .arg(format!("{:016x}/{}", position.commit.0, position.ordinal));
+    command
+}
+
+/// How far a source had come.
+///
+/// # Errors
+/// When the server cannot be asked, or holds something else under the key.
+pub(crate) async fn load_progress(
+    link: &Link,
+    names: &Names,
+    source: &SourceInfo,
+) -> Result<Option<Position>> {
+    let key = keys::progress(&names.pipeline, &names.sink, &source.identity.to_string());
+    match link.expect_one(Command::on_key("GET", &key)).await? {
+        Value::Nil => Ok(None),
+        Value::BulkString(text) => parse_position(&text).map(Some).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Protocol,
+                format!("{key} holds something that this sink did not write"),
+            )
+            .remedy(format!(
+                "delete the key {key}; changes are then written again, which does no harm"
+            ))
+        }),
+        other => Err(link.unexpected("GET", &other)),
+    }
+}
+
+fn parse_position(text: &[u8]) -> Option<Position> {
+    let (commit, ordinal) = std::str::from_utf8(text).ok()?.split_once('/')?;
+    Some(Position {
+        commit: Lsn(u64::from_str_radix(commit, 16).ok()?),
+        ordinal: ordinal.parse().ok()?,
+    })
+}
+
+/// A field of a hash, and its value.
+pub(crate) type Pair = (Vec<u8>, Vec<u8>);
+
+/// Fields and values of a HGETALL, which RESP2 sends flat.
+pub(crate) fn pairs(reply: Value) -> Result<Vec<Pair>, Value> {
+    let mut pairs = Vec::new();
+    match reply {
+        Value::Array(items) => {
+            let mut items = items.into_iter();
+            while let (Some(field), Some(value)) = (items.next(), items.next()) {
+                pairs.push((bulk(field)?, bulk(value)?));
+            }
+        }
+        Value::Map(items) => {
+            for (field, value) in items {
+                pairs.push((bulk(field)?, bulk(value)?));
+            }
+        }
+        other => return Err(other),
+    }
+    Ok(pairs)
+}
+
+fn bulk(value: Value) -> Result<Vec<u8>, Value> {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        other => Err(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_round_trip() {
+        for position in [(0, 0), (u64::MAX, u64::MAX), (0x163_f2a8, 17)] {
+            let position = Position {
+                commit: Lsn(position.0),
+                ordinal: position.1,
+            };
+            let text = format!("{:016x}/{}", position.commit.0, position.ordinal);
+            assert_eq!(parse_position(text.as_bytes()), Some(position));
+        }
+        for bad in [&b""[..], b"/", b"x/1", b"1", b"1/", b"\xff/1"] {
+            assert_eq!(parse_position(bad), None);
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! The task that owns the writing: takes batches, folds them, keeps a few flushes under way, notes the progress.
+//!
+//! Scripts compare versions, so writes of whole rows and deletes may overtake each other and be repeated without harm:
+//! flushes overlap. A batch that must read what is there first (unchanged columns) or that truncates waits until all
+//! before it is answered ([`crate::careful`]).
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
+use lockstep_core::batch::{Batch, Phase};
+use lockstep_core::durable::{Delivered, Receipt};
+use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_encode::fold::{Write, fold};
+use tokio::sync::mpsc;
+
+use crate::flush::{Flush, Limits, Tally};
+use crate::link::Link;
+use crate::rows::{Base, Tables};
+use crate::state::{self, Names, Source, Sources};
+use crate::version::Version;
+
+/// Flushes under way at a time: enough that the server never waits for us, few enough that memory stays small.
+const IN_FLIGHT: usize = 4;
+
+/// A batch and the promise made for it.
+pub(crate) struct Job {
+    pub(crate) batch: Arc<Batch>,
+    pub(crate) receipt: Receipt,
+}
+
+/// Why the writer ended, for those who come after.
+#[derive(Clone, Default)]
+pub(crate) struct Fate(Arc<OnceLock<(ErrorKind, String)>>);
+
+impl Fate {
+    /// The error that ended the writer, or the general one when it ended without.
+    pub(crate) fn error(&self) -> Error {
+        self.outcome()
+            .err()
+            .unwrap_or_else(|| Error::new(ErrorKind::Abandoned, "the writer has stopped"))
+    }
+
+    /// The error that ended the writer, if one did.
+    pub(crate) fn outcome(&self) -> Result<()> {
+        match self.0.get() {
+            Some((kind, text)) => Err(Error::new(*kind, format!("the writer has stopped: {text}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(crate) struct Writer {
+    pub(crate) link: Link,
+    pub(crate) limits: Limits,
+    pub(crate) names: Names,
+    pub(crate) tables: Tables,
+    pub(crate) sources: Sources,
+    current: Flush,
+    flight: FuturesOrdered<BoxFuture<'static, Landed>>,
+    flushes: usize,
+    /// Batches not yet reported, oldest first: `saving` of them wait for the progress to be saved, the next `answered`
+    /// have all their writes answered.
+    waiting: VecDeque<Waiting>,
+    saving: usize,
+    answered: usize,
+    /// Stale writes that have been counted but not yet put on a batch.
+    stale: u64,
+    fate: Fate,
+}
+
+/// A batch on its way.
+struct Waiting {
+    receipt: Receipt,
+    delivered: Delivered,
+    progress: Option<(Arc<SourceInfo>, Position)>,
+}
+
+enum Landed {
+    Flush { jobs: usize, tally: Result<Tally> },
+    Progress(Result<()>),
+}
+
+impl Writer {
+    pub(crate) fn new(
+        link: Link,
+        limits: Limits,
+        names: Names,
+        tables: Tables,
+        sources: Sources,
+    ) -> Self {
+        Writer {
+            link,
+            limits,
+            names,
+            tables,
+            sources,
+            current: Flush::default(),
+            flight: FuturesOrdered::new(),
+            flushes: 0,
+            waiting: VecDeque::new(),
+            saving: 0,
+            answered: 0,
+            stale: 0,
+            fate: Fate::default(),
+        }
+    }
+
+    pub(crate) fn fate(&self) -> Fate {
+        self.fate.clone()
+    }
+
+    /// Runs until the sender is gone and everything is reported, or until the first error. The error goes to the oldest
+    /// batch that is not reported; the receipts of the others are dropped, which reports them as not written.
+    pub(crate) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let Err(error) = self.serve(&mut jobs).await else {
+            return;
+        };
+        tracing::debug!(%error, "the Redis writer stops");
+        // Set once: this is the only place, at the task's end.
+        let _ = self.fate.0.set((error.kind(), error.to_string()));
+        if let Some(oldest) = self.waiting.pop_front() {
+            oldest.receipt.resolve(Err(error));
+        }
+    }
+
+    async fn serve(&mut self, jobs: &mut mpsc::Receiver<Job>) -> Result<()> {
+        loop {
+            let job = tokio::select! {
+                biased;
+                // Landed flushes first: they free memory and let progress go out.
+                Some(landed) = self.flight.next(), if !self.flight.is_empty() => {
+                    self.settle(landed)?;
+                    continue;
+                }
+                job = jobs.recv() => job,
+            };
+            let Some(job) = job else { break };
+            self.take(job).await?;
+            // What has gathered meanwhile goes along; when nothing has, the flush goes out at once.
+            while !self.current.is_full() {
+                let Ok(job) = jobs.try_recv() else { break };
+                self.take(job).await?;
+            }
+            self.submit().await?;
+        }
+        self.drain().await
+    }
+
+    /// Puts the writes of a batch into the current flush, sending flushes as they fill.
+    async fn take(&mut self, job: Job) -> Result<()> {
+        let Job { batch, receipt } = job;
+        let last = batch
+            .changes()
+            .last()
+            .filter(|_| batch.phase == Phase::Stream);
+        let progress = last.map(|change| (Arc::clone(&batch.source), batch.position(change)));
+        self.waiting.push_back(Waiting {
+            receipt,
+            delivered: Delivered::default(),
+            progress,
+        });
+        if !batch.changes().is_empty() {
+            let writes = fold(&batch)?;
+            let delivered = if writes.iter().any(needs_care) {
+                self.submit().await?;
+                self.drain_flushes().await?;
+                self.apply_carefully(&batch, &writes).await?
+            } else {
+                self.put_all(&batch, &writes).await?
+            };
+            let waiting = self
+                .waiting
+                .back_mut()
+                .expect("pushed above; only reported batches leave, oldest first");
+            waiting.delivered += delivered;
+        }
+        self.current.jobs += 1;
+        Ok(())
+    }
+
+    async fn put_all(&mut self, batch: &Batch, writes: &[Write<'_>]) -> Result<Delivered> {
+        let mut delivered = Delivered::default();
+        let mut writes = writes.iter();
+        while !writes.as_slice().is_empty() {
+            let source = self
+                .sources
+                .get(&self.link, &self.names, &batch.source)
+                .await?;
+            for write in writes.by_ref() {
+                delivered += put(
+                    &mut self.tables,
+                    &mut self.current,
+                    source,
+                    batch,
+                    write,
+                    &Base::Whole,
+                )?
+                .0;
+                if self.current.is_full() {
+                    break;
+                }
+            }
+            if self.current.is_full() {
+                self.submit().await?;
+            }
+        }
+        Ok(delivered)
+    }
+
+    /// Sends the current flush, once there is room for it.
+    pub(crate) async fn submit(&mut self) -> Result<()> {
+        if self.current.is_empty() {
+            return Ok(());
+        }
+        while self.flushes >= IN_FLIGHT {
+            self.land_one().await?;
+        }
+        let flush = std::mem::take(&mut self.current);
+        let (link, limits) = (self.link.clone(), self.limits);
+        self.flushes += 1;
+        self.flight.push_back(Box::pin(async move {
+            let tally = flush.send(&link, limits).await;
+            Landed::Flush {
+                jobs: flush.jobs,
+                tally,
+            }
+        }));
+        Ok(())
+    }
+
+    /// Waits until everything submitted is answered, saved and reported.
+    async fn drain(&mut self) -> Result<()> {
+        while !self.flight.is_empty() {
+            self.land_one().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every flush submitted is answered.
+    async fn drain_flushes(&mut self) -> Result<()> {
+        while self.flushes > 0 {
+            self.land_one().await?;
+        }
+        Ok(())
+    }
+
+    async fn land_one(&mut self) -> Result<()> {
+        match self.flight.next().await {
+            Some(landed) => self.settle(landed),
+            None => Ok(()),
+        }
+    }
+
+    fn settle(&mut self, landed: Landed) -> Result<()> {
+        match landed {
+            Landed::Flush { jobs, tally } => {
+                self.flushes -= 1;
+                self.stale += tally?.stale;
+                let first = self.saving + self.answered;
+                for waiting in self.waiting.iter_mut().skip(first).take(jobs) {
+                    let stale = self.stale.min(waiting.delivered.written);
+                    waiting.delivered.written -= stale;
+                    waiting.delivered.stale += stale;
+                    self.stale -= stale;
+                }
+                self.answered += jobs;
+            }
+            Landed::Progress(saved) => {
+                saved?;
+                for done in self.waiting.drain(..self.saving) {
+                    done.receipt.resolve(Ok(done.delivered));
+                }
+                self.saving = 0;
+            }
+        }
+        self.save_progress();
+        Ok(())
+    }
+
+    /// Begins to save how far the answered batches have come, unless a save is under way. They are reported when the
+    /// server has answered, so that what is reported is never ahead of what `resume` finds.
+    fn save_progress(&mut self) {
+        if self.saving > 0 || self.answered == 0 {
+            return;
+        }
+        self.saving = std::mem::take(&mut self.answered);
+        let mut latest: Vec<(&Arc<SourceInfo>, Position)> = Vec::new();
+        for (source, position) in self
+            .waiting
+            .iter()
+            .take(self.saving)
+            .filter_map(|waiting| waiting.progress.as_ref())
+        {
+            match latest.iter_mut().find(|(known, _)| known == &source) {
+                Some(known) => known.1 = *position,
+                None => latest.push((source, *position)),
+            }
+        }
+        let commands: Vec<_> = latest
+            .into_iter()
+            .map(|(source, position)| state::save_progress(&self.names, source, position))
+            .collect();
+        let link = self.link.clone();
+        self.flight.push_back(Box::pin(async move {
+            Landed::Progress(link.expect(commands).await.map(|_| ()))
+        }));
+    }
+}
+
+/// Whether the writes around this one must not overtake it.
+fn needs_care(write: &Write<'_>) -> bool {
+    match write {
+        Write::Upsert { missing_from, .. } => missing_from.is_some(),
+        Write::Delete { .. } => false,
+        Write::Truncate { .. } => true,
+    }
+}
+
+/// Puts one row's write into `flush`, and says how many of its columns nobody has. A TRUNCATE puts nothing.
+pub(crate) fn put(
+    tables: &mut Tables,
+    flush: &mut Flush,
+    source: &Source,
+    batch: &Batch,
+    write: &Write<'_>,
+    base: &Base,
+) -> Result<(Delivered, usize)> {
+    let schema = write.schema();
+    let version = Version::new(source.epoch, batch.phase, write.position());
+    if source.is_stale(schema, version) {
+        let stale = Delivered {
+            stale: 1,
+            ..Delivered::default()
+        };
+        return Ok((stale, 0));
+    }
+    let table = tables.get(schema)?;
+    let (bytes, gaps) = match write {
+        Write::Upsert { key, row, .. } => {
+            let written = table.upsert(flush, key, row.row(batch), version, base)?;
+            (written.bytes, written.gaps)
+        }
+        Write::Delete { key, .. } => {
+            table.delete(flush, key, version)?;
+            (0, 0)
+        }
+        Write::Truncate { .. } => return Ok((Delivered::default(), 0)),
+    };
+    let delivered = Delivered {
+        written: 1,
+        stale: 0,
+        bytes: bytes as u64,
+    };
+    Ok((delivered, gaps))
+}
+
+/// Ends the task when it is dropped, so that no writer outlives its sink.
+pub(crate) struct Task(pub(crate) tokio::task::JoinHandle<()>);
+
+impl Task {
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Task(tokio::spawn(task))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it panicked.
+    pub(crate) async fn join(mut self) -> Result<()> {
+        (&mut self.0).await.map_err(|cause| {
+            Error::new(ErrorKind::Protocol, "the Redis writer broke down").source(cause)
+        })
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,11 @@
+//! Search indexes as state sinks: one document per row, under the row's key.
+//!
+//! [`opensearch`] writes to OpenSearch and Elasticsearch over HTTP; [`tantivy`] (feature `tantivy`) keeps an embedded
+//! index in a folder. Both write the same document, the row as JSON.
+
+mod document;
+pub mod opensearch;
+#[cfg(feature = "tantivy")]
+pub mod tantivy;
+
+pub use document::Incomplete;

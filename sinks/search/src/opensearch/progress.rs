@@ -1,0 +1,210 @@
+//! The position, kept as a document of its own.
+//!
+//! It is written after what it covers was acknowledged, and a little behind: it only saves the writing of what is there
+//! already. Its version is the commit LSN, so that a writer left over from earlier cannot move it back.
+
+use std::sync::Arc;
+
+use lockstep_core::position::{Lsn, Position, SourceInfo};
+use lockstep_core::{Error, ErrorKind, Result};
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::bulk::ID_LIMIT;
+use super::client::{Body, Client};
+use super::config::Config;
+use super::flights::Mark;
+
+/// Where positions are kept.
+#[derive(Clone)]
+pub(super) struct Store {
+    client: Arc<Client>,
+    index: Arc<str>,
+    /// `pipeline/sink`.
+    owner: Arc<str>,
+    /// Names of the indexes: positions say nothing about other indexes.
+    template: Arc<str>,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    #[serde(rename = "_source")]
+    source: Stored,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    commit: String,
+    ordinal: u64,
+}
+
+impl Store {
+    pub(super) fn new(client: Arc<Client>, config: &Config, pipeline: &str, name: &str) -> Self {
+        Store {
+            client,
+            index: config.progress_index.as_str().into(),
+            owner: format!("{pipeline}/{name}").into(),
+            template: config.index.as_str().into(),
+        }
+    }
+
+    /// Creates the index when it is missing.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub(super) async fn ensure(&self) -> Result<()> {
+        let body = json!({
+            "settings": {"index.number_of_shards": 1, "index.auto_expand_replicas": "0-1"},
+            "mappings": {"dynamic": false},
+        });
+        let reply = self
+            .client
+            .call(Method::HEAD, &[&self.index], &[], Body::None)
+            .await?;
+        if reply.status != 404 {
+            return reply.success("looking for the progress index").map(drop);
+        }
+        let reply = self
+            .client
+            .call(Method::PUT, &[&self.index], &[], Body::json(&body))
+            .await?;
+        if reply.status == 400 && reply.cause().kind == "resource_already_exists_exception" {
+            return Ok(());
+        }
+        reply.success("creating the progress index").map(drop)
+    }
+
+    /// The stored position of a source.
+    ///
+    /// # Errors
+    /// When the server refuses, or the document is not one of ours.
+    pub(super) async fn load(&self, source: &SourceInfo) -> Result<Option<Position>> {
+        let id = self.id(source)?;
+        let reply = self
+            .client
+            .call(Method::GET, &[&self.index, "_doc", &id], &[], Body::None)
+            .await?;
+        if reply.status == 404 {
+            return Ok(None);
+        }
+        let reply = reply.success("reading the position")?;
+        let stored = reply.json::<Found>("reading the position")?.source;
+        Ok(Some(Position {
+            commit: stored.commit.parse()?,
+            ordinal: stored.ordinal,
+        }))
+    }
+
+    /// Stores a position. Everything up to it is durable.
+    ///
+    /// # Errors
+    /// `Busy` when a higher position is there: another process writes as the same pipeline.
+    pub(super) async fn save(&self, source: &SourceInfo, position: Position) -> Result<()> {
+        let id = self.id(source)?;
+        let body = json!({
+            "owner": &*self.owner,
+            "source": &*source.name,
+            "identity": source.identity.to_string(),
+            "index": &*self.template,
+            "commit": position.commit.to_string(),
+            "ordinal": position.ordinal,
+        });
+        let version = position.commit.0.to_string();
+        let reply = self
+            .client
+            .call(
+                Method::PUT,
+                &[&self.index, "_doc", &id],
+                &[("version", &version), ("version_type", "external_gte")],
+                Body::json(&body),
+            )
+            .await?;
+        if reply.status == 409 {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "the position of {} in {} is beyond {position}: another process writes here",
+                    source.name, self.index
+                ),
+            )
+            .remedy("let one process run this pipeline; give a second one another `name`"));
+        }
+        reply.success("storing the position").map(drop)
+    }
+
+    fn id(&self, source: &SourceInfo) -> Result<String> {
+        let id = format!(
+            "{}/{}/{}/{}",
+            self.owner, source.name, source.identity, self.template
+        );
+        if id.len() > ID_LIMIT {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("the names of pipeline, sink and source and `index` are longer than {ID_LIMIT} bytes together"),
+            )
+            .remedy("shorten one of them"));
+        }
+        Ok(id)
+    }
+}
+
+/// The positions that this process has reached.
+pub(super) struct Progress {
+    store: Store,
+    reached: Vec<Reached>,
+}
+
+struct Reached {
+    source: Arc<SourceInfo>,
+    position: Position,
+    stored: Position,
+}
+
+impl Progress {
+    pub(super) fn new(store: Store) -> Self {
+        Progress {
+            store,
+            reached: Vec::new(),
+        }
+    }
+
+    /// Everything of the source up to the mark is durable.
+    pub(super) fn advance(&mut self, mark: Mark) {
+        let known = self.reached.iter_mut().find(|reached| {
+            reached.source.identity == mark.source.identity
+                && reached.source.name == mark.source.name
+        });
+        match known {
+            Some(reached) => reached.position = reached.position.max(mark.position),
+            None => self.reached.push(Reached {
+                source: mark.source,
+                position: mark.position,
+                stored: Position {
+                    commit: Lsn::ZERO,
+                    ordinal: 0,
+                },
+            }),
+        }
+    }
+
+    pub(super) fn is_stored(&self) -> bool {
+        self.reached
+            .iter()
+            .all(|reached| reached.position == reached.stored)
+    }
+
+    /// Stores what is not stored.
+    ///
+    /// # Errors
+    /// See [`Store::save`].
+    pub(super) async fn save(&mut self) -> Result<()> {
+        for reached in &mut self.reached {
+            if reached.position != reached.stored {
+                self.store.save(&reached.source, reached.position).await?;
+                reached.stored = reached.position;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! The sink and its factories.
+
+use std::sync::{Arc, PoisonError};
+
+use async_trait::async_trait;
+use lockstep_core::batch::Batch;
+use lockstep_core::check::Finding;
+use lockstep_core::durable::Durable;
+use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
+use lockstep_core::{Error, ErrorKind, Result};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::client::Client;
+use super::config::Config;
+use super::index::Indexes;
+use super::inspect::Inspector;
+use super::preflight::preflight;
+use super::progress::{Progress, Store};
+use super::writer::{Command, Fault, Writer};
+
+/// Batches that may wait. They hold their share of the memory budget; this only keeps the queue short.
+const INBOX: usize = 64;
+
+/// `type = "opensearch"`.
+#[derive(Debug)]
+pub struct OpenSearch;
+
+/// `type = "elasticsearch"`. The same as [`OpenSearch`]: what is used of the interface is common to both.
+#[derive(Debug)]
+pub struct Elasticsearch;
+
+#[async_trait]
+impl SinkFactory for OpenSearch {
+    const KIND: &'static str = "opensearch";
+    type Config = Config;
+
+    fn validate(config: &Config) -> Result<()> {
+        config.validate()
+    }
+
+    async fn open(config: &Config, context: SinkContext) -> Result<Box<dyn Sink>> {
+        Ok(Box::new(SearchSink::open(config, &context).await?))
+    }
+
+    async fn preflight(config: &Config, pipeline: &str, name: &str) -> Vec<Finding> {
+        preflight(config, pipeline, name).await
+    }
+
+    async fn inspect(config: &Config, _: SinkContext) -> Result<Option<Box<dyn Inspect>>> {
+        Ok(Some(Box::new(Inspector::open(config)?)))
+    }
+}
+
+#[async_trait]
+impl SinkFactory for Elasticsearch {
+    const KIND: &'static str = "elasticsearch";
+    type Config = Config;
+
+    fn validate(config: &Config) -> Result<()> {
+        config.validate()
+    }
+
+    async fn open(config: &Config, context: SinkContext) -> Result<Box<dyn Sink>> {
+        OpenSearch::open(config, context).await
+    }
+
+    async fn preflight(config: &Config, pipeline: &str, name: &str) -> Vec<Finding> {
+        preflight(config, pipeline, name).await
+    }
+
+    async fn inspect(config: &Config, context: SinkContext) -> Result<Option<Box<dyn Inspect>>> {
+        OpenSearch::inspect(config, context).await
+    }
+}
+
+/// The handle of the writer's task, which ends with it.
+struct SearchSink {
+    inbox: mpsc::Sender<Command>,
+    task: JoinHandle<()>,
+    store: Store,
+    fault: Fault,
+}
+
+impl SearchSink {
+    async fn open(config: &Config, context: &SinkContext) -> Result<Self> {
+        config.validate()?;
+        let config = Arc::new(config.clone());
+        let client = Arc::new(Client::new(&config)?);
+        let store = Store::new(
+            Arc::clone(&client),
+            &config,
+            &context.pipeline,
+            &context.name,
+        );
+        store.ensure().await?;
+        let mut indexes = Indexes::new(Arc::clone(&client), Arc::clone(&config))?;
+        for table in &context.tables {
+            indexes.target(table).await?;
+        }
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let fault = Fault::default();
+        let progress = Progress::new(store.clone());
+        let writer = Writer::new(client, config, inbox, indexes, progress, Arc::clone(&fault));
+        Ok(SearchSink {
+            inbox: sender,
+            task: tokio::spawn(writer.run()),
+            store,
+            fault,
+        })
+    }
+
+    /// Why the writer is gone. Usually the batch that it failed at has said so already.
+    fn gone(&self) -> Error {
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        fault.take().unwrap_or_else(|| {
+            Error::new(
+                ErrorKind::Abandoned,
+                "the sink stopped after an error that an earlier batch reports",
+            )
+        })
+    }
+}
+
+#[async_trait]
+impl Sink for SearchSink {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+        self.store.load(source).await
+    }
+
+    async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable> {
+        let (durable, receipt) = Durable::later();
+        match self.inbox.send(Command::Write(batch, receipt)).await {
+            Ok(()) => Ok(durable),
+            Err(_) => Err(self.gone()),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        let (done, flushed) = oneshot::channel();
+        if self.inbox.send(Command::Flush(done)).await.is_err() {
+            return Err(self.gone());
+        }
+        flushed.await.map_err(|_| self.gone())
+    }
+
+    async fn close(mut self: Box<Self>) -> Result<()> {
+        self.flush().await
+    }
+}
+
+impl Drop for SearchSink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,443 @@
+//! The task that turns batches into bulk requests.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lockstep_core::batch::{Batch, Phase, Row};
+use lockstep_core::durable::{Delivered, Receipt};
+use lockstep_core::error::At;
+use lockstep_core::position::Position;
+use lockstep_core::schema::TableSchema;
+use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_encode::fold::{Write, fold, parts};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::bulk::{Bulk, KeyHash, WriteDocument};
+use super::client::Client;
+use super::config::Config;
+use super::epoch::{Epoch, Epochs, Version};
+use super::flights::{Flights, Ledger, Mark};
+use super::index::{Indexes, Target};
+use super::order::Moves;
+use super::progress::Progress;
+use super::toast::{Held, Wanted, fetch, is_deleted};
+use super::truncate::{is_truncated, remember, truncate};
+use crate::document::{Incomplete, fields};
+
+/// How often the position is stored while batches keep coming.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// Bytes of documents to read at a time, roughly.
+const FETCH_BYTES: usize = 4 << 20;
+/// Documents to read at first.
+const FIRST_FETCH: usize = 16;
+/// Most documents to read at a time. How large they are is known only when they are here.
+const FETCH_LIMIT: usize = 64;
+
+/// What the writer is asked to do.
+pub(super) enum Command {
+    Write(Arc<Batch>, Receipt),
+    /// Make everything durable, store the position, and say so.
+    Flush(oneshot::Sender<()>),
+}
+
+/// Where an error waits when no batch does.
+pub(super) type Fault = Arc<Mutex<Option<Error>>>;
+
+/// The state of the task.
+pub(super) struct Writer {
+    client: Arc<Client>,
+    config: Arc<Config>,
+    inbox: mpsc::Receiver<Command>,
+    indexes: Indexes,
+    epochs: Epochs,
+    /// Of the source of the batch in hand.
+    epoch: Epoch,
+    bulk: Bulk,
+    flights: Flights,
+    ledger: Ledger,
+    progress: Progress,
+    progress_due: Instant,
+    /// How many documents to read at a time.
+    window: usize,
+    /// Who waits for a flush. Dropped last, so that the reason of a failure is there before the failure is heard of.
+    asker: Option<oneshot::Sender<()>>,
+    fault: Fault,
+}
+
+impl Writer {
+    pub(super) fn new(
+        client: Arc<Client>,
+        config: Arc<Config>,
+        inbox: mpsc::Receiver<Command>,
+        indexes: Indexes,
+        progress: Progress,
+        fault: Fault,
+    ) -> Self {
+        Writer {
+            flights: Flights::new(Arc::clone(&client), config.refresh),
+            epochs: Epochs::new(Arc::clone(&client), &config.progress_index),
+            epoch: Epoch::default(),
+            client,
+            config,
+            inbox,
+            indexes,
+            bulk: Bulk::default(),
+            ledger: Ledger::default(),
+            progress,
+            progress_due: Instant::now() + PROGRESS_EVERY,
+            window: FIRST_FETCH,
+            asker: None,
+            fault,
+        }
+    }
+
+    /// Runs until the inbox is closed and empty, or something fails. A failure is reported to the oldest batch.
+    pub(super) async fn run(mut self) {
+        let Err(error) = self.work().await else {
+            return;
+        };
+        // What is under way may still land, and then need not be written again; and nothing old is left to land later.
+        while let Some(landed) = self.flights.next().await {
+            if let Ok(answers) = landed {
+                for answer in answers {
+                    self.ledger
+                        .answered(answer.batch, answer.items, answer.delivered);
+                }
+            }
+        }
+        self.settle();
+        if let Some(error) = self.ledger.fail(error) {
+            tracing::warn!(%error, "the search sink stops");
+            *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+        drop(self.asker);
+    }
+
+    async fn work(&mut self) -> Result<()> {
+        let mut open = true;
+        loop {
+            // All that waits goes into one request, as far as there is room.
+            while open && !self.is_full() {
+                match self.inbox.try_recv() {
+                    Ok(command) => self.obey(command).await?,
+                    Err(mpsc::error::TryRecvError::Empty) => break,
+                    Err(mpsc::error::TryRecvError::Disconnected) => open = false,
+                }
+            }
+            if !self.bulk.is_empty() && self.may_start() {
+                self.launch().await?;
+                continue;
+            }
+            if !open && self.flights.len() == 0 {
+                return self.progress.save().await;
+            }
+            // One branch is always enabled: without a request under way the inbox is open and the bulk is empty.
+            tokio::select! {
+                biased;
+                Some(landed) = self.flights.next() => self.landed(landed?),
+                command = self.inbox.recv(), if open && !self.is_full() => match command {
+                    Some(command) => self.obey(command).await?,
+                    None => open = false,
+                },
+                () = tokio::time::sleep_until(self.progress_due), if !self.progress.is_stored() => {
+                    self.save_progress().await?;
+                }
+                else => return Ok(()),
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Write(batch, receipt) => {
+                let number = self.ledger.begin(receipt, mark(&batch));
+                self.encode(&batch, number).await?;
+                self.ledger.seal(number);
+                self.settle();
+                Ok(())
+            }
+            Command::Flush(done) => {
+                self.asker = Some(done);
+                self.drain().await?;
+                self.save_progress().await?;
+                if let Some(done) = self.asker.take() {
+                    // The one who asked may be gone.
+                    let _ = done.send(());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn save_progress(&mut self) -> Result<()> {
+        self.progress_due = Instant::now() + PROGRESS_EVERY;
+        self.progress.save().await
+    }
+
+    async fn encode(&mut self, batch: &Batch, number: u64) -> Result<()> {
+        let writes = fold(batch)?;
+        if writes.is_empty() {
+            return Ok(());
+        }
+        self.epoch = self.epochs.of(&batch.source).await?;
+        let moves = Moves::of(batch)?;
+        for part in parts(&writes) {
+            if let [Write::Truncate { schema, position }] = part {
+                self.truncate(schema, *position, number).await?;
+                continue;
+            }
+            for (round, writes) in moves.rounds(part).iter().enumerate() {
+                if round > 0 {
+                    self.drain().await?;
+                }
+                self.add(batch, writes, number).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the writes of a round, in which no write reads what another one wrote before it.
+    async fn add(&mut self, batch: &Batch, writes: &[&Write<'_>], number: u64) -> Result<()> {
+        let mut held = HashMap::new();
+        for (place, write) in writes.iter().enumerate() {
+            let target = self.indexes.target(write.schema()).await?;
+            let version = self.epoch.version(write.position().commit)?;
+            match write {
+                Write::Upsert {
+                    key,
+                    row,
+                    missing_from: None,
+                    ..
+                } => {
+                    let row = row.row(batch);
+                    let mut write = |out: &mut Vec<u8>| target.documents.write(row, out);
+                    self.push(&target, key, version, number, Some(&mut write))
+                        .await?;
+                }
+                Write::Upsert {
+                    key,
+                    row,
+                    missing_from: Some(from),
+                    ..
+                } => {
+                    if !held.contains_key(&place) {
+                        held = self.fetch(&writes[place..], place).await?;
+                    }
+                    let found = held.remove(&place).unwrap_or(Held::Absent);
+                    let row = row.row(batch);
+                    self.push_spliced(&target, (from, key), row, version, number, found)
+                        .await?;
+                }
+                Write::Delete { key, .. } => {
+                    self.push(&target, key, version, number, None).await?;
+                }
+                // Alone in its part.
+                Write::Truncate { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds an item to the bulk, and starts the bulk when that fills it.
+    async fn push(
+        &mut self,
+        target: &Target,
+        id: &str,
+        version: Version,
+        number: u64,
+        write: Option<WriteDocument<'_>>,
+    ) -> Result<()> {
+        let key = KeyHash::of(&target.index, id);
+        self.bulk.must_wait |= self.flights.has(key);
+        let replaced = self.bulk.add(target, key, id, version, number, write)?;
+        if let Some(earlier) = replaced {
+            self.ledger.answered(earlier, 1, Delivered::default());
+        }
+        self.ledger.opened(number);
+        if self.is_full() {
+            self.launch().await?;
+        }
+        Ok(())
+    }
+
+    async fn push_spliced(
+        &mut self,
+        target: &Target,
+        (from, id): (&str, &str),
+        row: Row<'_>,
+        version: Version,
+        number: u64,
+        held: Held,
+    ) -> Result<()> {
+        let source = match &held {
+            Held::Found(source) => source.get(),
+            Held::Absent | Held::Taken => "{}",
+        };
+        let mut document = Vec::new();
+        let absent = target
+            .documents
+            .splice(row, &fields(source)?, &mut document)?;
+        if !absent.is_empty() {
+            let place = format!(
+                "an update left {} unchanged, and document {from} of index {} does not hold it",
+                absent.join(", "),
+                target.index
+            );
+            if self.config.incomplete == Incomplete::Write {
+                tracing::warn!("{place}: document {id} is written without it");
+            } else if matches!(held, Held::Absent) && self.is_gone(target, id, version).await? {
+                let stale = Delivered {
+                    stale: 1,
+                    ..Delivered::default()
+                };
+                self.ledger.counted(number, stale);
+                return Ok(());
+            } else {
+                return Err(Error::new(ErrorKind::Refused, place).remedy(
+                    "load the table again after setting incomplete = \"write\" for as long as the pipeline needs to pass this row; REPLICA IDENTITY FULL on the table keeps it from happening",
+                ));
+            }
+        }
+        let mut write = |out: &mut Vec<u8>| {
+            out.extend_from_slice(&document);
+            Ok(())
+        };
+        self.push(target, id, version, number, Some(&mut write))
+            .await
+    }
+
+    /// Whether the write of a document that is not there is a replay, and its deletion is to come once more.
+    async fn is_gone(&self, target: &Target, id: &str, version: Version) -> Result<bool> {
+        let (client, progress) = (&self.client, &self.config.progress_index);
+        Ok(is_deleted(client, target, id, version).await?
+            || is_truncated(client, progress, target, version).await?)
+    }
+
+    /// Reads the documents that the next writes need. `writes` begins with one that does; its place in the round is
+    /// `first`.
+    async fn fetch(&mut self, writes: &[&Write<'_>], first: usize) -> Result<HashMap<usize, Held>> {
+        let mut wanted = Vec::new();
+        let mut places = Vec::new();
+        for (offset, write) in writes.iter().enumerate() {
+            if wanted.len() == self.window {
+                break;
+            }
+            if let Write::Upsert {
+                missing_from: Some(from),
+                missing_before,
+                schema,
+                key,
+                ..
+            } = write
+            {
+                places.push(first + offset);
+                wanted.push(Wanted {
+                    target: self.indexes.target(schema).await?,
+                    from: from.clone(),
+                    to: key.clone(),
+                    before: self.epoch.version(missing_before.commit)?,
+                });
+            }
+        }
+        let under_way = wanted.iter().any(|want| {
+            [&want.from, &want.to].into_iter().any(|id| {
+                let key = KeyHash::of(&want.target.index, id);
+                self.bulk.has(key) || self.flights.has(key)
+            })
+        });
+        if under_way {
+            self.drain().await?;
+        }
+        let (held, bytes) = fetch(&self.client, &wanted).await?;
+        let each = (bytes / wanted.len().max(1)).max(1);
+        self.window = (FETCH_BYTES / each).clamp(1, FETCH_LIMIT);
+        Ok(places.into_iter().zip(held).collect())
+    }
+
+    async fn truncate(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        position: Position,
+        number: u64,
+    ) -> Result<()> {
+        let target = self.indexes.target(schema).await?;
+        let place = format!("index {}", target.index);
+        if self.indexes.is_shared(&target.index) {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "TRUNCATE of {} cannot be carried out: the index holds rows of other tables too",
+                    schema.origin
+                ),
+            )
+            .remedy("route each table that is truncated to an index of its own")
+            .at(place));
+        }
+        self.drain().await?;
+        let version = self.epoch.version(position.commit)?;
+        remember(&self.client, &self.config.progress_index, &target, version).await?;
+        let delivered = truncate(&self.client, &target, version).await.at(place)?;
+        self.ledger.counted(number, delivered);
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.bulk.bytes() >= self.config.bulk_bytes.bytes()
+            || self.bulk.len() >= self.config.bulk_documents
+    }
+
+    fn may_start(&self) -> bool {
+        let under_way = self.flights.len();
+        under_way < self.config.concurrency && (under_way == 0 || !self.bulk.must_wait)
+    }
+
+    /// Starts the bulk as soon as it may.
+    async fn launch(&mut self) -> Result<()> {
+        while !self.may_start() {
+            self.land().await?;
+        }
+        if !self.bulk.is_empty() {
+            self.flights.start(std::mem::take(&mut self.bulk));
+        }
+        Ok(())
+    }
+
+    /// Waits until everything added is acknowledged.
+    async fn drain(&mut self) -> Result<()> {
+        self.launch().await?;
+        while self.flights.len() > 0 {
+            self.land().await?;
+        }
+        Ok(())
+    }
+
+    async fn land(&mut self) -> Result<()> {
+        if let Some(landed) = self.flights.next().await {
+            self.landed(landed?);
+        }
+        Ok(())
+    }
+
+    fn landed(&mut self, answers: Vec<super::send::Answer>) {
+        for answer in answers {
+            self.ledger
+                .answered(answer.batch, answer.items, answer.delivered);
+        }
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        self.ledger.settle(|mark| self.progress.advance(mark));
+    }
+}
+
+/// Positions of the initial copy are no positions of the stream, and never resumed from.
+fn mark(batch: &Batch) -> Option<Mark> {
+    let last = batch.changes().last()?;
+    (batch.phase == Phase::Stream).then(|| Mark {
+        source: Arc::clone(&batch.source),
+        position: batch.position(last),
+    })
+}

@@ -1,0 +1,43 @@
+//! An embedded search index in a folder.
+//!
+//! **Guarantee.** Exactly once: the documents and the position they stand for are committed in one atomic step, so that
+//! after any crash the index is the state of the source at its position, and goes on from exactly there.
+//!
+//! One index holds all tables, so that one commit covers them all. It can be searched ([`search`]) while it is written.
+
+mod config;
+mod engine;
+mod inspect;
+mod layout;
+mod progress;
+mod query;
+mod sink;
+mod worker;
+
+pub use config::{Config, DEFAULT_COMMIT_INTERVAL, DEFAULT_MEMORY, MIN_MEMORY};
+pub use query::{Hit, search};
+pub use sink::Tantivy;
+
+use ::tantivy::TantivyError;
+use lockstep_core::{Error, ErrorKind};
+
+/// A failure of the index: always of the disk, or of what is on it.
+fn storage(doing: &str, error: TantivyError) -> Error {
+    let (kind, remedy) = match &error {
+        TantivyError::LockFailure(..) => (
+            ErrorKind::Busy,
+            "another process writes this index: stop it, or give this sink another `path`",
+        ),
+        TantivyError::SchemaError(_) => (
+            ErrorKind::Setup,
+            "the folder holds an index of something else, or of another version of lockstep: choose another `path`, or remove it and load the tables again",
+        ),
+        _ => (
+            ErrorKind::Storage,
+            "see that the disk has room and that the folder may be written; a damaged index must be removed and its tables loaded again",
+        ),
+    };
+    Error::new(kind, format!("cannot {doing}"))
+        .source(error)
+        .remedy(remedy)
+}

@@ -1,0 +1,401 @@
+//! The index writer: batches in, commits out. Blocking.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::tantivy::directory::MmapDirectory;
+use ::tantivy::indexer::IndexWriterOptions;
+use ::tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy, TantivyError, Term};
+use lockstep_core::batch::{Batch, Phase};
+use lockstep_core::durable::Delivered;
+use lockstep_core::error::At;
+use lockstep_core::position::{Lsn, Position};
+use lockstep_core::schema::TableSchema;
+use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_encode::fold::{Write, fold, parts};
+use lockstep_encode::plans::Plans;
+
+use super::config::Config;
+use super::layout::{Held, Layout, Table};
+use super::progress::Progress;
+use super::storage;
+use crate::document::{Incomplete, fields};
+
+/// How long to wait for the lock: a sink that was dropped a moment ago gives it back when its thread ends.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// The one writer of an index.
+pub(super) struct Engine {
+    writer: IndexWriter,
+    reader: IndexReader,
+    layout: Layout,
+    tables: Plans<Arc<Table>>,
+    /// Of everything applied, committed or not.
+    progress: Progress,
+    /// Keys written since the last commit, by hash: the reader does not see them.
+    uncommitted: HashSet<u64>,
+    /// A table was truncated since the last commit: the reader still sees its rows.
+    truncated: bool,
+    /// Bytes of documents applied since the last commit.
+    uncommitted_bytes: usize,
+    /// The reader has not seen the last commit.
+    reader_is_behind: bool,
+    /// What the batch in hand has written, when it may read it.
+    own: Option<OwnWrites>,
+    incomplete: Incomplete,
+}
+
+/// Writes of one batch.
+#[derive(Default)]
+struct OwnWrites {
+    /// The document of each key written since the last TRUNCATE of its table; none where it was deleted.
+    documents: HashMap<Term, Option<String>>,
+    /// Tables truncated.
+    truncated: Vec<String>,
+}
+
+impl OwnWrites {
+    fn truncate(&mut self, table: &Table) {
+        self.documents.retain(|key, _| !table.owns(key));
+        self.truncated.push(table.name.clone());
+    }
+
+    /// The document of a key, if the batch has written or deleted it.
+    fn get(&self, table: &Table, key: &Term) -> Option<Option<String>> {
+        match self.documents.get(key) {
+            Some(document) => Some(document.clone()),
+            None => self.truncated.contains(&table.name).then_some(None),
+        }
+    }
+}
+
+/// Opens the index in a folder, or creates it.
+fn open_or_create(path: &Path) -> Result<(Index, Layout)> {
+    let place = || format!("index {}", path.display());
+    fs::create_dir_all(path).map_err(|error| {
+        Error::new(ErrorKind::Storage, "cannot make the folder of the index")
+            .source(error)
+            .remedy("choose a `path` that may be written")
+            .at(place())
+    })?;
+    let (schema, layout) = Layout::new();
+    let directory = MmapDirectory::open(path)
+        .map_err(|error| storage("open the index", error.into()))
+        .at(place())?;
+    let index = Index::open_or_create(directory, schema)
+        .map_err(|error| storage("open the index", error))
+        .at(place())?;
+    Ok((index, layout))
+}
+
+/// The position of the last commit.
+pub(super) fn committed(index: &Index) -> Result<Progress> {
+    let metas = index
+        .load_metas()
+        .map_err(|error| storage("read the state of the index", error))?;
+    Progress::read(metas.payload.as_deref())
+}
+
+impl Engine {
+    /// Takes the lock of the index.
+    ///
+    /// # Errors
+    /// `Busy` when another writer has it.
+    pub(super) fn open(config: &Config) -> Result<Self> {
+        let (index, layout) = open_or_create(&config.path)?;
+        let writer = lock(&index, config).at(format!("index {}", config.path.display()))?;
+        // After the lock: nobody else moves it from here on.
+        let progress = committed(&index)?;
+        let reader = index
+            .reader_builder()
+            .reload_policy(ReloadPolicy::Manual)
+            .try_into()
+            .map_err(|error| storage("read the index", error))?;
+        Ok(Engine {
+            writer,
+            reader,
+            layout,
+            tables: Plans::new(),
+            progress,
+            uncommitted: HashSet::new(),
+            truncated: false,
+            uncommitted_bytes: 0,
+            reader_is_behind: false,
+            own: None,
+            incomplete: config.incomplete,
+        })
+    }
+
+    /// The position reached; right after opening that is the committed one.
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Bytes of documents that the next commit covers.
+    pub(super) fn uncommitted_bytes(&self) -> usize {
+        self.uncommitted_bytes
+    }
+
+    /// Applies a batch. It becomes durable and visible with the next commit.
+    ///
+    /// # Errors
+    /// When a row cannot be written. The engine must then be dropped: part of the batch is applied.
+    pub(super) fn apply(&mut self, batch: &Batch) -> Result<Delivered> {
+        let mut delivered = Delivered::default();
+        let reached = self.progress.get(&batch.source);
+        let rest = beyond(batch, reached, &mut delivered);
+        let batch = rest.as_ref().unwrap_or(batch);
+        let writes = fold(batch)?;
+        self.settle(&writes)?;
+        // In more than one part, a write may need what an earlier one of the batch wrote.
+        self.own = (parts(&writes).len() > 1).then(OwnWrites::default);
+        for write in &writes {
+            match write {
+                Write::Upsert {
+                    key,
+                    schema,
+                    row,
+                    missing_from,
+                    position,
+                    ..
+                } => {
+                    let table = self.table(schema);
+                    let key_term = self.layout.key(&table, key)?;
+                    if self.is_newer(reached, position.commit, &key_term)? {
+                        delivered.stale += 1;
+                        continue;
+                    }
+                    let row = row.row(batch);
+                    let mut document = Vec::new();
+                    match missing_from {
+                        None => table.documents.write(row, &mut document),
+                        Some(from) => self.splice(&table, from, |held| {
+                            table.documents.splice(row, &fields(held)?, &mut document)
+                        }),
+                    }
+                    .at(format!("row {key}"))
+                    .at(format!("table {}", table.name))?;
+                    delivered.bytes += document.len() as u64;
+                    delivered.written += 1;
+                    self.put(&table, key_term, key, position.commit, &document)?;
+                }
+                Write::Delete {
+                    key,
+                    schema,
+                    position,
+                    ..
+                } => {
+                    let table = self.table(schema);
+                    let key_term = self.layout.key(&table, key)?;
+                    if self.is_newer(reached, position.commit, &key_term)? {
+                        delivered.stale += 1;
+                        continue;
+                    }
+                    self.uncommitted.insert(hash(&key_term));
+                    if let Some(own) = &mut self.own {
+                        own.documents.insert(key_term.clone(), None);
+                    }
+                    self.writer.delete_term(key_term);
+                    delivered.written += 1;
+                }
+                Write::Truncate { schema, .. } => {
+                    let table = self.table(schema);
+                    self.writer.delete_term(self.layout.rows_of(&table));
+                    self.truncated = true;
+                    if let Some(own) = &mut self.own {
+                        own.truncate(&table);
+                    }
+                    delivered.written += 1;
+                }
+            }
+        }
+        if batch.phase == Phase::Stream
+            && let Some(last) = batch.changes().last()
+        {
+            let position = batch.position(last);
+            self.progress.advance(&batch.source, position);
+        }
+        self.own = None;
+        Ok(delivered)
+    }
+
+    /// Makes everything applied durable and visible, with the position it stands for.
+    ///
+    /// # Errors
+    /// When the disk refuses. The engine must then be dropped.
+    pub(super) fn commit(&mut self) -> Result<()> {
+        let payload = self.progress.write()?;
+        let failed = |error| storage("commit", error);
+        let mut prepared = self.writer.prepare_commit().map_err(failed)?;
+        prepared.set_payload(&payload);
+        prepared.commit().map_err(failed)?;
+        self.uncommitted.clear();
+        self.truncated = false;
+        self.uncommitted_bytes = 0;
+        self.reader_is_behind = true;
+        Ok(())
+    }
+
+    /// Commits first when a batch needs documents that the reader does not see yet: at this point, and not in the middle of a
+    /// batch, the index is the state at its position.
+    fn settle(&mut self, writes: &[Write<'_>]) -> Result<()> {
+        for write in writes {
+            let Write::Upsert {
+                missing_from: Some(from),
+                schema,
+                ..
+            } = write
+            else {
+                continue;
+            };
+            let table = self.table(schema);
+            let key = self.layout.key(&table, from)?;
+            if self.is_hidden(&key) {
+                return self.commit();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the reader may not see the document of a key as it is.
+    fn is_hidden(&self, key: &Term) -> bool {
+        self.truncated || self.uncommitted.contains(&hash(key))
+    }
+
+    fn table(&mut self, schema: &Arc<TableSchema>) -> Arc<Table> {
+        Arc::clone(
+            self.tables
+                .get(schema, |schema| Arc::new(Table::new(schema))),
+        )
+    }
+
+    fn put(
+        &mut self,
+        table: &Table,
+        key: Term,
+        id: &str,
+        version: Lsn,
+        document: &[u8],
+    ) -> Result<()> {
+        let source = std::str::from_utf8(document).map_err(|error| {
+            Error::new(ErrorKind::Refused, format!("row {id} is not UTF-8"))
+                .source(error)
+                .remedy("leave the column out with a `project` transform")
+                .at(format!("table {}", table.name))
+        })?;
+        let made = self.layout.document(table, &key, id, version, source);
+        self.uncommitted.insert(hash(&key));
+        self.uncommitted_bytes += source.len();
+        if let Some(own) = &mut self.own {
+            own.documents.insert(key.clone(), Some(source.to_owned()));
+        }
+        self.writer.delete_term(key);
+        self.writer
+            .add_document(made)
+            .map_err(|error| storage("add a document", error))?;
+        Ok(())
+    }
+
+    /// Whether the index holds a newer version. Asked only for changes older than the position reached, which are the
+    /// rows of a later copy.
+    fn is_newer(&mut self, reached: Option<Position>, commit: Lsn, key: &Term) -> Result<bool> {
+        if reached.is_none_or(|reached| reached.commit <= commit) {
+            return Ok(false);
+        }
+        if self.is_hidden(key) {
+            // A copy does not move the position, so that a commit in the middle of it is as good as one at its end.
+            self.commit()?;
+        }
+        let held = self.read(key)?;
+        Ok(held.is_some_and(|held| held.version > commit))
+    }
+
+    /// Calls `splice` with the document under `from`.
+    fn splice(
+        &mut self,
+        table: &Table,
+        from: &str,
+        splice: impl FnOnce(&str) -> Result<Vec<Arc<str>>>,
+    ) -> Result<()> {
+        let key = self.layout.key(table, from)?;
+        let own = self.own.as_ref().and_then(|own| own.get(table, &key));
+        let held = match own {
+            Some(own) => own,
+            None => self.read(&key)?.map(|held| held.source),
+        };
+        let absent = splice(held.as_deref().unwrap_or("{}"))?;
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let what = format!(
+            "an update left {} unchanged, and the document {from} of the index does not hold it",
+            absent.join(", ")
+        );
+        match self.incomplete {
+            Incomplete::Error => Err(Error::new(ErrorKind::Refused, what).remedy(
+                "load the table again after setting incomplete = \"write\" for as long as the pipeline needs to pass this row; REPLICA IDENTITY FULL on the table keeps it from happening",
+            )),
+            Incomplete::Write => {
+                tracing::warn!(table = table.name, "{what}: it is written without it");
+                Ok(())
+            }
+        }
+    }
+
+    /// The document of a key as of the last commit.
+    fn read(&mut self, key: &Term) -> Result<Option<Held>> {
+        if self.reader_is_behind {
+            self.reader
+                .reload()
+                .map_err(|error| storage("read the index", error))?;
+            self.reader_is_behind = false;
+        }
+        self.layout.find(&self.reader.searcher(), key.clone())
+    }
+}
+
+/// The part of a batch that is beyond the position reached, when that is not all of it.
+fn beyond(batch: &Batch, reached: Option<Position>, delivered: &mut Delivered) -> Option<Batch> {
+    let reached = reached?;
+    let first = batch.changes().first()?;
+    if batch.phase == Phase::Snapshot || batch.position(first) > reached {
+        return None;
+    }
+    let changes: Vec<_> = batch
+        .changes()
+        .iter()
+        .filter(|change| batch.position(change) > reached)
+        .copied()
+        .collect();
+    delivered.stale += (batch.changes().len() - changes.len()) as u64;
+    Some(batch.with_changes(changes))
+}
+
+fn lock(index: &Index, config: &Config) -> Result<IndexWriter> {
+    let options = IndexWriterOptions::builder()
+        .num_worker_threads(1)
+        .memory_budget_per_thread(config.memory.bytes())
+        .num_merge_threads(1)
+        .build();
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match index.writer_with_options(options.clone()) {
+            Ok(writer) => return Ok(writer),
+            Err(TantivyError::LockFailure(..)) if Instant::now() < give_up => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(error) => return Err(storage("open the index for writing", error)),
+        }
+    }
+}
+
+fn hash(key: &Term) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}

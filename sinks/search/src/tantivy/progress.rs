@@ -1,0 +1,83 @@
+//! Positions, carried in the payload of each commit.
+
+use lockstep_core::position::{Position, SourceIdentity, SourceInfo};
+use lockstep_core::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+/// Changes when the payload does.
+const FORMAT: u32 = 1;
+
+/// How far the index is, by source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Progress {
+    format: u32,
+    sources: Vec<Reached>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Reached {
+    name: String,
+    identity: SourceIdentity,
+    position: Position,
+}
+
+impl Progress {
+    /// Reads a payload; an index without one is at the beginning.
+    ///
+    /// # Errors
+    /// When it is not one of ours.
+    pub(super) fn read(payload: Option<&str>) -> Result<Self> {
+        let Some(payload) = payload else {
+            return Ok(Progress {
+                format: FORMAT,
+                sources: Vec::new(),
+            });
+        };
+        let foreign = |error: Error| {
+            error.remedy("the index was not written by this version of lockstep: choose another `path`, or remove it and load its tables again")
+        };
+        let read: Progress = serde_json::from_str(payload).map_err(|error| {
+            foreign(
+                Error::new(ErrorKind::Setup, "the position in the index cannot be read")
+                    .source(error),
+            )
+        })?;
+        if read.format != FORMAT {
+            return Err(foreign(Error::new(
+                ErrorKind::Setup,
+                format!("the position in the index has format {}", read.format),
+            )));
+        }
+        Ok(read)
+    }
+
+    /// The payload.
+    ///
+    /// # Errors
+    /// Never for what this type can hold.
+    pub(super) fn write(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|error| {
+            Error::new(ErrorKind::Protocol, "the position cannot be written").source(error)
+        })
+    }
+
+    pub(super) fn get(&self, source: &SourceInfo) -> Option<Position> {
+        let is = |reached: &&Reached| {
+            *reached.name == *source.name && reached.identity == source.identity
+        };
+        self.sources.iter().find(is).map(|reached| reached.position)
+    }
+
+    /// Moves forward. The position of an earlier identity of the source is forgotten: its log is gone.
+    pub(super) fn advance(&mut self, source: &SourceInfo, position: Position) {
+        if self.get(source).is_some_and(|known| known >= position) {
+            return;
+        }
+        self.sources.retain(|reached| *reached.name != *source.name);
+        self.sources.push(Reached {
+            name: source.name.to_string(),
+            identity: source.identity.clone(),
+            position,
+        });
+    }
+}

@@ -1,0 +1,174 @@
+//! The thread that owns the index writer, and decides when to commit.
+//!
+//! A commit costs milliseconds, whatever it covers. So one follows at once when nothing else waits, but commits take at
+//! most a fifth of the time; under load one covers all that came in a `commit_interval`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lockstep_core::batch::Batch;
+use lockstep_core::durable::{Delivered, Receipt};
+use lockstep_core::{Error, Result};
+use tokio::sync::{mpsc, oneshot};
+
+use super::engine::Engine;
+
+/// Pause after a commit, in units of what it took.
+const PAUSE: u32 = 4;
+
+/// What the worker is asked to do.
+pub(super) enum Command {
+    Write(Arc<Batch>, Receipt),
+    /// Commit, and say so.
+    Flush(oneshot::Sender<()>),
+}
+
+/// Where an error waits when no batch does.
+pub(super) type Fault = Arc<Mutex<Option<Error>>>;
+
+pub(super) struct Worker {
+    engine: Engine,
+    inbox: mpsc::Receiver<Command>,
+    fault: Fault,
+    /// Bytes of documents that a commit may cover: what the engine has not indexed yet is in memory.
+    most_bytes: usize,
+    interval: Duration,
+    waiting: Vec<(Receipt, Delivered)>,
+    /// When the oldest batch that waits was taken.
+    since: Instant,
+    /// Before this no commit happens just because nothing else waits.
+    pause_until: Instant,
+}
+
+/// What to do next.
+enum Next {
+    Command(Command),
+    Commit,
+    Close,
+}
+
+impl Worker {
+    pub(super) fn new(
+        engine: Engine,
+        inbox: mpsc::Receiver<Command>,
+        fault: Fault,
+        most_bytes: usize,
+        interval: Duration,
+    ) -> Self {
+        let now = Instant::now();
+        Worker {
+            engine,
+            inbox,
+            fault,
+            most_bytes,
+            interval,
+            waiting: Vec::new(),
+            since: now,
+            pause_until: now,
+        }
+    }
+
+    /// Runs until the inbox is closed, or something fails. What is not committed then is not durable.
+    pub(super) async fn run(mut self) {
+        let Err(error) = self.work().await else {
+            return;
+        };
+        // Closed first: whoever hears of the error finds the lock of the index free.
+        let Worker {
+            engine,
+            waiting,
+            fault,
+            inbox,
+            ..
+        } = self;
+        drop(engine);
+        match waiting.into_iter().next() {
+            Some((receipt, _)) => receipt.resolve(Err(error)),
+            None => {
+                tracing::warn!(%error, "the search index stops");
+                *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        }
+        drop(inbox);
+    }
+
+    async fn work(&mut self) -> Result<()> {
+        loop {
+            match self.next().await {
+                Next::Command(Command::Write(batch, receipt)) => self.take(&batch, receipt)?,
+                Next::Command(Command::Flush(done)) => {
+                    self.commit()?;
+                    // The one who asked may be gone.
+                    let _ = done.send(());
+                }
+                Next::Commit => self.commit()?,
+                Next::Close => return Ok(()),
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Next {
+        // A sink that was dropped is about to be opened again: what waits will come once more.
+        if self.inbox.is_closed() {
+            return Next::Close;
+        }
+        if self.is_due() {
+            return Next::Commit;
+        }
+        match self.inbox.try_recv() {
+            Ok(command) => return Next::Command(command),
+            Err(mpsc::error::TryRecvError::Disconnected) => return Next::Close,
+            Err(mpsc::error::TryRecvError::Empty) => {}
+        }
+        let received = if self.waiting.is_empty() {
+            self.inbox.recv().await
+        } else {
+            let deadline = self.pause_until.min(self.since + self.interval);
+            match tokio::time::timeout_at(deadline.into(), self.inbox.recv()).await {
+                Ok(received) => received,
+                Err(_) => return Next::Commit,
+            }
+        };
+        received.map_or(Next::Close, Next::Command)
+    }
+
+    fn is_due(&self) -> bool {
+        !self.waiting.is_empty()
+            && (self.since.elapsed() >= self.interval
+                || self.engine.uncommitted_bytes() >= self.most_bytes)
+    }
+
+    fn take(&mut self, batch: &Batch, receipt: Receipt) -> Result<()> {
+        if self.waiting.is_empty() {
+            self.since = Instant::now();
+        }
+        let applied = self.engine.apply(batch);
+        let delivered = applied
+            .as_ref()
+            .map_or_else(|_| Delivered::default(), |delivered| *delivered);
+        self.waiting.push((receipt, delivered));
+        applied?;
+        // Nothing to write, and nothing before it that waits: a batch that only moves the position, or a replay.
+        if self.waiting.len() == 1 && delivered.written == 0 {
+            self.answer();
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        self.engine.commit()?;
+        self.pause_until = Instant::now() + began.elapsed() * PAUSE;
+        self.answer();
+        Ok(())
+    }
+
+    fn answer(&mut self) {
+        for (receipt, delivered) in self.waiting.drain(..) {
+            receipt.resolve(Ok(delivered));
+        }
+    }
+}

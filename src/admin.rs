@@ -1,0 +1,194 @@
+//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/api/status`, `/api/visible`.
+//!
+//! `/healthz` and `/readyz` never ask for the token: probes cannot carry one, and they tell no names.
+
+use std::net::SocketAddr;
+
+use axum::extract::{Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use lockstep_core::config::Secret;
+use lockstep_core::position::Lsn;
+use lockstep_core::{Error, ErrorKind};
+use lockstep_pipelines::Handle;
+use lockstep_pipelines::file::Admin;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+/// An address that is taken and not served yet.
+pub struct Listener {
+    listener: TcpListener,
+    token: Option<Secret>,
+}
+
+/// Takes the address.
+///
+/// # Errors
+/// Of kind `Setup` when it is in use or not an address.
+pub async fn bind(section: &Admin) -> Result<Listener, Error> {
+    let listener = TcpListener::bind(&section.listen).await.map_err(|error| {
+        Error::new(
+            ErrorKind::Setup,
+            format!("cannot listen on {}", section.listen),
+        )
+        .source(error)
+        .remedy("choose another address or stop what listens there")
+        .at("admin.listen")
+    })?;
+    Ok(Listener {
+        listener,
+        token: section.token.clone(),
+    })
+}
+
+impl Listener {
+    /// Where it listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.local_addr().ok()
+    }
+
+    /// Serves until the task is aborted.
+    pub async fn serve(self, handle: Handle) {
+        tracing::info!(address = ?self.address(), "admin endpoint");
+        let served = axum::serve(self.listener, router(handle, self.token)).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the admin endpoint has ended");
+        }
+    }
+}
+
+fn router(handle: Handle, token: Option<Secret>) -> Router {
+    let guarded = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/api/status", get(status))
+        .route("/api/visible", get(visible))
+        .layer(middleware::from_fn_with_state(token, require_token));
+    Router::new()
+        .route("/", get(index))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .merge(guarded)
+        .with_state(handle)
+}
+
+async fn require_token(
+    State(token): State<Option<Secret>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer "));
+    match token {
+        Some(token)
+            if !given.is_some_and(|given| same(given.as_bytes(), token.reveal().as_bytes())) =>
+        {
+            let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+            (
+                StatusCode::UNAUTHORIZED,
+                challenge,
+                "this endpoint asks for the token\n",
+            )
+                .into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
+
+/// Compares in a time that depends on the lengths only.
+fn same(given: &[u8], expected: &[u8]) -> bool {
+    given.len() == expected.len()
+        && given
+            .iter()
+            .zip(expected)
+            .fold(0, |sum, (a, b)| sum | (a ^ b))
+            == 0
+}
+
+async fn index(State(handle): State<Handle>) -> String {
+    format!(
+        "lockstep {}, pipeline {}\n\n/healthz       the process is alive\n/readyz        every source streams, every sink \
+         confirms\n/metrics       for Prometheus\n/api/status    everything, as JSON\n/api/visible   \
+         ?source=S&lsn=X: where commits up to X are durable\n",
+        env!("CARGO_PKG_VERSION"),
+        handle.status().pipeline,
+    )
+}
+
+async fn ready(State(handle): State<Handle>) -> Response {
+    match handle.ready() {
+        Ok(()) => (StatusCode::OK, "ready\n").into_response(),
+        Err(problems) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{}\n", problems.join("\n")),
+        )
+            .into_response(),
+    }
+}
+
+async fn metrics(State(handle): State<Handle>) -> Response {
+    match handle.metrics_text() {
+        Ok(text) => (
+            [(
+                header::CONTENT_TYPE,
+                "text/plain; version=0.0.4; charset=utf-8",
+            )],
+            text,
+        )
+            .into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn status(State(handle): State<Handle>) -> Response {
+    Json(handle.status()).into_response()
+}
+
+#[derive(Deserialize)]
+struct Visible {
+    source: String,
+    lsn: String,
+}
+
+async fn visible(State(handle): State<Handle>, Query(query): Query<Visible>) -> Response {
+    let wrong = |message: String| {
+        (StatusCode::BAD_REQUEST, Json(json!({ "error": message }))).into_response()
+    };
+    let lsn: Lsn = match query.lsn.parse() {
+        Ok(lsn) => lsn,
+        Err(error) => return wrong(error.to_string()),
+    };
+    match handle.visible(&query.source, lsn) {
+        Some(sinks) => {
+            let all = sinks.values().all(|visible| *visible);
+            Json(json!({ "source": query.source, "lsn": lsn.to_string(), "visible": all, "sinks": sinks }))
+                .into_response()
+        }
+        None => {
+            let names: Vec<String> = handle.status().sources.into_keys().collect();
+            let message = format!(
+                "there is no source {}; there are {}",
+                query.source,
+                names.join(", ")
+            );
+            (StatusCode::NOT_FOUND, Json(json!({ "error": message }))).into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_compare_whole() {
+        assert!(same(b"secret", b"secret"));
+        assert!(!same(b"secre", b"secret") && !same(b"Secret", b"secret") && !same(b"", b"secret"));
+    }
+}

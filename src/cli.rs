@@ -1,0 +1,130 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use lockstep_pipelines::{Pipeline, Registry};
+
+use crate::progress::Bars;
+use crate::{Outcome, check, demo, run, schema, status};
+
+/// Keeps Kafka, Redis and search in lockstep with PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep", version, propagate_version = true)]
+pub struct Cli {
+    /// How log lines look; LOCKSTEP_LOG sets what is logged, `info` by default.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "LOCKSTEP_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How answers look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a pipeline until SIGTERM or SIGINT; drains, then exits 0.
+    Run {
+        /// The pipeline file: TOML, YAML or JSON.
+        file: PathBuf,
+    },
+    /// Check a pipeline file, then look at every server it names; exit 1 if `run` would not work.
+    Check {
+        /// The pipeline file.
+        file: PathBuf,
+        /// Only the file, no server.
+        #[arg(long)]
+        offline: bool,
+        /// How the answer looks.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// Ask a running pipeline how it is.
+    Status {
+        /// Its admin endpoint.
+        #[arg(
+            long,
+            default_value = "http://127.0.0.1:9187",
+            env = "LOCKSTEP_ADMIN_URL"
+        )]
+        url: String,
+        /// Its token, when it asks for one.
+        #[arg(long, env = "LOCKSTEP_ADMIN_TOKEN", hide_env_values = true)]
+        token: Option<String>,
+        /// How the answer looks.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// Print the JSON Schema of the pipeline file.
+    Schema,
+    /// Search an embedded index, also while a pipeline writes it.
+    #[cfg(feature = "search-embedded")]
+    Search {
+        /// The index: the `path` of the tantivy sink.
+        path: PathBuf,
+        /// Words, `column:word`, "a phrase", AND, OR, -word.
+        query: Vec<String>,
+        /// Rows to show.
+        #[arg(long, default_value_t = 10)]
+        limit: usize,
+        /// How the answer looks.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// The shop, end to end.
+    Demo(Box<demo::args::DemoArgs>),
+}
+
+impl Command {
+    /// Whether progress may be drawn on the terminal.
+    pub fn draws(&self) -> bool {
+        matches!(self, Command::Run { .. })
+    }
+
+    /// Runs it.
+    pub async fn run(self, registry: &Registry, progress: &Bars) -> Outcome {
+        match self {
+            Command::Run { file } => run::run(&load(&file, registry)?, progress).await,
+            Command::Check {
+                file,
+                offline,
+                format,
+            } => check::check(&file, registry, offline, format).await,
+            Command::Status { url, token, format } => {
+                status::status(&url, token.as_deref(), format).await
+            }
+            Command::Schema => schema::schema(registry),
+            #[cfg(feature = "search-embedded")]
+            Command::Search {
+                path,
+                query,
+                limit,
+                format,
+            } => crate::search::search(&path, &query.join(" "), limit, format),
+            Command::Demo(args) => demo::command::demo(&args, registry).await,
+        }
+    }
+}
+
+/// Reads and checks a pipeline file.
+pub fn load(file: &std::path::Path, registry: &Registry) -> Result<Pipeline, lockstep_core::Error> {
+    lockstep_pipelines::file::load(file, registry).map_err(lockstep_core::Error::from)
+}

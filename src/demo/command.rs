@@ -1,0 +1,419 @@
+//! `lockstep demo`: creates the shop, runs the pipeline, shops, drains, compares, tells.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use lockstep_core::config::Secret;
+use lockstep_core::error::At as _;
+use lockstep_core::position::Lsn;
+use lockstep_core::sink::SinkContext;
+use lockstep_core::source::SourcePhase;
+use lockstep_core::{Error, ErrorKind};
+use lockstep_pipelines::{Handle, Pipeline, Registry};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::args::DemoArgs;
+use super::compare::{Compared, Copy, compare};
+use super::load::{Load, LoadReport};
+use super::measure::{Gathered, peak_resident, resident};
+use super::pipeline::{self, Ends, STATE_SINKS, Search};
+use super::shop::{INVENTORY_TABLES, ORDERS_TABLES, Shop};
+use super::summary::{SinkSummary, Summary, Verdict};
+use super::view::{CopyMoment, DEFAULT_LINE_EVERY, Moment, Screen, SinkMoment, View};
+use crate::figures::Paint;
+use crate::{Outcome, admin, cli, output, run};
+
+/// How long the sinks may take to catch up after the load.
+const CATCH_UP: Duration = Duration::from_secs(120);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Runs the demo. Exit code 0 when every copy equals its source.
+pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
+    let temporary = match &args.folder {
+        Some(_) => None,
+        None => Some(
+            tempfile::Builder::new()
+                .prefix("lockstep-demo-")
+                .tempdir()
+                .map_err(|error| {
+                    Error::new(ErrorKind::Storage, "cannot make a temporary folder").source(error)
+                })?,
+        ),
+    };
+    let folder = args
+        .folder
+        .clone()
+        .or_else(|| temporary.as_ref().map(|folder| folder.path().to_owned()));
+    let folder = folder.unwrap_or_default();
+    let ends = args.ends(&folder);
+    let shutdown = CancellationToken::new();
+    run::stop_on_signals(shutdown.clone())?;
+
+    output::print("Filling the shop's two databases …\n");
+    let shop = Shop::create(&args.orders_url, &args.inventory_url, args.shop()).await?;
+    let pipeline = write_and_load(&ends, &folder, registry)?;
+    output::print(&format!(
+        "The pipeline file:\n\n{}\n",
+        indent(&pipeline::shown(&ends))
+    ));
+
+    let started = Instant::now();
+    let listener = admin::bind(pipeline.admin.as_ref().ok_or_else(no_admin)?).await?;
+    let running = lockstep_pipelines::start(&pipeline, shutdown.child_token()).await?;
+    let handle = running.handle();
+    let server = tokio::spawn(listener.serve(handle.clone()));
+    let mut ended = std::pin::pin!(running.wait());
+    let told = tokio::select! {
+        told = tell(args, &ends, &shop, &handle, &shutdown, started) => told,
+        // A pipeline that ends by itself has met an error: there is nothing left to wait for.
+        result = &mut ended => return result.and(Err(ended_early())),
+    };
+    let (summary, screen) = match told {
+        Ok(told) => told,
+        Err(error) => {
+            shutdown.cancel();
+            // The pipeline's own error, if it has one, is the cause of ours.
+            return ended.await.and(Err(error));
+        }
+    };
+    output::print(&format!("\n{}\n", summary.render(screen)));
+    if output::is_terminal() && !shutdown.is_cancelled() {
+        output::print("Everything stays up until Ctrl-C.\n");
+        shutdown.cancelled().await;
+    }
+    shutdown.cancel();
+    ended.await?;
+    server.abort();
+    Ok(match summary.verdict() {
+        Verdict::Equal => ExitCode::SUCCESS,
+        Verdict::Differs | Verdict::Unknown => ExitCode::FAILURE,
+    })
+}
+
+fn no_admin() -> Error {
+    Error::new(
+        ErrorKind::Config,
+        "the demo's pipeline has no admin section",
+    )
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}\n")).collect()
+}
+
+fn ended_early() -> Error {
+    Error::new(
+        ErrorKind::Stopping,
+        "the pipeline ended before the demo did",
+    )
+}
+
+fn write_and_load(ends: &Ends, folder: &Path, registry: &Registry) -> Result<Pipeline, Error> {
+    let path = folder.join("shop.toml");
+    let write = || -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        std::fs::write(&path, pipeline::text(ends))
+    };
+    write().map_err(|error| {
+        Error::new(
+            ErrorKind::Storage,
+            format!("cannot write {}", path.display()),
+        )
+        .source(error)
+    })?;
+    cli::load(&path, registry)
+}
+
+/// Shops, waits until everything has arrived, compares, and puts the summary together.
+async fn tell(
+    args: &DemoArgs,
+    ends: &Ends,
+    shop: &Shop,
+    handle: &Handle,
+    shutdown: &CancellationToken,
+    started: Instant,
+) -> Result<(Summary, Paint), Error> {
+    let load = Load::start(shop, args.load()).await?;
+    let counter = load.counter();
+    let view = View::start(
+        watch(handle.clone(), move || {
+            counter().event(super::load::Event::Purchase)
+        }),
+        screen(),
+    );
+    let report = tokio::select! {
+        () = load.finished() => load.stop().await?,
+        () = shutdown.cancelled() => load.stop().await?,
+    };
+    let arrived = catch_up(handle, &report).await;
+    let elapsed = started.elapsed();
+    let measured = Gathered::now(handle);
+    let (memory, cpu) = (peak_resident(), cpu_time());
+    let compared = match &arrived {
+        Ok(()) => compare_all(ends, handle, shop).await,
+        Err(error) => Err(Error::new(error.kind(), error.to_string())),
+    };
+    let top_rate = view.stop().await;
+    let (compared, not_compared) = match compared {
+        Ok(compared) => (compared, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let summary = Summary {
+        elapsed,
+        shop: report.counts,
+        tables: measured.tables(),
+        sinks: sinks(handle, ends, &measured),
+        top_rate: Some(top_rate),
+        memory,
+        cpu,
+        duplicates: handle
+            .status()
+            .transforms
+            .values()
+            .map(|transform| transform.duplicates)
+            .sum(),
+        compared,
+        not_compared,
+        look: look_next(args, ends),
+    };
+    Ok((
+        summary,
+        Paint {
+            color: output::colours(),
+        },
+    ))
+}
+
+fn screen() -> Screen {
+    if output::is_terminal() {
+        Screen::Terminal
+    } else {
+        Screen::Lines {
+            out: Box::new(std::io::stdout()),
+            every: DEFAULT_LINE_EVERY,
+        }
+    }
+}
+
+/// What the view sees.
+fn watch(
+    handle: Handle,
+    purchases: impl Fn() -> u64 + Send + 'static,
+) -> impl FnMut() -> Moment + Send + 'static {
+    move || {
+        let status = handle.status();
+        let latencies = Gathered::now(&handle).latencies();
+        let copying = status
+            .sources
+            .values()
+            .any(|source| source.state.phase == SourcePhase::Snapshot);
+        let copies = status.sources.iter().flat_map(|(name, source)| {
+            source.state.snapshot.iter().map(move |table| CopyMoment {
+                table: format!(
+                    "{name}.{}",
+                    table.table.rsplit('.').next().unwrap_or_default()
+                ),
+                rows: table.rows,
+                expected: table.estimated_rows,
+                done: table.done,
+            })
+        });
+        Moment {
+            phase: if copying { "copying" } else { "streaming" }.to_owned(),
+            copies: copies.collect(),
+            changes: status.sources.values().map(|source| source.changes).sum(),
+            purchases: purchases(),
+            sinks: status
+                .sinks
+                .iter()
+                .map(|(name, sink)| SinkMoment {
+                    name: name.clone(),
+                    records: sink.written,
+                    lag: (sink.lag_seconds > 0.0)
+                        .then(|| Duration::from_secs_f64(sink.lag_seconds)),
+                    p50: latencies.get(name).map(|latency| latency.p50),
+                    p99: latencies.get(name).map(|latency| latency.p99),
+                    problem: sink.problem.clone(),
+                })
+                .collect(),
+            memory: resident(),
+            problem: status
+                .sources
+                .values()
+                .find_map(|source| source.state.problem.clone()),
+        }
+    }
+}
+
+/// Waits until every commit of the load is durable in every sink.
+async fn catch_up(handle: &Handle, report: &LoadReport) -> Result<(), Error> {
+    let deadline = Instant::now() + CATCH_UP;
+    let ends: [(&str, Lsn); 2] = [
+        ("orders", report.orders_end),
+        ("inventory", report.inventory_end),
+    ];
+    loop {
+        let waiting: Vec<String> = ends
+            .iter()
+            .flat_map(|(source, end)| {
+                let sinks = handle.visible(source, *end).unwrap_or_default();
+                sinks
+                    .into_iter()
+                    .filter(|(_, visible)| !visible)
+                    .map(move |(sink, _)| format!("{source} → {sink}"))
+            })
+            .collect();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let problems = handle.ready().err().unwrap_or_default().join("; ");
+            return Err(Error::new(
+                ErrorKind::Overloaded,
+                format!("not caught up: {}", waiting.join(", ")),
+            )
+            .remedy(if problems.is_empty() {
+                "shop more slowly with --rate".to_owned()
+            } else {
+                problems
+            }));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Compares the copies that can be read back with both databases, row by row.
+async fn compare_all(ends: &Ends, handle: &Handle, shop: &Shop) -> Result<Vec<Compared>, Error> {
+    let sources = [
+        ("orders", &ends.orders_url, shop.orders_url(), ORDERS_TABLES),
+        (
+            "inventory",
+            &ends.inventory_url,
+            shop.inventory_url(),
+            INVENTORY_TABLES,
+        ),
+    ];
+    let pipeline = handle.status().pipeline;
+    let mut all = Vec::new();
+    for (name, url, read_url, tables) in sources {
+        let config = serde_json::json!({
+            "url": url.reveal(),
+            "tables": tables.iter().map(|table| format!("public.{table}")).collect::<Vec<_>>(),
+        });
+        let config: lockstep_postgres::PostgresConfig =
+            serde_json::from_value(config).map_err(|error| {
+                Error::new(ErrorKind::Config, "the demo's source is wrong").source(error)
+            })?;
+        let (source, tables) = lockstep_postgres::describe(&config, name).await?;
+        let context = |sink: &str| SinkContext {
+            pipeline: pipeline.as_str().into(),
+            name: sink.into(),
+            state: ends.state.join("sinks").join(sink),
+            sources: vec![source.clone()],
+            tables: tables.clone(),
+        };
+        let mut copies = open_copies(ends, context).await?;
+        all.extend(
+            compare(read_url, &source, &tables, &pipeline::rules(), &mut copies)
+                .await
+                .at(format!("sources.{name}"))?,
+        );
+    }
+    Ok(all)
+}
+
+/// Opens the state sinks for reading, with the very sections of the pipeline file.
+async fn open_copies(
+    ends: &Ends,
+    context: impl Fn(&str) -> SinkContext,
+) -> Result<Vec<Copy>, Error> {
+    let registry = crate::builtin();
+    let folder: PathBuf = ends.state.parent().map(Path::to_owned).unwrap_or_default();
+    let pipeline = cli::load(&folder.join("shop.toml"), &registry)?;
+    let mut copies = Vec::new();
+    for (plan, sink) in pipeline.plan.sinks.iter().zip(&pipeline.sinks) {
+        if STATE_SINKS.contains(&&*plan.name)
+            && let Some(inspect) = sink
+                .inspect(context(&plan.name))
+                .await
+                .at(format!("sinks.{}", plan.name))?
+        {
+            copies.push(Copy {
+                name: plan.name.to_string(),
+                inspect,
+            });
+        }
+    }
+    Ok(copies)
+}
+
+fn sinks(handle: &Handle, ends: &Ends, measured: &Gathered) -> Vec<SinkSummary> {
+    let (latencies, bytes) = (measured.latencies(), measured.bytes());
+    let kind = |name: &str| match (name, &ends.search) {
+        ("cache", _) => "redis",
+        ("search", Search::Tantivy(_)) => "tantivy",
+        ("search", Search::OpenSearch(_)) => "opensearch",
+        _ => "kafka",
+    };
+    handle
+        .status()
+        .sinks
+        .into_iter()
+        .map(|(name, sink)| SinkSummary {
+            kind: kind(&name).to_owned(),
+            records: sink.written,
+            stale: sink.stale,
+            bytes: bytes.get(&name).copied().unwrap_or(0),
+            latency: latencies.get(&name).copied(),
+            restarts: sink.errors,
+            name,
+        })
+        .collect()
+}
+
+fn look_next(args: &DemoArgs, ends: &Ends) -> Vec<(String, String)> {
+    let redis = Secret::new(&args.redis_url).redacted_url();
+    let mut look = vec![
+        (
+            "status".to_owned(),
+            format!("http://{}/api/status", ends.admin),
+        ),
+        (
+            "metrics".to_owned(),
+            format!("http://{}/metrics", ends.admin),
+        ),
+        (
+            "topics".to_owned(),
+            format!("orders.public.orders and its neighbours on {}", args.kafka),
+        ),
+        (
+            "keys".to_owned(),
+            format!("redis-cli -u {redis} GET orders:orders:<id>"),
+        ),
+    ];
+    look.push(match &ends.search {
+        Search::Tantivy(path) => (
+            "search".to_owned(),
+            format!("lockstep search {} paid", path.display()),
+        ),
+        Search::OpenSearch(url) => (
+            "search".to_owned(),
+            format!("{}/orders-orders/_search?q=paid", url.redacted_url()),
+        ),
+    });
+    look
+}
+
+/// CPU time of this process so far.
+fn cpu_time() -> Option<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Behind the command name, which may hold anything: utime and stime are fields 14 and 15 of all.
+    let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
+    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(
+        ticks * 1000 / rustix::param::clock_ticks_per_second(),
+    ))
+}

@@ -1,0 +1,17 @@
+//! The shop: two databases, a load that shops in them, and what `lockstep demo` shows of it.
+
+pub mod args;
+pub mod command;
+pub mod compare;
+pub mod goods;
+pub mod load;
+pub mod measure;
+pub mod pipeline;
+pub mod random;
+pub mod rows;
+pub mod shop;
+pub mod summary;
+pub mod view;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! `lockstep run FILE`.
+
+use std::process::ExitCode;
+
+use lockstep_core::{Error, ErrorKind};
+use lockstep_pipelines::Pipeline;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::progress::Bars;
+use crate::{Outcome, admin};
+
+/// Exit code of a process that was told twice to stop.
+const IMPATIENT: i32 = 130;
+
+/// Runs until a signal, then drains; or until an error that only a person can mend.
+pub async fn run(pipeline: &Pipeline, bars: &Bars) -> Outcome {
+    let shutdown = CancellationToken::new();
+    stop_on_signals(shutdown.clone())?;
+    // Before anything else: an address in use must not be found out after the copy.
+    let listener = match &pipeline.admin {
+        Some(section) => Some(admin::bind(section).await?),
+        None => None,
+    };
+    tracing::info!(
+        pipeline = &*pipeline.name,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+    let running = lockstep_pipelines::start(pipeline, shutdown.clone()).await?;
+    let handle = running.handle();
+    let server = listener.map(|listener| tokio::spawn(listener.serve(handle.clone())));
+    let ended = tokio::select! {
+        ended = running.wait() => ended,
+        () = bars.follow(handle.clone()) => Ok(()),
+    };
+    if let Some(server) = server {
+        server.abort();
+    }
+    ended?;
+    let status = handle.status();
+    let behind: Vec<&str> = status
+        .sinks
+        .iter()
+        .filter(|(_, sink)| sink.in_flight > 0)
+        .map(|(name, _)| &**name)
+        .collect();
+    if behind.is_empty() {
+        tracing::info!(
+            pipeline = &*pipeline.name,
+            "drained; everything received is durable in every sink"
+        );
+    } else {
+        tracing::warn!(
+            pipeline = &*pipeline.name,
+            sinks = behind.join(", "),
+            "stopped before everything was durable; what is not comes again at the next start"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first SIGTERM or SIGINT asks for a drain, the second ends the process at once.
+pub fn stop_on_signals(shutdown: CancellationToken) -> Result<(), Error> {
+    let hear = |kind| {
+        signal(kind)
+            .map_err(|error| Error::new(ErrorKind::Storage, "cannot hear signals").source(error))
+    };
+    let (mut terminate, mut interrupt) = (
+        hear(SignalKind::terminate())?,
+        hear(SignalKind::interrupt())?,
+    );
+    tokio::spawn(async move {
+        for times in 1.. {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            if times == 1 {
+                tracing::info!(signal = name, "draining; once more ends at once");
+                shutdown.cancel();
+            } else {
+                tracing::warn!(
+                    signal = name,
+                    "ending at once; what is not durable comes again at the next start"
+                );
+                std::process::exit(IMPATIENT);
+            }
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Reads topics as a consumer with `isolation.level=read_committed` sees them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, Headers, Message};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// One record.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Of its topic.
+    pub partition: i32,
+    /// In its partition.
+    pub offset: i64,
+    /// `Null` when there is none.
+    pub key: Value,
+    /// `Null` for a tombstone.
+    pub value: Value,
+    /// The header `lockstep.id`.
+    pub id: String,
+}
+
+impl Record {
+    /// The `op` of the envelope: `r`, `c`, `u`, `d`, `t`; empty for a tombstone.
+    pub fn op(&self) -> &str {
+        self.value["op"].as_str().unwrap_or_default()
+    }
+}
+
+/// All committed records of a topic by partition and offset, up to its end. The end of an open transaction is waited
+/// for.
+///
+/// # Panics
+/// When the topic does not exist or does not come to an end within a minute.
+pub async fn read(bootstrap: &str, topic: &str) -> Vec<Record> {
+    let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+    tokio::task::spawn_blocking(move || read_blocking(&bootstrap, &topic))
+        .await
+        .expect("the reader")
+}
+
+fn consumer(bootstrap: &str, isolation: &str) -> BaseConsumer {
+    ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", "lockstep-e2e")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", isolation)
+        .set("fetch.wait.max.ms", "10")
+        .create()
+        .expect("a consumer")
+}
+
+fn read_blocking(bootstrap: &str, topic: &str) -> Vec<Record> {
+    let committed = consumer(bootstrap, "read_committed");
+    let uncommitted = consumer(bootstrap, "read_uncommitted");
+    let metadata = committed
+        .fetch_metadata(Some(topic), DEADLINE)
+        .expect("metadata");
+    let partitions = metadata.topics()[0].partitions().len() as i32;
+    assert!(partitions > 0, "topic {topic} is missing");
+    let deadline = Instant::now() + DEADLINE;
+    let end = |consumer: &BaseConsumer, partition| {
+        consumer
+            .fetch_watermarks(topic, partition, DEADLINE)
+            .expect("watermarks")
+            .1
+    };
+    let mut from = TopicPartitionList::new();
+    for partition in 0..partitions {
+        while end(&committed, partition) < end(&uncommitted, partition) {
+            assert!(
+                Instant::now() < deadline,
+                "an open transaction holds {topic}/{partition} back"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        from.add_partition_offset(topic, partition, Offset::Beginning)
+            .expect("an offset");
+    }
+    committed.assign(&from).expect("an assignment");
+    let mut records = Vec::new();
+    let mut ended = 0;
+    while ended < partitions {
+        assert!(
+            Instant::now() < deadline,
+            "the end of {topic} was not reached; {} records so far",
+            records.len()
+        );
+        match committed.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => records.push(record(&message)),
+            Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
+            Some(Err(error)) => panic!("{topic}: {error}"),
+            None => {}
+        }
+    }
+    records.sort_by_key(|record| (record.partition, record.offset));
+    records
+}
+
+/// All records of a file that the `file` sink wrote. Tombstones are not among them.
+///
+/// # Panics
+/// When it cannot be read, or a line is not one record.
+pub fn read_file(path: &Path) -> Vec<Record> {
+    let text =
+        std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let lines = text.lines().enumerate().map(|(offset, line)| {
+        let mut record: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        Record {
+            partition: 0,
+            offset: offset as i64,
+            key: record["key"].take(),
+            value: record["value"].take(),
+            id: record["id"]
+                .as_str()
+                .unwrap_or_else(|| panic!("no id: {line}"))
+                .to_owned(),
+        }
+    });
+    lines.collect()
+}
+
+fn record(message: &impl Message) -> Record {
+    let json = |bytes: &[u8]| -> Value {
+        serde_json::from_slice(bytes)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(bytes)))
+    };
+    let text =
+        |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+    let id = message
+        .headers()
+        .into_iter()
+        .flat_map(Headers::iter)
+        .find_map(|Header { key, value }| (key == "lockstep.id").then(|| text(value)));
+    Record {
+        partition: message.partition(),
+        offset: message.offset(),
+        key: message.key().map_or(Value::Null, json),
+        value: message.payload().map_or(Value::Null, json),
+        id: id.expect("every record has the header lockstep.id"),
+    }
+}
+
+/// Changes of a stream, read from records in the order of their partitions: each id belongs to one change, whose
+/// records (the parts of a key change, a delete and its tombstone) are the same each time it is written.
+///
+/// Answers with the ids of changes that are there more than once. Copied rows (`r`) do not count.
+pub fn repeated(records: &[Record]) -> Vec<String> {
+    let mut seen: BTreeMap<(&str, String, &str), u32> = BTreeMap::new();
+    for record in records
+        .iter()
+        .filter(|record| !matches!(record.op(), "r" | "t"))
+    {
+        *seen
+            .entry((&record.id, record.key.to_string(), record.op()))
+            .or_default() += 1;
+    }
+    let repeated = seen.into_iter().filter(|(_, times)| *times > 1);
+    repeated
+        .map(|((id, key, op), times)| format!("{id} {op} {key} is there {times} times"))
+        .collect()
+}

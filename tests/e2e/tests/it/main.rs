@@ -1,0 +1,17 @@
+//! The `lockstep` command as a child process, against real servers.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests tell what they measured"
+)]
+
+mod admin;
+mod config;
+mod drain;
+mod kills;
+mod latency;
+mod memory;
+mod sink_faults;
+mod source_faults;
+mod support;

@@ -1,0 +1,180 @@
+//! What is installed, what a variable provides, and how a test says that it cannot run.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::error::Error;
+
+/// A kind of server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Component {
+    /// PostgreSQL of this major version. `LOCKSTEP_TEST_PG<major>_URL` provides it.
+    Postgres(u16),
+    /// Redis 7. `LOCKSTEP_TEST_REDIS_URL` provides it.
+    Redis,
+    /// Three nodes of Redis Cluster. `LOCKSTEP_TEST_REDIS_CLUSTER_URLS` (separated by commas) provides it.
+    RedisCluster,
+    /// Apache Kafka. `LOCKSTEP_TEST_KAFKA` (the bootstrap address) provides it.
+    Kafka,
+    /// OpenSearch. `LOCKSTEP_TEST_OPENSEARCH_URL` provides it.
+    OpenSearch,
+    /// The jars of Debezium's embedded engine, in `dir()/debezium/libs`.
+    Debezium,
+}
+
+/// The major versions of PostgreSQL that lockstep supports and the kit installs.
+pub const POSTGRES_MAJORS: [u16; 5] = [14, 15, 16, 17, 18];
+
+/// Set to `1`, or `CI` to `true`: a missing component is a failure instead of a test that is not run.
+pub const REQUIRE_VARIABLE: &str = "LOCKSTEP_KIT_REQUIRE";
+
+/// A file to which each test that could not run appends its line; `lockstep-kit run` sets it and prints it at the end.
+pub const NOT_RUN_VARIABLE: &str = "LOCKSTEP_KIT_NOT_RUN";
+
+/// Where `tests/kit/install` puts things.
+pub fn dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let dir = match (set("LOCKSTEP_KIT_DIR"), set("XDG_CACHE_HOME"), set("HOME")) {
+            (Some(dir), ..) => PathBuf::from(dir),
+            _ if rustix::process::geteuid().is_root() => "/var/cache/lockstep-kit".into(),
+            (None, Some(cache), _) => Path::new(&cache).join("lockstep-kit"),
+            (None, None, home) => Path::new(&home.unwrap_or_default()).join(".cache/lockstep-kit"),
+        };
+        // Servers run in folders of their own.
+        std::path::absolute(&dir).unwrap_or(dir)
+    })
+}
+
+impl Component {
+    /// The variable that provides an existing server instead.
+    pub fn variable(self) -> Option<String> {
+        match self {
+            Self::Postgres(major) => Some(format!("LOCKSTEP_TEST_PG{major}_URL")),
+            Self::Redis => Some("LOCKSTEP_TEST_REDIS_URL".into()),
+            Self::RedisCluster => Some("LOCKSTEP_TEST_REDIS_CLUSTER_URLS".into()),
+            Self::Kafka => Some("LOCKSTEP_TEST_KAFKA".into()),
+            Self::OpenSearch => Some("LOCKSTEP_TEST_OPENSEARCH_URL".into()),
+            Self::Debezium => None,
+        }
+    }
+
+    /// The value of [`Component::variable`], if it is set.
+    pub fn provided(self) -> Option<String> {
+        self.variable()
+            .and_then(|name| std::env::var(name).ok())
+            .filter(|value| !value.is_empty())
+    }
+
+    /// The argument of `tests/kit/install`.
+    pub fn install_name(self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgres",
+            Self::Redis | Self::RedisCluster => "redis",
+            Self::Kafka => "kafka",
+            Self::OpenSearch => "opensearch",
+            Self::Debezium => "debezium",
+        }
+    }
+
+    /// Whether its programs are on this machine.
+    pub fn is_installed(self) -> bool {
+        match self {
+            Self::Postgres(major) => crate::postgres::bin_dir(major).is_some(),
+            Self::Redis | Self::RedisCluster => on_path("redis-server"),
+            Self::Kafka | Self::OpenSearch | Self::Debezium => {
+                dir().join(self.install_name()).join("VERSION").exists()
+                    && crate::java::program().is_some()
+            }
+        }
+    }
+
+    /// Whether a shared server of it can be had: provided by its variable, or installed.
+    pub fn is_available(self) -> bool {
+        self.provided().is_some() || self.is_installed()
+    }
+
+    pub(crate) fn missing(self) -> Error {
+        let or = self
+            .variable()
+            .map(|name| format!(", or set {name}"))
+            .unwrap_or_default();
+        Error::new(format!(
+            "{self} is not installed: run tests/kit/install {}{or}",
+            self.install_name()
+        ))
+    }
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Postgres(major) => write!(f, "PostgreSQL {major}"),
+            Self::Redis => f.write_str("Redis"),
+            Self::RedisCluster => f.write_str("Redis Cluster"),
+            Self::Kafka => f.write_str("Kafka"),
+            Self::OpenSearch => f.write_str("OpenSearch"),
+            Self::Debezium => f.write_str("Debezium"),
+        }
+    }
+}
+
+pub(crate) fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+/// Returns from the test, loudly, when a component can neither be started nor is provided; where
+/// [`component::REQUIRE_VARIABLE`](crate::component::REQUIRE_VARIABLE) or `CI` asks for it, panics.
+///
+/// ```no_run
+/// # async fn test() {
+/// use lockstep_kit::Component::{Kafka, Postgres};
+/// lockstep_kit::require!(Postgres(17), Kafka);
+/// # }
+/// ```
+#[macro_export]
+macro_rules! require {
+    ($($component:expr),+ $(,)?) => {
+        $(
+            if !$crate::component::available_or_say_so($component) {
+                return;
+            }
+        )+
+    };
+}
+
+/// The function behind [`require!`].
+#[doc(hidden)]
+pub fn available_or_say_so(component: Component) -> bool {
+    if component.is_available() {
+        return true;
+    }
+    assert!(!is_required(), "{}", component.missing());
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let name = component.install_name();
+    let line = format!("NOT RUN: {test}: needs {component}: run tests/kit/install {name}\n");
+    // Straight to the descriptor: `eprint!` is captured in a test that passes. A closed one is nobody's loss.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = std::env::var_os(NOT_RUN_VARIABLE) {
+        let written = OpenOptions::new().create(true).append(true).open(&path);
+        let written = written.and_then(|mut file| file.write_all(line.as_bytes()));
+        assert!(
+            written.is_ok(),
+            "cannot append to {NOT_RUN_VARIABLE}={}: {written:?}",
+            path.display()
+        );
+    }
+    false
+}
+
+/// Whether a missing component is a failure.
+pub fn is_required() -> bool {
+    let is = |name, value| std::env::var(name).is_ok_and(|set| set == value);
+    is("CI", "true") || is(REQUIRE_VARIABLE, "1")
+}

@@ -1,0 +1,211 @@
+//! OpenSearch, one node.
+
+use std::ffi::OsString;
+use std::io;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::sync::OnceCell;
+
+use crate::component::Component;
+use crate::error::{Context, Error};
+use crate::port::Port;
+use crate::process::Process;
+use crate::scratch::Scratch;
+use crate::{http, java};
+
+const START_DEADLINE: Duration = Duration::from_secs(180);
+
+/// A test's own server.
+#[derive(Clone, Debug, Default)]
+pub struct OpenSearchOptions {
+    /// Settings of the node, such as `("indices.breaker.total.limit", "10%")`.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct OpenSearch {
+    url: String,
+    own: Option<Own>,
+}
+
+#[derive(Debug)]
+struct Own {
+    process: Process,
+    scratch: Scratch,
+    port: Port,
+    _transport: Port,
+}
+
+impl OpenSearch {
+    /// The server that all tests of the process share, started at the first call. Isolate by index prefix.
+    ///
+    /// # Panics
+    /// When it is not installed or does not start.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<OpenSearch> = OnceCell::const_new();
+        SHARED
+            .get_or_init(async || match Component::OpenSearch.provided() {
+                Some(url) => Self {
+                    url: url.trim_end_matches('/').into(),
+                    own: None,
+                },
+                None => Self::start(OpenSearchOptions::default()).await,
+            })
+            .await
+    }
+
+    /// Starts a server of the test's own.
+    ///
+    /// # Panics
+    /// When it is not installed or does not start.
+    pub async fn start(options: OpenSearchOptions) -> Self {
+        Self::try_start(options)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`OpenSearch::start`].
+    ///
+    /// # Errors
+    /// When it is not installed or does not start, with the end of its log.
+    pub async fn try_start(options: OpenSearchOptions) -> Result<Self, Error> {
+        let mut tries = 3;
+        loop {
+            match Self::start_once(&options).await {
+                Err(error) if error.is_port_taken() && tries > 1 => tries -= 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn start_once(options: &OpenSearchOptions) -> Result<Self, Error> {
+        let scratch = Scratch::new("opensearch")?;
+        let (port, transport) = (Port::reserve()?, Port::reserve()?);
+        let mut settings = vec![
+            format!("path.home={}", scratch.path().display()),
+            "cluster.name=lockstep-kit".into(),
+            "node.name=kit".into(),
+            "network.host=127.0.0.1".into(),
+            "discovery.type=single-node".into(),
+            // A full disk of the machine is not what a test is about.
+            "cluster.routing.allocation.disk.threshold_enabled=false".into(),
+            format!("http.port={}", port.number()),
+            format!("transport.port={}", transport.number()),
+        ];
+        settings.extend(
+            options
+                .settings
+                .iter()
+                .map(|(name, value)| format!("{name}={value}")),
+        );
+        let settings: Vec<OsString> = settings.into_iter().map(Into::into).collect();
+        let launch = java::launch(
+            Component::OpenSearch,
+            &scratch,
+            // The optimizing compiler costs more than it gains in the life of a test.
+            &["-XX:TieredStopAtLevel=1"],
+            "OpenSearchNode",
+            &settings,
+        )?;
+        let server = Self {
+            url: format!("http://127.0.0.1:{}", port.number()),
+            own: Some(Own {
+                process: Process::start(launch)?,
+                scratch,
+                port,
+                _transport: transport,
+            }),
+        };
+        server.ready().await.map(|()| server)
+    }
+
+    /// Ready once the primaries of all indexes are.
+    async fn ready(&self) -> Result<(), Error> {
+        let look = async || {
+            let path = "/_cluster/health?wait_for_status=yellow&timeout=1s";
+            http::get(self.address(), path).await
+        };
+        self.own()
+            .process
+            .ready(START_DEADLINE, look)
+            .await
+            .map(drop)
+    }
+
+    fn own(&self) -> &Own {
+        self.own
+            .as_ref()
+            .unwrap_or_else(|| panic!("{} is a server that the kit did not start", self.url))
+    }
+
+    /// `http://127.0.0.1:9200`
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn address(&self) -> &str {
+        self.url
+            .split_once("://")
+            .map_or(&self.url, |(_, address)| address)
+    }
+
+    /// Of HTTP, on 127.0.0.1.
+    ///
+    /// # Panics
+    /// For a server that a variable provides.
+    pub fn port(&self) -> u16 {
+        self.own().port.number()
+    }
+
+    /// Sends one request with a JSON body, which may be empty; status and body of the answer.
+    ///
+    /// # Errors
+    /// When the server cannot be reached.
+    pub async fn request(&self, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
+        http::request(self.address(), method, path, body).await
+    }
+
+    /// The server's version: `2.19.1`.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub async fn version(&self) -> Result<String, Error> {
+        let about = http::get(self.address(), "/")
+            .await
+            .context(|| format!("asking {}", self.url))?;
+        let version = about
+            .split_once("\"number\" : \"")
+            .and_then(|(_, rest)| rest.split('"').next());
+        Ok(version.unwrap_or("unknown").to_owned())
+    }
+
+    /// What the server has logged since its last start.
+    pub fn log(&self) -> String {
+        self.own().scratch.read("log")
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.own().process.kill();
+    }
+
+    /// SIGTERM, and SIGKILL after 30 s.
+    pub async fn stop(&self) {
+        self.own()
+            .process
+            .stop(Signal::TERM, Duration::from_secs(30))
+            .await;
+    }
+
+    /// Stops it unless it is down, starts it on the same port with the same data, and waits until it answers.
+    pub async fn restart(&self) {
+        self.stop().await;
+        self.own()
+            .process
+            .start_again()
+            .unwrap_or_else(|error| panic!("{error}"));
+        self.ready().await.unwrap_or_else(|error| panic!("{error}"));
+    }
+}

@@ -1,0 +1,30 @@
+//! What happens to changes between a source and a sink: a verb per file.
+//!
+//! | `type` | what it does | state |
+//! |---|---|---|
+//! | [`dedupe`] | suppresses rows that repeat an idempotency key | a store per transform |
+//! | [`filter`] | lets rows pass that satisfy a predicate | none |
+//! | [`route`] | sets the schema and table that records go to | none |
+//! | [`project`] | keeps, drops and renames columns | none |
+//! | [`mask`] | hashes and redacts columns | none |
+//!
+//! Names are resolved once per schema version; per batch there is one call, and tables that a transform does not
+//! concern cost one look-up per batch. Logical messages pass every transform as they are, except where a `filter`
+//! leaves `message` out of its `ops`.
+
+pub mod dedupe;
+pub mod filter;
+mod image;
+pub mod mask;
+mod plans;
+pub mod project;
+pub mod route;
+mod tables;
+mod text;
+
+pub use dedupe::Dedupe;
+pub use filter::Filter;
+pub use mask::Mask;
+pub use project::Project;
+pub use route::Route;
+pub use tables::Tables;
