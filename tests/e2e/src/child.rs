@@ -378,6 +378,26 @@ impl Pipeline {
         .await
     }
 
+    /// Waits until `/readyz` names every one of `words` and not `part`, which works meanwhile.
+    ///
+    /// # Panics
+    /// When it does not within a minute.
+    pub async fn wait_unready_but(&mut self, words: &[&str], part: &str) {
+        self.until(
+            PATIENCE,
+            format!("/readyz to say {words:?} and not {part}"),
+            async |pipeline| match pipeline.get("/readyz").await {
+                Ok((503, body))
+                    if words.iter().all(|word| body.contains(word)) && !body.contains(part) =>
+                {
+                    Ok(())
+                }
+                other => Err(format!("{other:?}")),
+            },
+        )
+        .await;
+    }
+
     /// Waits until a source streams, that is until its initial copy has been read.
     ///
     /// # Panics
