@@ -1,7 +1,9 @@
 //! A pump: reads one source and sends its batches through the transforms to the lanes.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::error::{At, Policy};
@@ -19,6 +21,9 @@ use super::lane_state::Announced;
 use super::source_state::SourceShare;
 use crate::metrics::SourceMetrics;
 use crate::registry::SourceComponent;
+
+/// How long the rest of a transaction is waited for when the pipeline stops.
+const FINISH: Duration = Duration::from_secs(2);
 
 /// What a pump is made from.
 pub(super) struct Parts {
@@ -131,13 +136,20 @@ impl Pump {
         Ok(source)
     }
 
-    /// Reads until the source ends, fails, or the pipeline stops.
+    /// Reads until the source ends, fails, or the pipeline stops. It stops between two transactions if it can: the first
+    /// part of one that has been written would come again, to sinks that do not keep their position with their data.
     async fn read(&mut self, source: &mut dyn Source) -> Result<(), Failure> {
         let draining = self.parts.draining.clone();
+        let mut stop = pin!(async {
+            draining.cancelled().await;
+            tokio::time::sleep(FINISH).await;
+        });
+        let mut inside = false;
         loop {
             let batch = tokio::select! {
                 biased;
-                () = draining.cancelled() => return Ok(()),
+                () = draining.cancelled(), if !inside => return Ok(()),
+                () = &mut stop, if inside => return Ok(()),
                 batch = source.next() => batch.map_err(Failure::Source)?,
             };
             let Some(batch) = batch else {
@@ -146,6 +158,7 @@ impl Pump {
             if !batch.changes().is_empty() {
                 self.backoff.reset();
             }
+            inside = batch.phase == Phase::Stream && batch.through.is_none();
             self.forward(batch).await.map_err(Failure::Flow)?;
             // A source that always has a batch ready must not starve the lanes on its worker thread.
             tokio::task::consume_budget().await;

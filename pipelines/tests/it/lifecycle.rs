@@ -367,6 +367,29 @@ async fn stopping_writes_what_was_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn stopping_reads_a_transaction_that_has_begun_to_its_end() {
+    let (server, store) = (Server::new("rest", "a", &["t"]), Store::new("rest"));
+    store.state().faults = (0..9).map(|_| Fault::Slow(100)).collect();
+    server.state().batch_sizes = vec![1];
+    let rows: Vec<_> = (0..6).map(|key| LogRow { table: "t", key }).collect();
+    let end = server.commit(&rows);
+    server.fill("t", 3);
+    let run = Run::start(&format!(
+        "memory = \"{}\"\n{}",
+        2 * ROW_BYTES,
+        one_to_one("rest")
+    ))
+    .await;
+    until("its beginning is written", || {
+        !store.state().held.is_empty()
+    })
+    .await;
+    run.stop().await.expect("stops in order");
+    assert_eq!(store.stream("a").len(), rows.len());
+    assert_eq!(server.state().confirmed, end);
+}
+
+#[tokio::test(start_paused = true)]
 async fn stopping_does_not_wait_longer_than_told() {
     let (server, store) = (Server::new("late", "a", &["t"]), Store::new("late"));
     store.state().faults = [Fault::None, Fault::Hold].into();

@@ -1,6 +1,11 @@
 //! The last write per key of one batch, for sinks that keep state.
 
-use std::collections::{HashMap, HashSet};
+#[cfg(test)]
+mod crashes;
+pub mod held;
+mod rounds;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use lockstep_core::Result;
@@ -11,12 +16,53 @@ use lockstep_core::schema::{Column, TableId, TableSchema};
 use crate::errors::{no_image, no_key};
 use crate::key::{key_changed, key_text, key_text_or};
 
-/// One write of a folded batch.
+/// What consecutive changes of a batch come to. Nearly every batch is one part.
 ///
-/// **Order.** Applied one after the other, the writes give the state that the changes give; a write whose `missing_from`
-/// is another key stands before the delete of that key. A key occurs once, save that it may occur again later in the
-/// list after a chain of key changes over unchanged values, or after a change of a column's type in mid-batch. A sink
-/// that wants to read first and write then, or to write in any order, takes the list by [`parts`].
+/// **Order.** A part begins when everything before it has been acknowledged, as if it were a batch of its own. Within it
+/// no key is written twice, so its writes may be applied in any order, once all that its `missing_from` name has been
+/// read. A TRUNCATE is alone in its part. **Crashes.** A sink whose writes are not one atomic step, and whose replay may
+/// cut the batches elsewhere, applies a part by [`Part::rounds`].
+#[derive(Debug)]
+pub struct Part<'a> {
+    writes: Vec<Write<'a>>,
+    /// Rows that moved to another key, with values that the log does not carry.
+    moves: Vec<Move<'a>>,
+}
+
+/// A row's way to another key.
+#[derive(Debug)]
+struct Move<'a> {
+    table: &'a TableId,
+    from: String,
+    to: String,
+}
+
+impl<'a> Part<'a> {
+    /// The writes. In this order each stands before the delete of the key it reads.
+    #[must_use]
+    pub fn writes(&self) -> &[Write<'a>] {
+        &self.writes
+    }
+
+    /// The TRUNCATE that the part is, if it is one.
+    #[must_use]
+    pub fn truncate(&self) -> Option<(&'a Arc<TableSchema>, Position)> {
+        match self.writes[..] {
+            [Write::Truncate { schema, position }] => Some((schema, position)),
+            _ => None,
+        }
+    }
+
+    /// The writes in rounds, each to be acknowledged before the next begins, so that a crash at any moment leaves every
+    /// value that the log does not carry where a replay looks for it: a key from which a row moved is written after the
+    /// key that it moved to. One round unless rows have moved.
+    #[must_use]
+    pub fn rounds(&self) -> Vec<Vec<&Write<'a>>> {
+        rounds::of(self)
+    }
+}
+
+/// One write of a part.
 #[derive(Debug)]
 pub enum Write<'a> {
     /// The row as it is after the batch.
@@ -122,58 +168,40 @@ impl Folded<'_> {
     }
 }
 
-/// Folds a batch to the writes that a state sink needs. A key change is a [`Write::Delete`] of the old key and a
-/// [`Write::Upsert`] of the new one. Logical messages are skipped.
+/// Folds a batch to the writes that a state sink needs, in the parts that follow one another. A key change is a
+/// [`Write::Delete`] of the old key and a [`Write::Upsert`] of the new one. Logical messages are skipped.
 ///
 /// # Errors
 /// Kind `Setup` for a table without a key; kind `Refused` for a row that does not carry its key, or a key that is not
 /// UTF-8.
-pub fn fold(batch: &Batch) -> Result<Vec<Write<'_>>> {
+pub fn fold(batch: &Batch) -> Result<Vec<Part<'_>>> {
     let mut fold = Fold {
         batch,
+        parts: Vec::with_capacity(1),
         writes: Vec::with_capacity(batch.changes().len()),
+        moves: Vec::new(),
         tables: Tables::default(),
     };
     for change in batch.changes() {
         fold.take(change)?;
     }
-    Ok(fold.writes.into_iter().flatten().collect())
+    fold.cut();
+    Ok(fold.parts)
 }
 
-/// Cuts folded writes into parts that follow one another: inside a part no key is written twice, no write reads a key
-/// that an earlier one wrote, and a TRUNCATE is alone. So all `missing_from` of a part may be read before its first
-/// write, and its writes may then be applied in any order. There is one part as a rule, none for no writes.
+/// Whether the writes may be applied at once, in any order, without reading anything. There is at most one part then.
 #[must_use]
-pub fn parts<'w, 'a>(writes: &'w [Write<'a>]) -> Vec<&'w [Write<'a>]> {
-    let mut parts = Vec::new();
-    let mut start = 0;
-    let mut written: HashSet<(&TableId, &str)> = HashSet::with_capacity(writes.len());
-    for (index, write) in writes.iter().enumerate() {
-        let table = &write.schema().id;
-        let (key, from) = match write {
-            Write::Upsert {
-                key, missing_from, ..
-            } => (key.as_str(), missing_from.as_deref()),
-            Write::Delete { key, .. } => (key.as_str(), None),
-            Write::Truncate { .. } => {
-                parts.extend([&writes[start..index], &writes[index..=index]]);
-                start = index + 1;
-                written.clear();
-                continue;
-            }
-        };
-        if written.contains(&(table, key))
-            || from.is_some_and(|from| written.contains(&(table, from)))
-        {
-            parts.push(&writes[start..index]);
-            start = index;
-            written.clear();
-        }
-        written.insert((table, key));
+pub fn is_independent(parts: &[Part<'_>]) -> bool {
+    let whole = |write: &Write<'_>| match write {
+        Write::Upsert { missing_from, .. } => missing_from.is_none(),
+        Write::Delete { .. } => true,
+        Write::Truncate { .. } => false,
+    };
+    match parts {
+        [] => true,
+        [part] => part.moves.is_empty() && part.writes.iter().all(whole),
+        _ => false,
     }
-    parts.push(&writes[start..]);
-    parts.retain(|part| !part.is_empty());
-    parts
 }
 
 /// Where the pending write of each key stands in the list.
@@ -203,17 +231,23 @@ impl<'a> Tables<'a> {
         }
         &mut self.entries[self.last].1
     }
+
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.last = 0;
+    }
 }
 
-/// The fold under way.
+/// The fold under way: the parts that are complete, and the one that is not.
 ///
-/// `writes` is a list that can be applied in order. What keeps it so: a pending write is replaced where it stands; and
-/// a write that reads another key (`missing_from`) is added while no write of that key is in the list: the row it reads
-/// is in the sink, so its key has no pending write but one that reads it itself, which is taken out.
+/// A pending write is replaced where it stands. A write that reads another key (`missing_from`) is added while no write
+/// of that key is pending but one that reads it itself, which is taken out: the row it reads is in the sink.
 struct Fold<'a> {
     batch: &'a Batch,
+    parts: Vec<Part<'a>>,
     /// `None` where a write was taken out.
     writes: Vec<Option<Write<'a>>>,
+    moves: Vec<Move<'a>>,
     tables: Tables<'a>,
 }
 
@@ -241,18 +275,28 @@ impl<'a> Fold<'a> {
         }
     }
 
-    /// Writes of the table so far vanish.
+    /// Writes of the table that are pending vanish.
     fn truncate(&mut self, schema: &'a Arc<TableSchema>, position: Position) {
-        self.tables.of(&schema.id).clear();
-        for write in &mut self.writes {
-            if write
+        self.writes.retain(|write| {
+            write
                 .as_ref()
-                .is_some_and(|write| write.schema().id == schema.id)
-            {
-                *write = None;
-            }
+                .is_some_and(|write| write.schema().id != schema.id)
+        });
+        self.cut();
+        self.parts.push(Part {
+            writes: vec![Write::Truncate { schema, position }],
+            moves: Vec::new(),
+        });
+    }
+
+    /// What is pending becomes a part; what comes finds it in the sink.
+    fn cut(&mut self) {
+        self.tables.clear();
+        let (writes, moves) = (self.writes.drain(..), std::mem::take(&mut self.moves));
+        let writes: Vec<_> = writes.flatten().collect();
+        if !writes.is_empty() {
+            self.parts.push(Part { writes, moves });
         }
-        self.writes.push(Some(Write::Truncate { schema, position }));
     }
 
     fn upsert(&mut self, change: &'a Change, schema: &'a Arc<TableSchema>) -> Result<()> {
@@ -298,32 +342,49 @@ impl<'a> Fold<'a> {
         key: String,
         mut row: Folded<'a>,
     ) {
-        let missing = self.complete(schema, &mut row, &old_key);
-        let delete = self.delete(change, schema, old_key.clone());
-        if let Some(Missing { from, .. }) = &missing {
-            if *from == old_key {
-                // The new row reads the old key in the sink, so nothing may be written to that key before it. What is
-                // pending there adds to a row that is about to go; its values have been taken over.
-                if let Some(pending) = self.tables.of(&schema.id).remove(&old_key) {
-                    self.writes[pending] = None;
-                }
-            } else {
-                // The old row was itself to be read from a third key, to which later writes may be pending by now. Let
-                // what is pending stand as it is; the sink has the row under the old key once it is applied.
-                self.tables.of(&schema.id).clear();
-            }
-            let missing = Missing {
-                from: old_key.clone(),
-                before: Some(self.batch.position(change)),
-            };
-            let upsert = self.row(change, schema, key.clone(), row, Some(missing));
-            self.put(schema, key, upsert);
-            self.put(schema, old_key, delete);
-            return;
+        let keeps_values = is_incomplete(schema, &row);
+        if keeps_values && self.was_left(schema, &key) {
+            // The moves of a part never lead back to where they began: there would be no order for its writes.
+            self.cut();
         }
-        self.put(schema, old_key, delete);
-        let upsert = self.row(change, schema, key.clone(), row, None);
+        let position = self.batch.position(change);
+        let missing = match self.complete(schema, &mut row, &old_key) {
+            None => None,
+            Some(missing) => {
+                if missing.from == old_key {
+                    // What is pending under the old key adds to a row that is about to go; its values have been taken over.
+                    if let Some(pending) = self.tables.of(&schema.id).remove(&old_key) {
+                        self.writes[pending] = None;
+                    }
+                } else {
+                    // The old row itself is to be read from a third key. A replay may find it there or under the old key,
+                    // and must be told which of the two steps it is at.
+                    self.cut();
+                }
+                Some(Missing {
+                    from: old_key.clone(),
+                    before: Some(position),
+                })
+            }
+        };
+        if keeps_values {
+            self.moves.push(Move {
+                table: &schema.id,
+                from: old_key.clone(),
+                to: key.clone(),
+            });
+        }
+        let delete = self.delete(change, schema, old_key.clone());
+        let upsert = self.row(change, schema, key.clone(), row, missing);
         self.put(schema, key, upsert);
+        self.put(schema, old_key, delete);
+    }
+
+    /// Whether a row with unchanged values has moved away from `key` in this part.
+    fn was_left(&self, schema: &TableSchema, key: &str) -> bool {
+        self.moves
+            .iter()
+            .any(|moved| *moved.table == schema.id && moved.from == key)
     }
 
     /// Fills unchanged cells of `row` from the pending row under `key`; says where the sink holds those still unchanged.
@@ -339,11 +400,7 @@ impl<'a> Fold<'a> {
                 before: None,
             })
         };
-        if !schema
-            .columns
-            .iter()
-            .any(|column| row.cell(column).is_unchanged())
-        {
+        if !is_incomplete(schema, row) {
             return None;
         }
         let pending = self.tables.of(&schema.id).get(key).copied();
@@ -367,7 +424,7 @@ impl<'a> Fold<'a> {
                 Some(_) => unresolved = true,
                 // The table changed its shape in between. What is pending must reach the sink as it is, before this.
                 None => {
-                    self.tables.of(&schema.id).clear();
+                    self.cut();
                     return own();
                 }
             }
@@ -419,6 +476,13 @@ impl<'a> Fold<'a> {
             commit_micros: self.batch.transaction(change).commit_micros,
         }
     }
+}
+
+fn is_incomplete(schema: &TableSchema, row: &Folded<'_>) -> bool {
+    schema
+        .columns
+        .iter()
+        .any(|column| row.cell(column).is_unchanged())
 }
 
 /// Where the sink holds the columns that are still unchanged.

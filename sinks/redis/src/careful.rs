@@ -10,7 +10,8 @@ use lockstep_core::durable::Delivered;
 use lockstep_core::error::At;
 use lockstep_core::position::Position;
 use lockstep_core::schema::TableSchema;
-use lockstep_encode::fold::{Write, parts};
+use lockstep_encode::fold::held::{Looked, Place, Seen, locate};
+use lockstep_encode::fold::{Part, Write};
 use redis::Value;
 
 use crate::config::ValueFormat;
@@ -31,31 +32,29 @@ impl Writer {
     pub(crate) async fn apply_carefully(
         &mut self,
         batch: &Batch,
-        writes: &[Write<'_>],
+        parts: &[Part<'_>],
     ) -> Result<Delivered> {
         let mut delivered = Delivered::default();
-        for part in parts(writes) {
-            if let [Write::Truncate { schema, position }] = part {
-                delivered += self.truncate(batch, schema, *position).await?;
+        for part in parts {
+            if let Some((schema, position)) = part.truncate() {
+                delivered += self.truncate(batch, schema, position).await?;
                 continue;
             }
-            for rows in part.chunks(AT_ONCE) {
-                delivered += self.apply_rows(batch, rows).await?;
+            for round in part.rounds() {
+                for rows in round.chunks(AT_ONCE) {
+                    delivered += self.apply_rows(batch, rows).await?;
+                }
             }
         }
         Ok(delivered)
     }
 
-    /// Writes none of which needs what another one changes. Deletes come last: a row that a key change takes away is
-    /// the only one that has the values its successor keeps, until the successor has been written.
-    async fn apply_rows(&mut self, batch: &Batch, writes: &[Write<'_>]) -> Result<Delivered> {
+    /// Writes none of which needs what another one changes, and waits for the answers.
+    async fn apply_rows(&mut self, batch: &Batch, writes: &[&Write<'_>]) -> Result<Delivered> {
         let mut bases = self.read_bases(batch, writes).await?.into_iter();
         let (mut delivered, mut incomplete) = (Delivered::default(), 0);
         let mut flush = Flush::default();
-        let (deletes, upserts): (Vec<_>, Vec<_>) = writes
-            .iter()
-            .partition(|write| matches!(write, Write::Delete { .. }));
-        for write in upserts {
+        for write in writes {
             let base = match write {
                 Write::Upsert {
                     missing_from: Some(_),
@@ -75,13 +74,6 @@ impl Writer {
             }
         }
         incomplete += self.send_now(&mut flush, &mut delivered).await?;
-        for write in deletes {
-            delivered += self
-                .put_one(batch, write, &Base::Whole, &mut flush)
-                .await?
-                .0;
-        }
-        self.send_now(&mut flush, &mut delivered).await?;
         if incomplete > 0 {
             tracing::warn!(
                 sink = %self.names.sink,
@@ -124,7 +116,7 @@ impl Writer {
     async fn read_bases(
         &mut self,
         batch: &Batch,
-        writes: &[Write<'_>],
+        writes: &[&Write<'_>],
     ) -> Result<Vec<Option<Base>>> {
         let epoch = self
             .sources
@@ -279,11 +271,21 @@ struct Wanted {
 }
 
 /// What the server holds under a key.
+#[derive(Default)]
 struct Held {
     /// `None` when there is nothing.
     values: Option<Base>,
     /// Of the row, or of its deletion.
     version: Option<Version>,
+}
+
+impl Held {
+    fn seen(&self) -> Seen<Version> {
+        Seen {
+            is_there: self.values.is_some(),
+            version: self.version,
+        }
+    }
 }
 
 impl Wanted {
@@ -300,20 +302,21 @@ impl Wanted {
 
     /// See [`Writer::read_bases`]. `to` is absent when it is `from`.
     fn choose(&self, from: Held, to: Option<Held>) -> Option<Base> {
-        let is_at = |held: &Held, at| held.version.is_some_and(|version| version >= at);
-        let Some(to) = to else {
-            if from.values.is_none() && is_at(&from, self.version) {
-                return None;
-            }
-            return Some(from.values.unwrap_or(Base::Json(None)));
+        let looked = Looked {
+            version: self.version,
+            before: self.before,
+            moved: to.is_some(),
+            // A write below the table's floor is left out before it is sent.
+            truncated: None,
         };
-        if from.values.is_some() && !is_at(&from, self.before) {
-            return from.values;
+        let to = to.unwrap_or_default();
+        match locate(&looked, &from.seen(), &to.seen()) {
+            Place::From => from.values,
+            Place::To => to.values,
+            Place::Later => return None,
+            Place::Nowhere => None,
         }
-        if to.values.is_none() && is_at(&to, self.version) {
-            return None;
-        }
-        Some(to.values.unwrap_or(Base::Json(None)))
+        .or(Some(Base::Json(None)))
     }
 }
 
@@ -388,33 +391,11 @@ mod tests {
         let (gone, none) = (|at| held(None, Some(at)), || held(None, None));
         let moved = |from, to| choose(from, Some(to));
         assert_eq!(moved(held(Some("1"), Some(9)), none()), "1");
-        assert_eq!(
-            moved(held(Some("1"), Some(9)), held(Some("2"), Some(3))),
-            "1"
-        );
-        assert_eq!(
-            moved(gone(10), held(Some("2"), Some(10))),
-            "2",
-            "written before"
-        );
-        assert_eq!(
-            moved(held(Some("1"), Some(11)), held(Some("2"), Some(10))),
-            "2",
-            "the old key has another row"
-        );
-        assert_eq!(
-            moved(gone(10), gone(12)),
-            "stale",
-            "written before, and gone by now"
-        );
-        assert_eq!(
-            moved(none(), held(Some("2"), Some(5))),
-            "2",
-            "copied under its new key"
-        );
+        assert_eq!(moved(gone(10), held(Some("2"), Some(10))), "2");
+        assert_eq!(moved(gone(10), gone(13)), "stale");
         assert_eq!(moved(none(), none()), "-");
         assert_eq!(choose(held(Some("1"), Some(12)), None), "1");
-        assert_eq!(choose(gone(12), None), "stale");
+        assert_eq!(choose(gone(13), None), "stale");
         assert_eq!(choose(gone(11), None), "-");
     }
 }

@@ -15,7 +15,7 @@ use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::durable::{Delivered, Receipt};
 use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_encode::fold::{Write, fold};
+use lockstep_encode::fold::{Part, Write, fold, is_independent};
 use tokio::sync::mpsc;
 
 use crate::flush::{Flush, Limits, Tally};
@@ -165,13 +165,14 @@ impl Writer {
             progress,
         });
         if !batch.changes().is_empty() {
-            let writes = fold(&batch)?;
-            let delivered = if writes.iter().any(needs_care) {
+            let parts = fold(&batch)?;
+            let delivered = if is_independent(&parts) {
+                let writes = parts.first().map_or(&[][..], Part::writes);
+                self.put_all(&batch, writes).await?
+            } else {
                 self.submit().await?;
                 self.drain_flushes().await?;
-                self.apply_carefully(&batch, &writes).await?
-            } else {
-                self.put_all(&batch, &writes).await?
+                self.apply_carefully(&batch, &parts).await?
             };
             let waiting = self
                 .waiting
@@ -309,15 +310,6 @@ impl Writer {
         self.flight.push_back(Box::pin(async move {
             Landed::Progress(link.expect(commands).await.map(|_| ()))
         }));
-    }
-}
-
-/// Whether the writes around this one must not overtake it.
-fn needs_care(write: &Write<'_>) -> bool {
-    match write {
-        Write::Upsert { missing_from, .. } => missing_from.is_some(),
-        Write::Delete { .. } => false,
-        Write::Truncate { .. } => true,
     }
 }
 

@@ -16,7 +16,6 @@ mod flights;
 mod index;
 mod inspect;
 mod mapping;
-mod order;
 mod preflight;
 mod progress;
 mod reply;

@@ -68,7 +68,7 @@ impl<'a> Corner<'a> {
         (status, serde_json::from_str(&body).unwrap_or(Value::Null))
     }
 
-    /// `id → (version, document)` of all documents.
+    /// `id → (n, document)` of all documents, written by the transaction that `Feed::begin(n)` began.
     async fn all(&self, table: &str) -> BTreeMap<String, (u64, Value)> {
         let index = self.index(table);
         self.ask("POST", &format!("/{index}/_refresh"), "").await;
@@ -79,7 +79,7 @@ impl<'a> Corner<'a> {
         hits.map(|hit| {
             let id = hit["_id"].as_str().expect("an id").to_owned();
             let version = hit["_version"].as_u64().expect("a version");
-            (id, (version, hit["_source"].clone()))
+            (id, (version >> 9, hit["_source"].clone()))
         })
         .collect()
     }
@@ -344,10 +344,13 @@ async fn a_value_that_nobody_has_is_an_error() {
         .begin(20)
         .update(&orders, &["1".into(), "paid".into(), V::Unchanged])
         .finish();
-    let mut sink = corner.sink(&[&orders]).await;
-    let error = put_err(&mut sink, Arc::clone(&kept)).await;
-    assert_eq!(error.kind(), ErrorKind::Refused);
-    assert!(error.to_string().contains("left note unchanged"), "{error}");
+    // Trying does not make it so.
+    for _ in 0..2 {
+        let mut sink = corner.sink(&[&orders]).await;
+        let error = put_err(&mut sink, Arc::clone(&kept)).await;
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("left note unchanged"), "{error}");
+    }
     let mut sink = corner
         .sink_with(json!({"incomplete": "write"}), &[&orders])
         .await;
@@ -853,7 +856,7 @@ async fn a_killed_server_loses_nothing() {
     let mut sink = corner.sink_with(more, &[&orders]).await;
     let resumed = sink.resume(&source).await.expect("resume");
     assert!(
-        resumed.is_none_or(|resumed| resumed.commit.0 <= durable * 10),
+        resumed.is_none_or(|resumed| resumed.commit <= lsn(durable * 10)),
         "{resumed:?} is beyond the {durable} batches that are durable"
     );
     for batch in &batches[usize::try_from(durable).expect("small")..] {

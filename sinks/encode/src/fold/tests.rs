@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use lockstep_core::ErrorKind;
 use lockstep_core::batch::{CellRef, OldImage, Phase};
@@ -9,13 +9,13 @@ use crate::testing::{Maker, Value, base, table};
 
 /// Columns after the key.
 const WIDTH: usize = 3;
-type Cells = [String; WIDTH];
+pub(super) type Cells = [String; WIDTH];
 /// Table name → key → values.
-type State = BTreeMap<(usize, String), Cells>;
+pub(super) type State = BTreeMap<(usize, String), Cells>;
 
 /// What a client of the database does.
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Insert {
         table: usize,
         key: u8,
@@ -46,7 +46,7 @@ enum Step {
     Commit,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let table = 0..2_usize;
     let key = 0..5_u8;
     prop_oneof![
@@ -81,7 +81,7 @@ fn shape(table_index: usize, version: u32) -> Arc<TableSchema> {
 }
 
 /// Plays the steps that are possible against `state`, which ends as the database ends, and records them as changes.
-fn play(steps: &[Step], state: &mut State) -> Batch {
+pub(super) fn play(steps: &[Step], state: &mut State) -> Batch {
     let mut maker = Maker::new(100);
     let mut commit = 100;
     let mut versions = [0, 0];
@@ -207,23 +207,27 @@ fn update(
     state.insert((table, to), cells);
 }
 
-fn table_index(schema: &TableSchema) -> usize {
+pub(super) fn table_index(schema: &TableSchema) -> usize {
     usize::from(&*schema.id.name == "items")
 }
 
 /// Applies folded writes in order, as the simplest sink would.
-fn apply(batch: &Batch, writes: &[Write<'_>], state: &mut State) {
-    for write in writes {
+fn apply(batch: &Batch, parts: &[Part<'_>], state: &mut State) {
+    for write in parts.iter().flat_map(Part::writes) {
         let held = held(write, state);
         apply_one(batch, write, held, state);
     }
 }
 
 /// Applies them part by part: reads first, then writes from the back.
-fn apply_parts(batch: &Batch, writes: &[Write<'_>], state: &mut State) {
-    for part in parts(writes) {
-        let held: Vec<_> = part.iter().map(|write| held(write, state)).collect();
-        for (write, held) in part.iter().zip(held).rev() {
+fn apply_parts(batch: &Batch, parts: &[Part<'_>], state: &mut State) {
+    for part in parts {
+        let held: Vec<_> = part
+            .writes()
+            .iter()
+            .map(|write| held(write, state))
+            .collect();
+        for (write, held) in part.writes().iter().zip(held).rev() {
             apply_one(batch, write, held, state);
         }
     }
@@ -256,30 +260,38 @@ fn apply_one(batch: &Batch, write: &Write<'_>, held: Option<Cells>, state: &mut 
         Write::Upsert {
             key, schema, row, ..
         } => {
-            let row = row.row(batch);
-            let mut unresolved = false;
-            let cells = std::array::from_fn(|index| match row.get(&schema.columns[index + 1]) {
-                CellRef::Text(value) => String::from_utf8(value.to_vec()).expect("UTF-8"),
-                CellRef::Unchanged => {
-                    unresolved = true;
-                    held.as_ref().expect("a place to read it from")[index].clone()
-                }
-                other => panic!("{other:?}"),
-            });
-            assert_eq!(unresolved, held.is_some());
+            let cells = spliced(row.row(batch), schema, held.as_ref());
             state.insert((table, key.clone()), cells);
         }
     }
 }
 
-fn keys_are_unique(writes: &[Write<'_>]) -> bool {
-    let mut seen = HashSet::new();
-    writes.iter().all(|write| match write {
-        Write::Upsert { key, schema, .. } | Write::Delete { key, schema, .. } => {
-            seen.insert((schema.id.clone(), key.clone()))
+/// The values of a row, what it keeps taken from `held`.
+pub(super) fn spliced(row: Row<'_>, schema: &TableSchema, held: Option<&Cells>) -> Cells {
+    let mut unresolved = false;
+    let cells = std::array::from_fn(|index| match row.get(&schema.columns[index + 1]) {
+        CellRef::Text(value) => String::from_utf8(value.to_vec()).expect("UTF-8"),
+        CellRef::Unchanged => {
+            unresolved = true;
+            held.expect("a place to read it from")[index].clone()
         }
-        Write::Truncate { .. } => true,
-    })
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(unresolved, held.is_some());
+    cells
+}
+
+fn keys_are_unique(parts: &[Part<'_>]) -> bool {
+    let mut seen = HashSet::new();
+    parts
+        .iter()
+        .flat_map(Part::writes)
+        .all(|write| match write {
+            Write::Upsert { key, schema, .. } | Write::Delete { key, schema, .. } => {
+                seen.insert((schema.id.clone(), key.clone()))
+            }
+            Write::Truncate { .. } => true,
+        })
 }
 
 proptest! {
@@ -297,11 +309,12 @@ proptest! {
             .collect();
         let mut database = sink.clone();
         let batch = play(&steps, &mut database);
-        let writes = fold(&batch).expect("all tables have keys");
+        let parts = fold(&batch).expect("all tables have keys");
+        prop_assert!(parts.iter().all(|part| keys_are_unique(std::slice::from_ref(part))));
         let mut by_parts = sink.clone();
-        apply(&batch, &writes, &mut sink);
+        apply(&batch, &parts, &mut sink);
         prop_assert_eq!(sink, database.clone());
-        apply_parts(&batch, &writes, &mut by_parts);
+        apply_parts(&batch, &parts, &mut by_parts);
         prop_assert_eq!(by_parts, database);
     }
 
@@ -341,7 +354,7 @@ fn a_key_change_is_an_upsert_that_reads_the_old_key_and_a_delete() {
         Some(&["33".into(), Value::Unchanged]),
     );
     let batch = maker.batch(Phase::Stream);
-    let writes = fold(&batch).expect("has a key");
+    let parts = fold(&batch).expect("has a key");
     let [
         Write::Upsert {
             key,
@@ -350,9 +363,9 @@ fn a_key_change_is_an_upsert_that_reads_the_old_key_and_a_delete() {
             ..
         },
         Write::Delete { key: old_key, .. },
-    ] = &writes[..]
+    ] = parts[0].writes()
     else {
-        panic!("{writes:?}");
+        panic!("{parts:?}");
     };
     assert_eq!(
         (&**key, missing_from.as_deref(), &**old_key),
@@ -380,9 +393,10 @@ fn values_left_behind_are_those_from_before_the_key_change() {
     maker.push(Op::Update, &schema, None, Some(&unchanged("33")));
     maker.push(Op::Update, &schema, None, Some(&unchanged("4")));
     let batch = maker.batch(Phase::Stream);
-    let writes = fold(&batch).expect("has a key");
-    let missing: Vec<_> = writes
+    let parts = fold(&batch).expect("has a key");
+    let missing: Vec<_> = parts
         .iter()
+        .flat_map(Part::writes)
         .filter_map(|write| match write {
             Write::Upsert {
                 key,
@@ -410,7 +424,12 @@ fn a_write_carries_the_position_of_the_last_change() {
         Some(&["1".into(), Value::Unchanged]),
     );
     let batch = maker.batch(Phase::Stream);
-    let writes = fold(&batch).expect("has a key");
+    let parts = fold(&batch).expect("has a key");
+    assert!(is_independent(&parts));
+    let [part] = &parts[..] else {
+        panic!("{parts:?}");
+    };
+    let writes = part.writes();
     assert_eq!(writes.len(), 1);
     assert_eq!(writes[0].position().commit.0, 200);
     let Write::Upsert {

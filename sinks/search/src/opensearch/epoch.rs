@@ -1,13 +1,16 @@
-//! Versions of documents that stay in order when a database is restored, promoted or replaced.
+//! Versions of documents: one number of 63 bits that orders all writes of a source.
 //!
-//! Such a server issues LSNs again, perhaps lower ones, and all its writes would be refused as stale. So each identity of
-//! a source gets an epoch, counted from 0 in the order of their appearance, and the version of a document is the epoch in
-//! the upper bits and the commit LSN in the lower ones. The identities are kept in the progress index.
+//! | bits | what | why |
+//! |---|---|---|
+//! | 6 | epoch | A restored or promoted server issues LSNs again, perhaps lower ones, and all its writes would be refused. So each identity of a source gets an epoch, in the order of their appearance; they are kept in the progress index |
+//! | 48 | commit LSN ÷ 8 | records of the log begin at multiples of 8 (`MAXALIGN`) |
+//! | 9 | step | tells the first changes of a transaction apart, and later ones by groups that double in length: a replay must see whether what it meets is of an earlier or of a later change |
 
 use std::fmt;
 use std::sync::Arc;
 
-use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::batch::Phase;
+use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::{Error, ErrorKind, Result};
 use reqwest::Method;
 use serde::Deserialize;
@@ -15,10 +18,16 @@ use serde_json::json;
 
 use super::client::{Body, Client};
 
-/// Bits of a version that hold the LSN: two petabytes of log. The server's versions have 63 bits.
-const LSN_BITS: u32 = 51;
-/// Epochs that the other bits can count.
-const EPOCHS: u64 = 1 << (63 - LSN_BITS);
+/// Bits of a version that hold the step inside the transaction.
+const STEP_BITS: u32 = 9;
+/// Bits that hold the LSN: two petabytes of log.
+const LSN_BITS: u32 = 48;
+/// What LSNs are multiples of.
+const ALIGNMENT: u64 = 8;
+/// Epochs that the other bits can count. The server's versions have 63 bits.
+const EPOCHS: u64 = 1 << (63 - LSN_BITS - STEP_BITS);
+/// Changes of a transaction that have a step of their own.
+const EXACT: u64 = 448;
 /// Tries to add an identity while others add theirs.
 const TRIES: usize = 10;
 
@@ -37,19 +46,40 @@ impl fmt::Display for Version {
 pub(super) struct Epoch(u64);
 
 impl Epoch {
-    /// The version of what a transaction wrote.
+    /// The version of what a change wrote. Rows of a copy are below all changes at their point.
     ///
     /// # Errors
-    /// When the LSN is beyond what a version can hold.
-    pub(super) fn version(self, commit: Lsn) -> Result<Version> {
-        if commit.0 >> LSN_BITS != 0 {
+    /// When the LSN is none, or beyond what a version can hold.
+    pub(super) fn version(self, phase: Phase, position: Position) -> Result<Version> {
+        let (lsn, rest) = (position.commit.0 / ALIGNMENT, position.commit.0 % ALIGNMENT);
+        let step = match phase {
+            Phase::Snapshot => 0,
+            Phase::Stream => step(position.ordinal),
+        };
+        if lsn >> LSN_BITS != 0 || (rest != 0 && phase == Phase::Stream) {
             return Err(Error::new(
-                ErrorKind::Refused,
-                format!("the position {commit} does not fit the version of a document"),
+                ErrorKind::Protocol,
+                format!(
+                    "{} is not where a record of the log begins",
+                    position.commit
+                ),
             )
-            .remedy("report this: no log is that long"));
+            .remedy("report this, with the version of the server"));
         }
-        Ok(Version(self.0 << LSN_BITS | commit.0))
+        let version = (self.0 << LSN_BITS | lsn) << STEP_BITS;
+        Ok(Version(version | step))
+    }
+}
+
+/// Which of the steps of a transaction a change is: its ordinal, as long as there are enough of them.
+fn step(ordinal: u64) -> u64 {
+    match ordinal.checked_ilog2() {
+        Some(log) if ordinal >= EXACT => {
+            // Far fewer than the steps that are left.
+            let groups = u64::from(log - EXACT.ilog2());
+            EXACT + groups
+        }
+        _ => ordinal,
     }
 }
 
@@ -171,13 +201,42 @@ impl Epochs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lockstep_core::position::Lsn;
+
+    fn version(epoch: u64, lsn: u64, ordinal: u64) -> Version {
+        let position = Position {
+            commit: Lsn(lsn),
+            ordinal,
+        };
+        Epoch(epoch).version(Phase::Stream, position).expect("fits")
+    }
 
     #[test]
-    fn a_later_identity_is_above_all_of_an_earlier_one() {
-        let version = |epoch, lsn| Epoch(epoch).version(Lsn(lsn)).expect("fits");
-        assert_eq!(version(0, 20), Version(20));
-        assert!(version(1, 0) > version(0, (1 << LSN_BITS) - 1));
-        assert!(version(EPOCHS - 1, u64::MAX >> (64 - LSN_BITS)).0 <= i64::MAX as u64);
-        assert!(Epoch(0).version(Lsn(1 << LSN_BITS)).is_err());
+    fn versions_are_in_the_order_of_epoch_commit_and_ordinal() {
+        let last = ((1 << LSN_BITS) - 1) * ALIGNMENT;
+        assert!(version(1, 0, 1) > version(0, last, u64::MAX));
+        assert!(version(0, 24, 1) > version(0, 16, u64::MAX));
+        let ordinals: Vec<u64> = (0..1000).chain([1 << 20, 1 << 40, u64::MAX]).collect();
+        for pair in ordinals.windows(2) {
+            let (before, after) = (version(0, 16, pair[0]), version(0, 16, pair[1]));
+            assert!(before <= after && (pair[1] >= EXACT || before < after));
+        }
+        assert!(version(EPOCHS - 1, last, u64::MAX).0 <= i64::MAX as u64);
+    }
+
+    #[test]
+    fn what_is_no_lsn_is_refused_and_a_copy_is_below_the_stream() {
+        let at = |phase, lsn| {
+            let position = Position {
+                commit: Lsn(lsn),
+                ordinal: 1,
+            };
+            Epoch(0).version(phase, position)
+        };
+        assert!(at(Phase::Stream, 17).is_err());
+        assert!(at(Phase::Stream, ALIGNMENT << LSN_BITS).is_err());
+        let copied = at(Phase::Snapshot, 16).expect("fits");
+        assert!(copied < at(Phase::Stream, 16).expect("fits"));
+        assert!(at(Phase::Snapshot, 15).expect("fits") < copied);
     }
 }

@@ -24,6 +24,10 @@ pub(super) struct Cause {
 }
 
 impl Cause {
+    pub(super) fn reason(&self) -> &str {
+        self.reason.as_deref().unwrap_or_default()
+    }
+
     /// `type: reason: deeper reason`.
     pub(super) fn text(&self) -> String {
         let mut text = self.kind.clone();

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_encode::fold::held::{Looked, Place, Seen, locate};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
@@ -13,12 +14,14 @@ use super::client::{Body, Client};
 use super::epoch::Version;
 use super::index::Target;
 use super::reply::{Cause, meaning};
+use super::truncate::truncated_at;
 
 /// A write that needs the document under `from` to become whole under `to`.
 pub(super) struct Wanted {
     pub(super) target: Arc<Target>,
     pub(super) from: String,
     pub(super) to: String,
+    pub(super) version: Version,
     /// From here on, what is under `from` is not the row any more.
     pub(super) before: Version,
 }
@@ -27,10 +30,10 @@ pub(super) struct Wanted {
 pub(super) enum Held {
     /// A document with the values.
     Found(Box<RawValue>),
-    /// None, and nothing under the key that is to be written either.
-    Absent,
-    /// None, and a document under the key that is to be written which does not have the values.
-    Taken,
+    /// None: a later change, written before, has removed the row. The write is a replay.
+    Later,
+    /// None, or one of which it cannot be told whose it is.
+    Nowhere,
 }
 
 #[derive(Deserialize)]
@@ -56,7 +59,11 @@ struct Document<'a> {
 ///
 /// # Errors
 /// When the server refuses, or does not keep the source of documents.
-pub(super) async fn fetch(client: &Client, wanted: &[Wanted]) -> Result<(Vec<Held>, usize)> {
+pub(super) async fn fetch(
+    client: &Client,
+    progress_index: &str,
+    wanted: &[Wanted],
+) -> Result<(Vec<Held>, usize)> {
     let mut ids = Vec::new();
     for want in wanted {
         ids.push((&want.target.index, &want.from));
@@ -98,9 +105,71 @@ pub(super) async fn fetch(client: &Client, wanted: &[Wanted]) -> Result<(Vec<Hel
             true => None,
             false => docs.next().filter(|doc| doc.found),
         };
-        held.push(choose(want, from, to));
+        held.push(match want.locate(from.as_ref(), to.as_ref(), None, None) {
+            Place::From => found(from),
+            Place::To => found(to),
+            Place::Later => Held::Later,
+            Place::Nowhere if to.is_some() || (from.is_some() && want.from == want.to) => {
+                Held::Nowhere
+            }
+            Place::Nowhere => want.recall(client, progress_index, from.as_ref()).await?,
+        });
     }
     Ok((held, reply.body.len()))
+}
+
+fn found(document: Option<Document<'_>>) -> Held {
+    match document.and_then(|document| document.source) {
+        Some(source) => Held::Found(source.to_owned()),
+        None => Held::Nowhere,
+    }
+}
+
+impl Wanted {
+    /// `deleted` is the version at which the row's own key was deleted, where it is not there.
+    fn locate(
+        &self,
+        from: Option<&Document<'_>>,
+        to: Option<&Document<'_>>,
+        deleted: Option<Version>,
+        truncated: Option<Version>,
+    ) -> Place {
+        let moved = self.from != self.to;
+        let seen = |document: Option<&Document<'_>>, deleted| match document {
+            Some(document) => Seen {
+                is_there: true,
+                version: document.version.map(Version),
+            },
+            None => Seen {
+                is_there: false,
+                version: deleted,
+            },
+        };
+        let looked = Looked {
+            version: self.version,
+            before: self.before,
+            moved,
+            truncated,
+        };
+        let from = seen(from, deleted.filter(|_| !moved));
+        locate(&looked, &from, &seen(to, deleted))
+    }
+
+    /// Asks what the server and we remember of the row's own key, which is not there.
+    async fn recall(
+        &self,
+        client: &Client,
+        progress_index: &str,
+        from: Option<&Document<'_>>,
+    ) -> Result<Held> {
+        let deleted = deleted_at(client, &self.target, &self.to).await?;
+        let truncated = truncated_at(client, progress_index, &self.target).await?;
+        Ok(match self.locate(from, None, deleted, truncated) {
+            Place::Later => Held::Later,
+            // The documents themselves were looked at before.
+            Place::From | Place::To | Place::Nowhere => Held::Nowhere,
+        })
+    }
 }
 
 fn check(doc: &Document<'_>, index: &str, id: &str) -> Result<()> {
@@ -126,42 +195,19 @@ fn check(doc: &Document<'_>, index: &str, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// A row keeps its values under its own key, whatever the version: where the index is ahead, the write will be refused
-/// as stale. After a key change they are under the old key, unless this change has been written before: the new document
-/// is always acknowledged before the old one is touched ([`super::order`]), so it has them then.
-fn choose(want: &Wanted, from: Option<Document<'_>>, to: Option<Document<'_>>) -> Held {
-    let before = want.before.0;
-    let version = |doc: &Option<Document<'_>>| doc.as_ref().and_then(|doc| doc.version);
-    let chosen = if want.from == want.to || version(&from).is_some_and(|held| held < before) {
-        from
-    } else if version(&to).is_some_and(|held| held >= before) {
-        to
-    } else if version(&from) == Some(before) {
-        from
-    } else if to.is_some() {
-        return Held::Taken;
-    } else {
-        None
-    };
-    match chosen.and_then(|doc| doc.source) {
-        Some(source) => Held::Found(source.to_owned()),
-        None => Held::Absent,
-    }
-}
+/// A version below all that are written.
+const LOWEST: Version = Version(1);
+/// How the server says which version it remembers, in a conflict of external versions.
+const CURRENT: &str = "current version [";
 
-/// Whether the server remembers that a document, which is not there, was deleted at this version or later: the write that
-/// misses it is a replay, and its deletion is to come once more. The server is asked by deleting what is not there, at a
-/// version that must be above the one it remembers.
+/// The version at which a document, which is not there, was deleted, as far as the server remembers. The server is asked
+/// by deleting what is not there at a version below all that are written: it refuses, and says what it remembers; or it
+/// remembers that version, which is of no consequence.
 ///
 /// # Errors
-/// When the server refuses.
-pub(super) async fn is_deleted(
-    client: &Client,
-    target: &Target,
-    id: &str,
-    version: Version,
-) -> Result<bool> {
-    let version = version.to_string();
+/// When the server refuses, or says it in other words.
+async fn deleted_at(client: &Client, target: &Target, id: &str) -> Result<Option<Version>> {
+    let version = LOWEST.to_string();
     let query = [("version", version.as_str()), ("version_type", "external")];
     let reply = client
         .call(
@@ -171,79 +217,41 @@ pub(super) async fn is_deleted(
             Body::None,
         )
         .await?;
+    let cause = reply.cause();
     match reply.status {
-        409 => Ok(true),
-        404 if reply.cause().kind != "index_not_found_exception" => Ok(false),
-        _ => reply.success("asking for a deletion").map(|_| false),
+        409 => {
+            let remembered = current_version(cause.reason());
+            remembered.map(Some).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Protocol,
+                    "the server does not say at which version a document was deleted",
+                )
+                .source(cause.text())
+                .remedy("report this, with the version of the server")
+            })
+        }
+        404 if cause.kind != "index_not_found_exception" => Ok(None),
+        _ => reply.success("asking for a deletion").map(|_| None),
     }
+}
+
+fn current_version(reason: &str) -> Option<Version> {
+    let (_, rest) = reason.split_once(CURRENT)?;
+    let (digits, _) = rest.split_once(']')?;
+    digits.parse().ok().map(Version)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::Documents;
-    use lockstep_core::schema::TableSchema;
-
-    fn want(from: &str, to: &str) -> Wanted {
-        let schema = Arc::new(TableSchema::message("orders".into()));
-        Wanted {
-            target: Arc::new(Target {
-                index: "x".into(),
-                documents: Documents::new(&schema),
-                index_action: String::new(),
-                delete_action: String::new(),
-            }),
-            from: from.into(),
-            to: to.into(),
-            before: Version(10),
-        }
-    }
-
-    fn doc(version: u64, source: &str) -> Option<Document<'_>> {
-        Some(Document {
-            id: "".into(),
-            found: true,
-            version: Some(version),
-            source: Some(serde_json::from_str(source).expect("JSON")),
-            error: None,
-        })
-    }
-
-    fn found(held: Held) -> Option<String> {
-        match held {
-            Held::Found(source) => Some(source.get().to_owned()),
-            Held::Absent | Held::Taken => None,
-        }
-    }
 
     #[test]
-    fn values_come_from_where_they_are() {
-        let moved = want("a", "b");
-        let choose_moved = |from, to| found(choose(&moved, from, to));
-        assert_eq!(choose_moved(doc(9, "1"), None).as_deref(), Some("1"));
-        assert_eq!(choose_moved(doc(9, "1"), doc(3, "2")).as_deref(), Some("1"));
+    fn the_version_is_read_from_the_conflict() {
+        let reason = "[7]: version conflict, current version [1280] is higher or equal to the one provided [1]";
+        assert_eq!(current_version(reason), Some(Version(1280)));
         assert_eq!(
-            choose_moved(None, doc(10, "2")).as_deref(),
-            Some("2"),
-            "a replay"
+            current_version("version conflict, document already exists"),
+            None
         );
-        assert_eq!(
-            choose_moved(doc(10, "1"), doc(10, "2")).as_deref(),
-            Some("2"),
-            "a replay after another row took the old key"
-        );
-        assert_eq!(
-            choose_moved(doc(10, "1"), None).as_deref(),
-            Some("1"),
-            "written earlier in the same transaction"
-        );
-        assert_eq!(choose_moved(doc(11, "1"), None), None);
-        assert!(matches!(choose(&moved, None, doc(3, "2")), Held::Taken));
-        let same = want("a", "a");
-        assert_eq!(
-            found(choose(&same, doc(12, "1"), None)).as_deref(),
-            Some("1")
-        );
-        assert!(matches!(choose(&same, None, None), Held::Absent));
     }
 }

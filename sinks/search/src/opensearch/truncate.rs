@@ -80,26 +80,25 @@ pub(super) async fn remember(
     reply.success("storing the version of a TRUNCATE").map(drop)
 }
 
-/// Whether a table was truncated at this version or later.
+/// When a table was truncated last, if it was.
 ///
 /// # Errors
 /// When the server refuses.
-pub(super) async fn is_truncated(
+pub(super) async fn truncated_at(
     client: &Client,
     progress_index: &str,
     target: &Target,
-    version: Version,
-) -> Result<bool> {
+) -> Result<Option<Version>> {
     let id = id(target);
     let reply = client
         .call(Method::GET, &[progress_index, "_doc", &id], &[], Body::None)
         .await?;
     if reply.status == 404 {
-        return Ok(false);
+        return Ok(None);
     }
     let reply = reply.success("reading the version of a TRUNCATE")?;
     let found: Found = reply.json("reading the version of a TRUNCATE")?;
-    Ok(found.version >= version.0)
+    Ok(Some(Version(found.version)))
 }
 
 fn id(target: &Target) -> String {

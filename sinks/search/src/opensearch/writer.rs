@@ -10,7 +10,7 @@ use lockstep_core::error::At;
 use lockstep_core::position::Position;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_encode::fold::{Write, fold, parts};
+use lockstep_encode::fold::{Write, fold};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -20,10 +20,9 @@ use super::config::Config;
 use super::epoch::{Epoch, Epochs, Version};
 use super::flights::{Flights, Ledger, Mark};
 use super::index::{Indexes, Target};
-use super::order::Moves;
 use super::progress::Progress;
-use super::toast::{Held, Wanted, fetch, is_deleted};
-use super::truncate::{is_truncated, remember, truncate};
+use super::toast::{Held, Wanted, fetch};
+use super::truncate::{remember, truncate};
 use crate::document::{Incomplete, fields};
 
 /// How often the position is stored while batches keep coming.
@@ -177,22 +176,23 @@ impl Writer {
     }
 
     async fn encode(&mut self, batch: &Batch, number: u64) -> Result<()> {
-        let writes = fold(batch)?;
-        if writes.is_empty() {
+        let parts = fold(batch)?;
+        if parts.is_empty() {
             return Ok(());
         }
         self.epoch = self.epochs.of(&batch.source).await?;
-        let moves = Moves::of(batch)?;
-        for part in parts(&writes) {
-            if let [Write::Truncate { schema, position }] = part {
-                self.truncate(schema, *position, number).await?;
+        let mut first = true;
+        for part in &parts {
+            if let Some((schema, position)) = part.truncate() {
+                self.truncate(batch.phase, schema, position, number).await?;
+                first = false;
                 continue;
             }
-            for (round, writes) in moves.rounds(part).iter().enumerate() {
-                if round > 0 {
+            for writes in part.rounds() {
+                if !std::mem::take(&mut first) {
                     self.drain().await?;
                 }
-                self.add(batch, writes, number).await?;
+                self.add(batch, &writes, number).await?;
             }
         }
         Ok(())
@@ -203,7 +203,7 @@ impl Writer {
         let mut held = HashMap::new();
         for (place, write) in writes.iter().enumerate() {
             let target = self.indexes.target(write.schema()).await?;
-            let version = self.epoch.version(write.position().commit)?;
+            let version = self.epoch.version(batch.phase, write.position())?;
             match write {
                 Write::Upsert {
                     key,
@@ -223,9 +223,9 @@ impl Writer {
                     ..
                 } => {
                     if !held.contains_key(&place) {
-                        held = self.fetch(&writes[place..], place).await?;
+                        held = self.fetch(batch.phase, &writes[place..], place).await?;
                     }
-                    let found = held.remove(&place).unwrap_or(Held::Absent);
+                    let found = held.remove(&place).unwrap_or(Held::Nowhere);
                     let row = row.row(batch);
                     self.push_spliced(&target, (from, key), row, version, number, found)
                         .await?;
@@ -273,7 +273,15 @@ impl Writer {
     ) -> Result<()> {
         let source = match &held {
             Held::Found(source) => source.get(),
-            Held::Absent | Held::Taken => "{}",
+            Held::Nowhere => "{}",
+            Held::Later => {
+                let stale = Delivered {
+                    stale: 1,
+                    ..Delivered::default()
+                };
+                self.ledger.counted(number, stale);
+                return Ok(());
+            }
         };
         let mut document = Vec::new();
         let absent = target
@@ -285,20 +293,12 @@ impl Writer {
                 absent.join(", "),
                 target.index
             );
-            if self.config.incomplete == Incomplete::Write {
-                tracing::warn!("{place}: document {id} is written without it");
-            } else if matches!(held, Held::Absent) && self.is_gone(target, id, version).await? {
-                let stale = Delivered {
-                    stale: 1,
-                    ..Delivered::default()
-                };
-                self.ledger.counted(number, stale);
-                return Ok(());
-            } else {
+            if self.config.incomplete == Incomplete::Error {
                 return Err(Error::new(ErrorKind::Refused, place).remedy(
                     "load the table again after setting incomplete = \"write\" for as long as the pipeline needs to pass this row; REPLICA IDENTITY FULL on the table keeps it from happening",
                 ));
             }
+            tracing::warn!("{place}: document {id} is written without it");
         }
         let mut write = |out: &mut Vec<u8>| {
             out.extend_from_slice(&document);
@@ -308,16 +308,14 @@ impl Writer {
             .await
     }
 
-    /// Whether the write of a document that is not there is a replay, and its deletion is to come once more.
-    async fn is_gone(&self, target: &Target, id: &str, version: Version) -> Result<bool> {
-        let (client, progress) = (&self.client, &self.config.progress_index);
-        Ok(is_deleted(client, target, id, version).await?
-            || is_truncated(client, progress, target, version).await?)
-    }
-
     /// Reads the documents that the next writes need. `writes` begins with one that does; its place in the round is
     /// `first`.
-    async fn fetch(&mut self, writes: &[&Write<'_>], first: usize) -> Result<HashMap<usize, Held>> {
+    async fn fetch(
+        &mut self,
+        phase: Phase,
+        writes: &[&Write<'_>],
+        first: usize,
+    ) -> Result<HashMap<usize, Held>> {
         let mut wanted = Vec::new();
         let mut places = Vec::new();
         for (offset, write) in writes.iter().enumerate() {
@@ -329,6 +327,7 @@ impl Writer {
                 missing_before,
                 schema,
                 key,
+                position,
                 ..
             } = write
             {
@@ -337,7 +336,8 @@ impl Writer {
                     target: self.indexes.target(schema).await?,
                     from: from.clone(),
                     to: key.clone(),
-                    before: self.epoch.version(missing_before.commit)?,
+                    version: self.epoch.version(phase, *position)?,
+                    before: self.epoch.version(phase, *missing_before)?,
                 });
             }
         }
@@ -350,7 +350,8 @@ impl Writer {
         if under_way {
             self.drain().await?;
         }
-        let (held, bytes) = fetch(&self.client, &wanted).await?;
+        let progress_index = &self.config.progress_index;
+        let (held, bytes) = fetch(&self.client, progress_index, &wanted).await?;
         let each = (bytes / wanted.len().max(1)).max(1);
         self.window = (FETCH_BYTES / each).clamp(1, FETCH_LIMIT);
         Ok(places.into_iter().zip(held).collect())
@@ -358,6 +359,7 @@ impl Writer {
 
     async fn truncate(
         &mut self,
+        phase: Phase,
         schema: &Arc<TableSchema>,
         position: Position,
         number: u64,
@@ -376,7 +378,7 @@ impl Writer {
             .at(place));
         }
         self.drain().await?;
-        let version = self.epoch.version(position.commit)?;
+        let version = self.epoch.version(phase, position)?;
         remember(&self.client, &self.config.progress_index, &target, version).await?;
         let delivered = truncate(&self.client, &target, version).await.at(place)?;
         self.ledger.counted(number, delivered);

@@ -16,7 +16,7 @@ use lockstep_core::error::At;
 use lockstep_core::position::{Lsn, Position};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_encode::fold::{Write, fold, parts};
+use lockstep_encode::fold::{Part, Write, fold};
 use lockstep_encode::plans::Plans;
 
 use super::config::Config;
@@ -150,11 +150,12 @@ impl Engine {
         let reached = self.progress.get(&batch.source);
         let rest = beyond(batch, reached, &mut delivered);
         let batch = rest.as_ref().unwrap_or(batch);
-        let writes = fold(batch)?;
-        self.settle(&writes)?;
+        let parts = fold(batch)?;
+        let writes = || parts.iter().flat_map(Part::writes);
+        self.settle(writes())?;
         // In more than one part, a write may need what an earlier one of the batch wrote.
-        self.own = (parts(&writes).len() > 1).then(OwnWrites::default);
-        for write in &writes {
+        self.own = (parts.len() > 1).then(OwnWrites::default);
+        for write in writes() {
             match write {
                 Write::Upsert {
                     key,
@@ -243,7 +244,7 @@ impl Engine {
 
     /// Commits first when a batch needs documents that the reader does not see yet: at this point, and not in the middle of a
     /// batch, the index is the state at its position.
-    fn settle(&mut self, writes: &[Write<'_>]) -> Result<()> {
+    fn settle<'w>(&mut self, writes: impl Iterator<Item = &'w Write<'w>>) -> Result<()> {
         for write in writes {
             let Write::Upsert {
                 missing_from: Some(from),

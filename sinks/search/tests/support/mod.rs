@@ -96,6 +96,11 @@ pub fn source(name: &str) -> Arc<SourceInfo> {
     })
 }
 
+/// Where the n-th record of a log begins.
+pub fn lsn(n: u64) -> Lsn {
+    Lsn(8 * n)
+}
+
 /// Puts a batch together.
 pub struct Feed {
     source: Arc<SourceInfo>,
@@ -136,7 +141,7 @@ impl Feed {
         self.commit = commit;
         self.ordinal = ordinal;
         self.builder.begin(Transaction {
-            commit: Lsn(commit),
+            commit: lsn(commit),
             commit_micros: 1_700_000_000_000_000,
             xid: 1,
             origin: None,
@@ -174,7 +179,7 @@ impl Feed {
         let new = new.map(|values| self.row(schema, values));
         let index = self.builder.schema(schema);
         self.builder
-            .push(op, index, self.ordinal, Lsn(self.commit), old, new);
+            .push(op, index, self.ordinal, lsn(self.commit), old, new);
         self
     }
 
@@ -205,7 +210,7 @@ impl Feed {
 
     pub fn finish(&mut self) -> Arc<Batch> {
         let block = std::mem::take(&mut self.block).into();
-        let through = Some(Lsn(self.commit + 1));
+        let through = Some(lsn(self.commit + 1));
         Arc::new(
             self.builder
                 .finish(Arc::clone(&self.source), self.phase, through, block),
@@ -249,7 +254,7 @@ pub async fn put_err(sink: &mut Box<dyn Sink>, batch: Arc<Batch>) -> Error {
 
 pub fn position(commit: u64, ordinal: u64) -> Position {
     Position {
-        commit: Lsn(commit),
+        commit: lsn(commit),
         ordinal,
     }
 }

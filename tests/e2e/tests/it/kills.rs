@@ -230,7 +230,6 @@ path = "{folder}/index"
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "open defect: after a kill the OpenSearch sink may refuse an update whose unchanged value it does not find"]
 async fn eight_kills_of_the_stream_leave_opensearch_redis_tantivy_and_files_right() {
     require!(NeedsPostgres(17), NeedsOpenSearch, NeedsRedis);
     let mut random = Random::from_environment();
