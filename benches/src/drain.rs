@@ -8,7 +8,7 @@ use lockstep_core::durable::{Delivered, Durable};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
 use lockstep_core::position::Lsn;
-use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
+use lockstep_core::sink::{Sink, SinkContext, SinkFactory, Trouble};
 use lockstep_core::source::{Source, SourceContext, SourceFactory, SourceStatus};
 use lockstep_postgres::{PostgresConfig, PostgresFactory};
 use lockstep_sink_file::{FileConfig, FileSinkFactory};
@@ -128,6 +128,7 @@ async fn open_sink(task: &Task, source: &dyn Source) -> Result<Option<Box<dyn Si
         state: task.state.join("sink"),
         sources: vec![source.info()],
         tables: source.tables(),
+        trouble: Trouble::default(),
     };
     std::fs::create_dir_all(&context.state)?;
     Ok(match &task.into {

@@ -1,7 +1,7 @@
 //! Where changes go.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -56,6 +56,35 @@ pub struct SinkContext {
     pub sources: Vec<Arc<SourceInfo>>,
     /// The tables that reach it, as they are now: to create what they need.
     pub tables: Vec<Arc<TableSchema>>,
+    /// Where the sink says what it waits for.
+    pub trouble: Trouble,
+}
+
+/// What a sink that works, and has not failed, waits for: a broker that does not answer, a cluster that asks for patience.
+/// Shown by `/readyz` and `/api/status` while batches are under way, long before the sink gives up. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble(Arc<Mutex<Option<String>>>);
+
+impl Trouble {
+    /// What stands in the way now, as a sentence without a full stop.
+    pub fn report(&self, what: impl Into<String>) {
+        *self.lock() = Some(what.into());
+    }
+
+    /// The other side has answered.
+    pub fn clear(&self) {
+        *self.lock() = None;
+    }
+
+    /// What was reported last, unless it was cleared.
+    #[must_use]
+    pub fn get(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Builds a sink from its section of the pipeline file.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lockstep_core::config::Secret;
 use lockstep_core::error::At as _;
 use lockstep_core::position::Lsn;
-use lockstep_core::sink::SinkContext;
+use lockstep_core::sink::{SinkContext, Trouble};
 use lockstep_core::source::SourcePhase;
 use lockstep_core::{Error, ErrorKind};
 use lockstep_pipelines::{Handle, Pipeline, Registry};
@@ -314,6 +314,7 @@ async fn compare_all(ends: &Ends, handle: &Handle, shop: &Shop) -> Result<Vec<Co
             state: ends.state.join("sinks").join(sink),
             sources: vec![source.clone()],
             tables: tables.clone(),
+            trouble: Trouble::default(),
         };
         let mut copies = open_copies(ends, context).await?;
         all.extend(

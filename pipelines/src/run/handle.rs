@@ -365,14 +365,20 @@ fn lane_problem(lane: &LaneState) -> Option<String> {
     let problem = view.problem.as_deref();
     match view.phase {
         SinkPhase::Running => {
+            if view.in_flight == 0 {
+                return None;
+            }
             let still = view.moved.elapsed();
-            (view.in_flight > 0 && still > SILENCE).then(|| {
+            let stalled = || {
                 format!(
-                    "{place}: {} batches on their way, and nothing durable for {} s",
+                    "{} batches on their way, and nothing durable for {} s",
                     view.in_flight,
                     still.as_secs()
                 )
-            })
+            };
+            let trouble = lane.trouble.get();
+            let problem = trouble.or_else(|| (still > SILENCE).then(stalled))?;
+            Some(format!("{place}: {problem}"))
         }
         SinkPhase::Opening => Some(format!("{place}: {}", problem.unwrap_or("opening"))),
         SinkPhase::Retrying => Some(format!("{place}: {}", problem.unwrap_or("opening again"))),

@@ -170,7 +170,9 @@ impl Lane {
                 .values()
                 .flat_map(|source| source.tables.iter().cloned())
                 .collect(),
+            trouble: state.trouble.clone(),
         };
+        state.trouble.clear();
         let mut sink = self.parts.component.open(context).await?;
         self.resume.clear();
         for (index, source) in announced {

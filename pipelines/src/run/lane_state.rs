@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::TableSchema;
+use lockstep_core::sink::Trouble;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -20,6 +21,8 @@ pub(super) struct LaneState {
     pub inbox: Inbox,
     /// The sources that reach it, by index.
     pub sources: Vec<usize>,
+    /// What the sink waits for, when it says so.
+    pub trouble: Trouble,
     view: Mutex<View>,
     announced: Mutex<BTreeMap<usize, Announced>>,
     changed: Notify,
@@ -54,6 +57,7 @@ impl LaneState {
             name,
             inbox: Inbox::default(),
             sources,
+            trouble: Trouble::default(),
             view: Mutex::new(View {
                 phase: SinkPhase::Opening,
                 problem: None,

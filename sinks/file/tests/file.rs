@@ -12,7 +12,7 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, OldImage, Op, Phase, Trans
 use lockstep_core::check::Verdict;
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
-use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
+use lockstep_core::sink::{Sink, SinkContext, SinkFactory, Trouble};
 use lockstep_core::{ErrorKind, Result};
 use lockstep_sink_file::{FileConfig, FileSinkFactory};
 use tempfile::TempDir;
@@ -85,6 +85,7 @@ impl Test {
             state: self.folder.path().join("state"),
             sources: vec![Arc::clone(&self.source)],
             tables: vec![Arc::clone(&self.schema)],
+            trouble: Trouble::default(),
         };
         FileSinkFactory::open(&self.config(format), context).await
     }

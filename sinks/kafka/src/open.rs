@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockstep_core::sink::SinkContext;
+use lockstep_core::sink::{SinkContext, Trouble};
 use lockstep_core::{ErrorKind, Result};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, Producer};
@@ -37,7 +37,7 @@ pub(crate) fn open(
     let id = config
         .exactly_once
         .then(|| transactional_id(&context.pipeline, &context.name));
-    let producer = producer(config, id.as_deref())?;
+    let producer = producer(config, id.as_deref(), context.trouble.clone())?;
     let outlet = Outlet {
         producer,
         shared: Arc::clone(shared),
@@ -93,9 +93,13 @@ pub(crate) fn open(
 }
 
 /// A producer that has talked to nobody yet.
-pub(crate) fn producer(config: &KafkaConfig, id: Option<&str>) -> Result<BaseProducer<Reports>> {
+pub(crate) fn producer(
+    config: &KafkaConfig,
+    id: Option<&str>,
+    trouble: Trouble,
+) -> Result<BaseProducer<Reports>> {
     client::producer(config, id)
-        .create_with_context(Reports::default())
+        .create_with_context(Reports::telling(trouble))
         .map_err(|error| client::creation(&error))
 }
 
@@ -111,6 +115,7 @@ pub(crate) fn reach(outlet: &Outlet, brokers: &str) -> Result<()> {
             .is_some();
         outlet.pump();
         if answered {
+            outlet.reports().answered();
             return Ok(());
         }
         if outlet.shared.is_dropped() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lockstep_core::check::Finding;
 use lockstep_core::schema::{TableId, TableSchema};
+use lockstep_core::sink::Trouble;
 use lockstep_core::{Error, ErrorKind};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -47,7 +48,7 @@ fn check(config: &KafkaConfig, pipeline: &str, name: &str) -> Vec<Finding> {
 
 fn connect(config: &KafkaConfig, id: Option<&str>) -> Result<Outlet, Error> {
     config.check()?;
-    let producer = open::producer(config, id)?;
+    let producer = open::producer(config, id, Trouble::default())?;
     let outlet = Outlet {
         producer,
         shared: Arc::new(Shared::new(1)),

@@ -12,6 +12,7 @@ use rdkafka::producer::ProducerContext;
 
 use crate::error::{Failure, kind_of};
 use lockstep_core::ErrorKind;
+use lockstep_core::sink::Trouble;
 use lockstep_encode::envelope::HEADER_ID;
 
 /// Names the batch that a record belongs to, on its way through librdkafka.
@@ -19,7 +20,11 @@ pub(crate) type Ticket = usize;
 
 /// The producer's context. Everything in it happens on the thread that polls.
 #[derive(Default)]
-pub(crate) struct Reports(Mutex<State>);
+pub(crate) struct Reports {
+    counts: Mutex<State>,
+    /// Where others are told what stands in the way.
+    told: Trouble,
+}
 
 #[derive(Default)]
 struct State {
@@ -42,7 +47,15 @@ struct Count {
 
 impl Reports {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports that tell what stands in the way.
+    pub(crate) fn telling(told: Trouble) -> Self {
+        Reports {
+            counts: Mutex::default(),
+            told,
+        }
     }
 
     /// A new ticket.
@@ -100,6 +113,12 @@ impl Reports {
         self.state().failed.clone()
     }
 
+    /// A broker has answered.
+    pub(crate) fn answered(&self) {
+        self.state().trouble = None;
+        self.told.clear();
+    }
+
     /// What stands in the way at the moment, as far as is known: refused credentials, an unreachable broker.
     pub(crate) fn trouble(&self) -> Option<Failure> {
         self.state().trouble.clone()
@@ -116,6 +135,9 @@ impl ProducerContext for Reports {
         let index = ticket.wrapping_sub(state.first);
         if let Some(count) = state.counts.get_mut(index) {
             count.reported += 1;
+        }
+        if result.is_ok() && state.trouble.take().is_some() {
+            self.told.clear();
         }
         if let Err((error, message)) = result
             && state.failed.is_none()
@@ -153,6 +175,8 @@ impl ClientContext for Reports {
         // A refusal explains the silence that follows it; a transport error only says that there is silence.
         let refusal = |failure: &Failure| failure.kind != ErrorKind::Unavailable;
         if kind_of(code) != ErrorKind::Unavailable || !state.trouble.as_ref().is_some_and(refusal) {
+            self.told
+                .report(format!("{} {}", failure.kind.code(), failure.message));
             state.trouble = Some(failure);
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lockstep::demo::compare::{Compared, Copy, Rules, compare};
 use lockstep_core::config::Secret;
-use lockstep_core::sink::SinkContext;
+use lockstep_core::sink::{SinkContext, Trouble};
 use lockstep_postgres::{PostgresConfig, describe};
 
 use crate::Setup;
@@ -49,6 +49,7 @@ impl Compare<'_> {
                 state: pipeline.state.join("sinks").join(&*plan.name),
                 sources: vec![Arc::clone(&source)],
                 tables: tables.clone(),
+                trouble: Trouble::default(),
             };
             let inspect = sink
                 .inspect(context)

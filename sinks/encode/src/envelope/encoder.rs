@@ -144,6 +144,15 @@ impl Encoder {
 impl Table {
     fn new(format: Format, schema: &Arc<TableSchema>, source: &Arc<SourceInfo>) -> Self {
         let mapping = format.mapping();
+        let omitted = format.omitted(schema);
+        if !omitted.is_empty() {
+            tracing::warn!(
+                source = &*schema.source,
+                table = %schema.id,
+                columns = omitted.join(", "),
+                "columns are left out: the format has no form for their types"
+            );
+        }
         Table {
             source: Arc::clone(source),
             key: KeyJson::with(schema, mapping),

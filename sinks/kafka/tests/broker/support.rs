@@ -10,7 +10,7 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, OldImage, Op, Phase, Trans
 use lockstep_core::error::Result;
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
-use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
+use lockstep_core::sink::{Sink, SinkContext, SinkFactory, Trouble};
 use lockstep_sink_kafka::{KafkaConfig, KafkaSinkFactory};
 use rdkafka::ClientConfig;
 use rdkafka::Message;
@@ -175,6 +175,7 @@ pub fn context(pipeline: &str, feeds: &[&Feed]) -> SinkContext {
         state: PathBuf::new(),
         sources: feeds.iter().map(|feed| Arc::clone(&feed.source)).collect(),
         tables: feeds.iter().map(|feed| Arc::clone(&feed.schema)).collect(),
+        trouble: Trouble::default(),
     }
 }
 

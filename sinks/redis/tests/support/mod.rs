@@ -13,7 +13,7 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, OldImage, Op, Phase, Trans
 use lockstep_core::durable::Delivered;
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
-use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
+use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory, Trouble};
 use lockstep_kit::unique;
 use lockstep_sink_redis::{RedisConfig, RedisFactory};
 use redis::aio::ConnectionLike;
@@ -287,6 +287,7 @@ impl Lab {
             state: std::env::temp_dir(),
             sources: vec![Arc::clone(&self.source)],
             tables: Vec::new(),
+            trouble: Trouble::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, OldImage, Op, Phase, Trans
 use lockstep_core::durable::Delivered;
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
-use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
+use lockstep_core::sink::{Sink, SinkContext, SinkFactory, Trouble};
 use lockstep_core::{Error, Result};
 
 /// A value of a row.
@@ -225,6 +225,7 @@ pub fn context(source: &Arc<SourceInfo>, tables: &[&Arc<TableSchema>]) -> SinkCo
         state: std::env::temp_dir(),
         sources: vec![Arc::clone(source)],
         tables: tables.iter().map(|table| Arc::clone(table)).collect(),
+        trouble: Trouble::default(),
     }
 }
 

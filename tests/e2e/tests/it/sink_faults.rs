@@ -141,7 +141,9 @@ async fn sinks_that_go_down_in_the_middle_get_everything_and_kafka_gets_it_once(
             .await;
     }
     kafka.proxy().down().await;
-    pipeline.wait_unready(&["sinks.events"]).await;
+    pipeline
+        .wait_unready(&["sinks.events", "LS003", "the Kafka client reports"])
+        .await;
     kafka.proxy().refuse(false).await;
     pipeline.wait_ready().await;
 
