@@ -8,6 +8,7 @@
 
 mod admin;
 mod config;
+mod demo;
 mod drain;
 mod kills;
 mod latency;
