@@ -12,7 +12,7 @@ use lockstep_kit::kafka::Kafka;
 use lockstep_kit::opensearch::{OpenSearch, OpenSearchOptions};
 use lockstep_kit::postgres::{Database, Postgres};
 use lockstep_kit::redis::{Redis, RedisOptions, Reply};
-use lockstep_kit::require;
+use lockstep_kit::{require, require_own};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard};
@@ -213,7 +213,8 @@ fn assert_shows_an_order(output: &str) {
 
 #[tokio::test]
 async fn a_short_demo_ends_with_a_summary_and_equal_copies() {
-    require!(NeedsPostgres(15), NeedsPostgres(17), NeedsRedis, NeedsKafka);
+    require!(NeedsPostgres(15), NeedsPostgres(17), NeedsKafka);
+    require_own!(NeedsRedis);
     let servers = Servers::start().await;
     let ended = servers.demo(&["--seconds=6"]).ends().await;
     assert_eq!(ended.code(), Some(0), "{}\n{}", ended.stdout, ended.stderr);
@@ -231,13 +232,8 @@ async fn a_short_demo_ends_with_a_summary_and_equal_copies() {
 
 #[tokio::test]
 async fn a_demo_with_opensearch_says_where_its_documents_are() {
-    require!(
-        NeedsPostgres(15),
-        NeedsPostgres(17),
-        NeedsRedis,
-        NeedsKafka,
-        NeedsOpenSearch
-    );
+    require!(NeedsPostgres(15), NeedsPostgres(17), NeedsKafka);
+    require_own!(NeedsRedis, NeedsOpenSearch);
     let servers = Servers::start().await;
     let opensearch = OpenSearch::start(OpenSearchOptions::default()).await;
     let demo = servers.demo(&["--seconds=6", "--opensearch-url", opensearch.url()]);
@@ -270,7 +266,8 @@ async fn arrives(demo: &mut Pipeline, redis: &Redis, key: &str) {
 
 #[tokio::test]
 async fn copies_that_differ_are_named_and_fail_the_demo() {
-    require!(NeedsPostgres(15), NeedsPostgres(17), NeedsRedis, NeedsKafka);
+    require!(NeedsPostgres(15), NeedsPostgres(17), NeedsKafka);
+    require_own!(NeedsRedis);
     let servers = Servers::start().await;
     let redis = &servers.redis;
     let mut demo = servers.demo(&["--seconds=6"]);
@@ -306,7 +303,8 @@ async fn copies_that_differ_are_named_and_fail_the_demo() {
 
 #[tokio::test]
 async fn on_a_terminal_it_stays_up_and_what_it_says_to_try_works() {
-    require!(NeedsPostgres(15), NeedsPostgres(17), NeedsRedis, NeedsKafka);
+    require!(NeedsPostgres(15), NeedsPostgres(17), NeedsKafka);
+    require_own!(NeedsRedis);
     let servers = Servers::start().await;
     let arguments = servers.arguments(&["--seconds=3"]);
     let mut demo = servers.setup.spawn_on_terminal(&arguments);
@@ -338,7 +336,8 @@ async fn on_a_terminal_it_stays_up_and_what_it_says_to_try_works() {
 
 #[tokio::test]
 async fn told_to_stop_in_the_middle_it_stops_cleanly_and_says_what_it_did_not_do() {
-    require!(NeedsPostgres(15), NeedsPostgres(17), NeedsRedis, NeedsKafka);
+    require!(NeedsPostgres(15), NeedsPostgres(17), NeedsKafka);
+    require_own!(NeedsRedis);
     let servers = Servers::start().await;
     let mut demo = servers.demo(&["--seconds=600"]);
     demo.until(PATIENCE, "purchases", async |demo| {
