@@ -7,6 +7,7 @@
 )]
 
 mod admin;
+mod check;
 mod config;
 mod demo;
 mod drain;
