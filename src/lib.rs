@@ -10,6 +10,7 @@ pub mod demo;
 pub mod figures;
 mod logging;
 mod output;
+mod postgres;
 mod progress;
 mod run;
 mod schema;
@@ -33,19 +34,19 @@ const USAGE: u8 = 2;
 #[must_use]
 pub fn builtin() -> Registry {
     let registry = Registry::new()
-        .with_source::<lockstep_postgres::PostgresFactory>()
+        .with_source::<postgres::Postgres>()
         .with_transform::<lockstep_transforms::Dedupe>()
         .with_transform::<lockstep_transforms::Filter>()
         .with_transform::<lockstep_transforms::Mask>()
         .with_transform::<lockstep_transforms::Project>()
         .with_transform::<lockstep_transforms::Route>()
         .with_sink::<lockstep_sink_kafka::KafkaSinkFactory>()
-        .with_sink::<lockstep_sink_redis::RedisFactory>()
-        .with_sink::<lockstep_sink_search::opensearch::OpenSearch>()
-        .with_sink::<lockstep_sink_search::opensearch::Elasticsearch>()
+        .with_state_sink::<lockstep_sink_redis::RedisFactory>()
+        .with_state_sink::<lockstep_sink_search::opensearch::OpenSearch>()
+        .with_state_sink::<lockstep_sink_search::opensearch::Elasticsearch>()
         .with_sink::<lockstep_sink_file::FileSinkFactory>();
     #[cfg(feature = "search-embedded")]
-    let registry = registry.with_sink::<lockstep_sink_search::tantivy::Tantivy>();
+    let registry = registry.with_state_sink::<lockstep_sink_search::tantivy::Tantivy>();
     registry
 }
 

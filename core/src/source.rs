@@ -78,6 +78,15 @@ pub trait SourceFactory: Send + Sync + 'static {
 
     /// Looks at the server and reports. Changes nothing on it. A server that cannot be reached is a finding.
     async fn preflight(config: &Self::Config, pipeline: &str, name: &str) -> Vec<Finding>;
+
+    /// The tables that would be sent, as they are now, to check what lies behind the source. Changes nothing on the
+    /// server. `None`: only an open source can tell.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or has not what the section names.
+    async fn tables(_config: &Self::Config, _name: &str) -> Result<Option<Vec<Arc<TableSchema>>>> {
+        Ok(None)
+    }
 }
 
 /// What a source is doing, for `/api/status`, `/readyz`, metrics and terminals. Clones share it.

@@ -1,41 +1,94 @@
-//! Looks at every other side before a start: what `lockstep check` prints.
+//! Looks at every other side before a start, and at what lies between: what `lockstep check` prints.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, join_all};
+use futures_util::future::join_all;
 use lockstep_core::check::Finding;
+use lockstep_core::schema::TableSchema;
+use lockstep_core::{Error, ErrorKind, Result};
 
 use crate::file::Pipeline;
+use crate::run::rehearsal::{Rehearsed, rehearse};
 
 /// A component that has not answered by then gets a finding that says so.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Asks every source and sink of the pipeline at the same time; changes nothing on any of them. The answers come in the
-/// order of the graph, each with its place (`sources.orders`).
+/// The tables of a source that could say which they are.
+type Tables = Option<Vec<Arc<TableSchema>>>;
+
+/// Asks every source and sink of the pipeline at the same time, then binds the tables that the sources have to the
+/// transforms. Changes nothing on any server, nor in the pipeline's state. The answers come in the order of the graph,
+/// each with its place (`sources.orders`).
 pub async fn preflight(pipeline: &Pipeline) -> Vec<(String, Vec<Finding>)> {
+    let (sources, mut sinks) = tokio::join!(ask_sources(pipeline), ask_sinks(pipeline));
+    let (mut answers, tables): (Vec<_>, Vec<Tables>) = sources.into_iter().unzip();
+    let Rehearsed {
+        transforms,
+        sinks: keyless,
+    } = in_a_throwaway_state(pipeline, tables).await;
+    let names = pipeline.plan.transforms.iter();
+    let names = names.map(|node| format!("transforms.{}", node.name));
+    answers.extend(names.zip(transforms));
+    for ((_, findings), keyless) in sinks.iter_mut().zip(keyless) {
+        findings.extend(keyless);
+    }
+    answers.extend(sinks);
+    answers
+}
+
+async fn ask_sources(pipeline: &Pipeline) -> Vec<((String, Vec<Finding>), Tables)> {
     let name = &*pipeline.name;
     let sources = pipeline.plan.sources.iter().zip(&pipeline.sources);
-    let sources = sources.map(|(node, source)| {
-        let findings: BoxFuture<'_, Vec<Finding>> = source.preflight(name, node).boxed();
-        (format!("sources.{node}"), findings)
-    });
+    join_all(sources.map(|(node, source)| async move {
+        let findings = in_time(source.preflight(name, node)).await;
+        // What keeps it from telling its tables is among the findings.
+        let tables = tokio::time::timeout(TIMEOUT, source.tables(node)).await;
+        let tables = tables.ok().and_then(Result::ok).flatten();
+        ((format!("sources.{node}"), findings), tables)
+    }))
+    .await
+}
+
+async fn ask_sinks(pipeline: &Pipeline) -> Vec<(String, Vec<Finding>)> {
+    let name = &*pipeline.name;
     let sinks = pipeline.plan.sinks.iter().zip(&pipeline.sinks);
-    let sinks = sinks.map(|(node, sink)| {
-        let findings: BoxFuture<'_, Vec<Finding>> = sink.preflight(name, &node.name).boxed();
+    join_all(sinks.map(|(node, sink)| async move {
+        let findings = in_time(sink.preflight(name, &node.name)).await;
         (format!("sinks.{}", node.name), findings)
-    });
-    let asked = sources.chain(sinks).map(|(place, findings)| async move {
-        let findings = tokio::time::timeout(TIMEOUT, findings)
-            .await
-            .unwrap_or_else(|_| {
-                let detail = format!("no answer within {} s", TIMEOUT.as_secs());
-                vec![Finding::fail(
-                    "reachable",
-                    detail,
-                    "see whether the server is up and the network lets you through",
-                )]
-            });
-        (place, findings)
-    });
-    join_all(asked).await
+    }))
+    .await
+}
+
+async fn in_time(findings: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
+    let answer = tokio::time::timeout(TIMEOUT, findings).await;
+    answer.unwrap_or_else(|_| {
+        let detail = format!("no answer within {} s", TIMEOUT.as_secs());
+        vec![Finding::fail(
+            "reachable",
+            detail,
+            "see whether the server is up and the network lets you through",
+        )]
+    })
+}
+
+/// The pipeline's own state may be in use, and is not for a check to touch.
+async fn in_a_throwaway_state(pipeline: &Pipeline, tables: Vec<Tables>) -> Rehearsed {
+    let rehearsed = async {
+        let folder = tempfile::Builder::new().prefix("lockstep-check-").tempdir();
+        let folder = folder.map_err(|error| {
+            Error::new(ErrorKind::Storage, "cannot make a temporary folder")
+                .source(error)
+                .remedy("set TMPDIR to a folder that can be written")
+        })?;
+        rehearse(pipeline, tables, folder.path()).await
+    };
+    rehearsed.await.unwrap_or_else(|error| {
+        let remedy = error.remedy_text().unwrap_or("see the message");
+        let finding = Finding::fail("tables", error.to_string(), remedy);
+        Rehearsed {
+            transforms: vec![vec![finding]; pipeline.plan.transforms.len()],
+            sinks: Vec::new(),
+        }
+    })
 }

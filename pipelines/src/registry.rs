@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use lockstep_core::check::Finding;
+use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::source::{Source, SourceContext, SourceFactory};
 use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
@@ -25,6 +26,8 @@ pub trait SourceComponent: Send + Sync {
     async fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
     /// See [`SourceFactory::preflight`].
     async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding>;
+    /// See [`SourceFactory::tables`].
+    async fn tables(&self, name: &str) -> Result<Option<Vec<Arc<TableSchema>>>>;
 }
 
 /// A transform with its section parsed and checked.
@@ -42,6 +45,8 @@ pub trait SinkComponent: Send + Sync {
     async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding>;
     /// See [`SinkFactory::inspect`].
     async fn inspect(&self, context: SinkContext) -> Result<Option<Box<dyn Inspect>>>;
+    /// Whether it refuses tables without a key: see [`Registry::with_state_sink`].
+    fn needs_keys(&self) -> bool;
 }
 
 /// Why a section was not accepted.
@@ -132,12 +137,22 @@ impl Registry {
 
     /// Adds a kind of sink; a later one of the same name replaces it.
     #[must_use]
-    pub fn with_sink<F: SinkFactory>(mut self) -> Self {
+    pub fn with_sink<F: SinkFactory>(self) -> Self {
+        self.with_typed_sink::<F, false>()
+    }
+
+    /// As [`Registry::with_sink`], for a sink that holds one record per key and so refuses tables without a key.
+    #[must_use]
+    pub fn with_state_sink<F: SinkFactory>(self) -> Self {
+        self.with_typed_sink::<F, true>()
+    }
+
+    fn with_typed_sink<F: SinkFactory, const NEEDS_KEYS: bool>(mut self) -> Self {
         let kind: Kind<dyn SinkComponent> = Kind {
             parse: |section| {
                 let config = parse::<F::Config>(section)?;
                 F::validate(&config).map_err(SectionError::Refused)?;
-                Ok(Arc::new(TypedSink::<F>(config)))
+                Ok(Arc::new(TypedSink::<F, NEEDS_KEYS>(config)))
             },
             describe: |generator| F::Config::json_schema(generator),
         };
@@ -191,6 +206,10 @@ impl<F: SourceFactory> SourceComponent for TypedSource<F> {
     async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding> {
         F::preflight(&self.0, pipeline, name).await
     }
+
+    async fn tables(&self, name: &str) -> Result<Option<Vec<Arc<TableSchema>>>> {
+        F::tables(&self.0, name).await
+    }
 }
 
 struct TypedTransform<F: TransformFactory>(F::Config);
@@ -201,10 +220,10 @@ impl<F: TransformFactory> TransformComponent for TypedTransform<F> {
     }
 }
 
-struct TypedSink<F: SinkFactory>(F::Config);
+struct TypedSink<F: SinkFactory, const NEEDS_KEYS: bool>(F::Config);
 
 #[async_trait]
-impl<F: SinkFactory> SinkComponent for TypedSink<F> {
+impl<F: SinkFactory, const NEEDS_KEYS: bool> SinkComponent for TypedSink<F, NEEDS_KEYS> {
     async fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
         F::open(&self.0, context).await
     }
@@ -215,5 +234,9 @@ impl<F: SinkFactory> SinkComponent for TypedSink<F> {
 
     async fn inspect(&self, context: SinkContext) -> Result<Option<Box<dyn Inspect>>> {
         F::inspect(&self.0, context).await
+    }
+
+    fn needs_keys(&self) -> bool {
+        NEEDS_KEYS
     }
 }

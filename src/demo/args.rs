@@ -69,6 +69,9 @@ pub struct DemoArgs {
     /// Orders of the past, for the initial copy.
     #[arg(long, default_value_t = DEFAULT_ORDERS)]
     pub orders: u64,
+    /// Products on sale.
+    #[arg(long, default_value_t = DEFAULT_PRODUCTS, value_parser = clap::value_parser!(u64).range(1..))]
+    pub products: u64,
     /// Products imported by COPY on the way; 0 for no import.
     #[arg(long, default_value_t = DEFAULT_IMPORT_ROWS)]
     pub import_rows: u64,
@@ -96,7 +99,7 @@ impl DemoArgs {
     pub fn shop(&self) -> ShopOptions {
         ShopOptions {
             customers: DEFAULT_CUSTOMERS,
-            products: DEFAULT_PRODUCTS,
+            products: self.products,
             orders: self.orders,
             seed: self.seed,
         }

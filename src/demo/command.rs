@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use lockstep_core::config::Secret;
 use lockstep_core::error::At as _;
 use lockstep_core::position::Lsn;
 use lockstep_core::sink::{SinkContext, Trouble};
 use lockstep_core::source::SourcePhase;
 use lockstep_core::{Error, ErrorKind};
 use lockstep_pipelines::{Handle, Pipeline, Registry};
+use tempfile::TempDir;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::args::DemoArgs;
 use super::compare::{Compared, Copy, compare};
 use super::load::{Load, LoadReport};
+use super::look::Look;
 use super::measure::{Gathered, peak_resident, resident};
 use super::pipeline::{self, Ends, STATE_SINKS, Search};
 use super::shop::{INVENTORY_TABLES, ORDERS_TABLES, Shop};
@@ -30,31 +31,22 @@ const CATCH_UP: Duration = Duration::from_secs(120);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Runs the demo. Exit code 0 when every copy equals its source.
+/// Exit code of a demo that was told to stop before its end, as of any command that a Ctrl-C ends.
+const STOPPED: u8 = 130;
+
+/// Runs the demo. Exit code 0 when every copy equals its source; 130 when it was told to stop before it could say so.
 pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
-    let temporary = match &args.folder {
-        Some(_) => None,
-        None => Some(
-            tempfile::Builder::new()
-                .prefix("lockstep-demo-")
-                .tempdir()
-                .map_err(|error| {
-                    Error::new(ErrorKind::Storage, "cannot make a temporary folder").source(error)
-                })?,
-        ),
-    };
-    let folder = args
-        .folder
-        .clone()
-        .or_else(|| temporary.as_ref().map(|folder| folder.path().to_owned()));
-    let folder = folder.unwrap_or_default();
-    let ends = args.ends(&folder);
-    let shutdown = CancellationToken::new();
-    run::stop_on_signals(shutdown.clone())?;
+    let folder = Folder::of(args)?;
+    let ends = args.ends(folder.path());
+    let stop = CancellationToken::new();
+    run::stop_on_signals(stop.clone())?;
 
     output::print("Filling the shop's two databases …\n");
-    let shop = Shop::create(&args.orders_url, &args.inventory_url, args.shop()).await?;
-    let pipeline = write_and_load(&ends, &folder, registry)?;
+    let shop = Shop::create(&args.orders_url, &args.inventory_url, args.shop());
+    let Some(shop) = stop.run_until_cancelled(shop).await.transpose()? else {
+        return Ok(stopped());
+    };
+    let pipeline = write_and_load(&ends, folder.path(), registry)?;
     output::print(&format!(
         "The pipeline file:\n\n{}\n",
         indent(&pipeline::shown(&ends))
@@ -62,35 +54,115 @@ pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
 
     let started = Instant::now();
     let listener = admin::bind(pipeline.admin.as_ref().ok_or_else(no_admin)?).await?;
-    let running = lockstep_pipelines::start(&pipeline, shutdown.child_token()).await?;
+    let address = listener.address();
+    // Not the user's token: when told to stop, the demo stops its load first and the pipeline last.
+    let drain = CancellationToken::new();
+    let running = lockstep_pipelines::start(&pipeline, drain.clone()).await?;
     let handle = running.handle();
     let server = tokio::spawn(listener.serve(handle.clone()));
     let mut ended = std::pin::pin!(running.wait());
     let told = tokio::select! {
-        told = tell(args, &ends, &shop, &handle, &shutdown, started) => told,
+        told = tell(args, &ends, &shop, &handle, &stop, started) => told,
         // A pipeline that ends by itself has met an error: there is nothing left to wait for.
         result = &mut ended => return result.and(Err(ended_early())),
     };
-    let (summary, screen) = match told {
-        Ok(told) => told,
+    let summary = match told {
+        Ok(Some(summary)) => summary,
+        Ok(None) => {
+            drain.cancel();
+            ended.await?;
+            return Ok(stopped());
+        }
         Err(error) => {
-            shutdown.cancel();
+            drain.cancel();
             // The pipeline's own error, if it has one, is the cause of ours.
             return ended.await.and(Err(error));
         }
     };
-    output::print(&format!("\n{}\n", summary.render(screen)));
-    if output::is_terminal() && !shutdown.is_cancelled() {
+    let stays = output::is_terminal() && !stop.is_cancelled();
+    let look = Look {
+        ends: &ends,
+        admin: address.filter(|_| stays),
+        folder: stays || folder.is_kept(),
+        order: an_order(&shop).await,
+    };
+    let summary = Summary {
+        look: look.places(),
+        ..summary
+    };
+    let paint = Paint {
+        color: output::colours(),
+    };
+    output::print(&format!("\n{}\n", summary.render(paint)));
+    if stays {
         output::print("Everything stays up until Ctrl-C.\n");
-        shutdown.cancelled().await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            result = &mut ended => return result.and(Err(ended_early())),
+        }
     }
-    shutdown.cancel();
+    drain.cancel();
     ended.await?;
     server.abort();
     Ok(match summary.verdict() {
         Verdict::Equal => ExitCode::SUCCESS,
         Verdict::Differs | Verdict::Unknown => ExitCode::FAILURE,
     })
+}
+
+/// Says so, and what is left.
+fn stopped() -> ExitCode {
+    output::print(
+        "\nStopped before the end: nothing was compared. What the demo made so far (databases, slots, topics, keys) is \
+         left as it is.\n",
+    );
+    ExitCode::from(STOPPED)
+}
+
+/// Where everything local is: chosen, or temporary and gone with this value.
+struct Folder {
+    chosen: Option<PathBuf>,
+    temporary: Option<TempDir>,
+}
+
+impl Folder {
+    fn of(args: &DemoArgs) -> Result<Self, Error> {
+        let chosen = args.folder.clone();
+        let temporary = chosen.is_none().then(|| {
+            tempfile::Builder::new()
+                .prefix("lockstep-demo-")
+                .tempdir()
+                .map_err(|error| {
+                    Error::new(ErrorKind::Storage, "cannot make a temporary folder")
+                        .source(error)
+                        .remedy("choose a folder with --folder, or another TMPDIR")
+                })
+        });
+        Ok(Folder {
+            chosen,
+            temporary: temporary.transpose()?,
+        })
+    }
+
+    fn path(&self) -> &Path {
+        let temporary = self.temporary.as_ref().map(TempDir::path);
+        self.chosen
+            .as_deref()
+            .or(temporary)
+            .unwrap_or_else(|| Path::new(""))
+    }
+
+    fn is_kept(&self) -> bool {
+        self.chosen.is_some()
+    }
+}
+
+/// The id of one of the shop's orders, for a command that shows one; `None` when there is none to be had.
+async fn an_order(shop: &Shop) -> Option<String> {
+    let client = shop.orders_client().await.ok()?;
+    let sql = "SELECT id::text FROM orders ORDER BY number DESC LIMIT 1";
+    let row = client.query_opt(sql, &[]).await.ok()??;
+    row.get(0)
 }
 
 fn no_admin() -> Error {
@@ -127,15 +199,15 @@ fn write_and_load(ends: &Ends, folder: &Path, registry: &Registry) -> Result<Pip
     cli::load(&path, registry)
 }
 
-/// Shops, waits until everything has arrived, compares, and puts the summary together.
+/// Shops, waits until everything has arrived, compares, and puts the summary together; `None` when told to stop.
 async fn tell(
     args: &DemoArgs,
     ends: &Ends,
     shop: &Shop,
     handle: &Handle,
-    shutdown: &CancellationToken,
+    stop: &CancellationToken,
     started: Instant,
-) -> Result<(Summary, Paint), Error> {
+) -> Result<Option<Summary>, Error> {
     let load = Load::start(shop, args.load()).await?;
     let counter = load.counter();
     let view = View::start(
@@ -144,47 +216,46 @@ async fn tell(
         }),
         screen(),
     );
-    let report = tokio::select! {
-        () = load.finished() => load.stop().await?,
-        () = shutdown.cancelled() => load.stop().await?,
+    stop.run_until_cancelled(load.finished()).await;
+    // Also when told to stop: cut short, the load could leave an order in one database and not in the other.
+    let report = load.stop().await?;
+    let rest = async {
+        let arrived = catch_up(handle, &report).await;
+        let mut summary = so_far(ends, handle, &report, started.elapsed());
+        match arrived {
+            Ok(()) => match compare_all(ends, handle, shop).await {
+                Ok(compared) => summary.compared = compared,
+                Err(error) => summary.not_compared = Some(error.to_string()),
+            },
+            Err(error) => summary.not_compared = Some(error.to_string()),
+        }
+        summary
     };
-    let arrived = catch_up(handle, &report).await;
-    let elapsed = started.elapsed();
-    let measured = Gathered::now(handle);
-    let (memory, cpu) = (peak_resident(), cpu_time());
-    let compared = match &arrived {
-        Ok(()) => compare_all(ends, handle, shop).await,
-        Err(error) => Err(Error::new(error.kind(), error.to_string())),
-    };
+    let summary = stop.run_until_cancelled(rest).await;
     let top_rate = view.stop().await;
-    let (compared, not_compared) = match compared {
-        Ok(compared) => (compared, None),
-        Err(error) => (Vec::new(), Some(error.to_string())),
-    };
-    let summary = Summary {
+    Ok(summary.map(|summary| Summary {
+        top_rate: Some(top_rate),
+        ..summary
+    }))
+}
+
+/// The summary without what the comparison says.
+fn so_far(ends: &Ends, handle: &Handle, report: &LoadReport, elapsed: Duration) -> Summary {
+    let measured = Gathered::now(handle);
+    let transforms = handle.status().transforms;
+    Summary {
         elapsed,
-        shop: report.counts,
+        shop: report.counts.clone(),
         tables: measured.tables(),
         sinks: sinks(handle, ends, &measured),
-        top_rate: Some(top_rate),
-        memory,
-        cpu,
-        duplicates: handle
-            .status()
-            .transforms
+        memory: peak_resident(),
+        cpu: cpu_time(),
+        duplicates: transforms
             .values()
             .map(|transform| transform.duplicates)
             .sum(),
-        compared,
-        not_compared,
-        look: look_next(args, ends),
-    };
-    Ok((
-        summary,
-        Paint {
-            color: output::colours(),
-        },
-    ))
+        ..Summary::default()
+    }
 }
 
 fn screen() -> Screen {
@@ -206,10 +277,11 @@ fn watch(
     move || {
         let status = handle.status();
         let latencies = Gathered::now(&handle).latencies();
-        let copying = status
+        let phases: Vec<SourcePhase> = status
             .sources
             .values()
-            .any(|source| source.state.phase == SourcePhase::Snapshot);
+            .map(|source| source.state.phase)
+            .collect();
         let copies = status.sources.iter().flat_map(|(name, source)| {
             source.state.snapshot.iter().map(move |table| CopyMoment {
                 table: format!(
@@ -222,7 +294,7 @@ fn watch(
             })
         });
         Moment {
-            phase: if copying { "copying" } else { "streaming" }.to_owned(),
+            phase: phase(&phases).to_owned(),
             copies: copies.collect(),
             changes: status.sources.values().map(|source| source.changes).sum(),
             purchases: purchases(),
@@ -245,6 +317,17 @@ fn watch(
                 .values()
                 .find_map(|source| source.state.problem.clone()),
         }
+    }
+}
+
+/// What the sources do, in a word.
+fn phase(phases: &[SourcePhase]) -> &'static str {
+    if phases.contains(&SourcePhase::Snapshot) {
+        "copying"
+    } else if phases.iter().all(|&phase| phase == SourcePhase::Streaming) {
+        "streaming"
+    } else {
+        "connecting"
     }
 }
 
@@ -373,39 +456,6 @@ fn sinks(handle: &Handle, ends: &Ends, measured: &Gathered) -> Vec<SinkSummary> 
             name,
         })
         .collect()
-}
-
-fn look_next(args: &DemoArgs, ends: &Ends) -> Vec<(String, String)> {
-    let redis = Secret::new(&args.redis_url).redacted_url();
-    let mut look = vec![
-        (
-            "status".to_owned(),
-            format!("http://{}/api/status", ends.admin),
-        ),
-        (
-            "metrics".to_owned(),
-            format!("http://{}/metrics", ends.admin),
-        ),
-        (
-            "topics".to_owned(),
-            format!("orders.public.orders and its neighbours on {}", args.kafka),
-        ),
-        (
-            "keys".to_owned(),
-            format!("redis-cli -u {redis} GET orders:orders:<id>"),
-        ),
-    ];
-    look.push(match &ends.search {
-        Search::Tantivy(path) => (
-            "search".to_owned(),
-            format!("lockstep search {} paid", path.display()),
-        ),
-        Search::OpenSearch(url) => (
-            "search".to_owned(),
-            format!("{}/orders-orders/_search?q=paid", url.redacted_url()),
-        ),
-    });
-    look
 }
 
 /// CPU time of this process so far.

@@ -5,6 +5,7 @@ pub mod command;
 pub mod compare;
 pub mod goods;
 pub mod load;
+mod look;
 pub mod measure;
 pub mod pipeline;
 pub mod random;

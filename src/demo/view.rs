@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::figures::{Paint, Table, count, duration, of, rate};
 
@@ -23,7 +23,7 @@ const BAR: u64 = 24;
 /// How things stand at one moment. Totals only; the view works out the rates.
 #[derive(Clone, Debug, Default)]
 pub struct Moment {
-    /// In a few words: `copying`, `streaming`, `draining`, `comparing`.
+    /// In a word: `connecting`, `copying`, `streaming`.
     pub phase: String,
     /// The initial copy, by table; may stay when it is done.
     pub copies: Vec<CopyMoment>,
@@ -94,10 +94,10 @@ pub enum Screen {
     },
 }
 
-/// A view at work. Dropping it leaves it at work; see [`View::stop`].
+/// A view at work, until [`View::stop`] or until it is dropped.
 #[derive(Debug)]
 pub struct View {
-    stop: CancellationToken,
+    stop: DropGuard,
     task: JoinHandle<f64>,
 }
 
@@ -107,12 +107,15 @@ impl View {
     pub fn start(watch: impl Watch, screen: Screen) -> Self {
         let stop = CancellationToken::new();
         let task = tokio::spawn(show(watch, screen, stop.clone()));
-        View { stop, task }
+        View {
+            stop: stop.drop_guard(),
+            task,
+        }
     }
 
     /// Clears the terminal's lines and returns the most changes that came in per second.
     pub async fn stop(self) -> f64 {
-        self.stop.cancel();
+        drop(self.stop);
         // A view that broke down shows nothing; the run itself is not touched by that.
         self.task.await.unwrap_or_default()
     }

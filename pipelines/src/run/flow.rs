@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lockstep_core::Result;
 use lockstep_core::batch::Batch;
 use lockstep_core::schema::TableSchema;
+use lockstep_core::{Error, Result};
 
 use super::batches;
 use super::inbox::Entry;
@@ -97,6 +97,33 @@ impl Flow {
             .iter()
             .map(|outlet| tables_at(&outlet.taps, &made))
             .collect())
+    }
+
+    /// As [`Flow::bind`], for one who wants to know everything that is wrong: a table that a step refuses goes no further,
+    /// and `refused` is told. Gives what reaches each lane.
+    pub async fn try_bind(
+        &self,
+        tables: Vec<Arc<TableSchema>>,
+        mut refused: impl FnMut(&Node, Option<&TableSchema>, Error),
+    ) -> Vec<Vec<Arc<TableSchema>>> {
+        let mut made = vec![tables];
+        for step in &self.steps {
+            let mut out = Vec::new();
+            for schema in tables_at(&step.taps, &made) {
+                match step.node.bind(&schema).await {
+                    Ok(schema) => out.extend(schema),
+                    Err(error) => refused(&step.node, Some(&schema), error),
+                }
+            }
+            if let Err(error) = step.node.bound(self.source).await {
+                refused(&step.node, None, error);
+            }
+            made.push(out);
+        }
+        self.outlets
+            .iter()
+            .map(|outlet| tables_at(&outlet.taps, &made))
+            .collect()
     }
 
     /// Sends a batch to every lane: what the lane's inputs take of it, and how far the source has come with it.

@@ -20,6 +20,7 @@ mod lane;
 mod lane_state;
 mod node;
 mod pump;
+pub(crate) mod rehearsal;
 mod source_state;
 mod supervisor;
 

@@ -47,7 +47,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         pipeline.state.join("dead-letters.jsonl"),
         metrics.dead_letters(),
     ));
-    let nodes = open_transforms(pipeline, &dead_letters).await?;
+    let nodes = open_transforms(pipeline, &pipeline.state, &dead_letters).await?;
     let plan = &pipeline.plan;
     let sources: Vec<_> = plan
         .sources
@@ -133,8 +133,8 @@ fn claim(directory: &Path) -> Result<File> {
 }
 
 /// The directory of one node, made when missing.
-fn directory(pipeline: &Pipeline, section: &str, name: &str) -> Result<std::path::PathBuf> {
-    let path = pipeline.state.join(section).join(name);
+fn directory(state: &Path, section: &str, name: &str) -> Result<std::path::PathBuf> {
+    let path = state.join(section).join(name);
     std::fs::create_dir_all(&path).map_err(|error| {
         Error::new(
             ErrorKind::Storage,
@@ -145,8 +145,10 @@ fn directory(pipeline: &Pipeline, section: &str, name: &str) -> Result<std::path
     Ok(path)
 }
 
-async fn open_transforms(
+/// Opens every transform, with its state below `state`.
+pub(super) async fn open_transforms(
     pipeline: &Pipeline,
+    state: &Path,
     dead_letters: &Arc<DeadLetterFile>,
 ) -> Result<Vec<Arc<Node>>> {
     let mut nodes = Vec::new();
@@ -159,7 +161,7 @@ async fn open_transforms(
     {
         let context = TransformContext {
             name: Arc::clone(&consumer.name),
-            state: directory(pipeline, "transforms", &consumer.name)?,
+            state: directory(state, "transforms", &consumer.name)?,
             dead_letters: Arc::clone(dead_letters) as Arc<dyn DeadLetters>,
         };
         let component = Arc::clone(component);
@@ -235,7 +237,7 @@ impl Supervisor {
                 share: Arc::clone(share),
                 component: Arc::clone(&pipeline.sources[index]),
                 pipeline: Arc::clone(&pipeline.name),
-                directory: directory(pipeline, "sources", &share.name)?,
+                directory: directory(&pipeline.state, "sources", &share.name)?,
                 budget: inner.budget.clone(),
                 flow: Flow::new(&pipeline.plan, index, &inner.nodes, &inner.lanes),
                 metrics: inner.metrics.source(index),
@@ -254,7 +256,7 @@ impl Supervisor {
                 state: Arc::clone(state),
                 component: Arc::clone(&pipeline.sinks[index]),
                 pipeline: Arc::clone(&pipeline.name),
-                directory: directory(pipeline, "sinks", &state.name)?,
+                directory: directory(&pipeline.state, "sinks", &state.name)?,
                 metrics: inner.metrics.sink(index),
                 keeper: Arc::clone(&self.keeper.wake),
                 draining: self.draining.clone(),

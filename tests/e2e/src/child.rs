@@ -154,6 +154,7 @@ impl Setup {
         Pipeline {
             child,
             log: path,
+            output: None,
             address: None,
         }
     }
@@ -184,29 +185,65 @@ impl Setup {
     /// # Panics
     /// When it does not end within a minute.
     pub async fn lockstep_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
-        let (log_path, log) = self.log();
-        let (out_path, out) = self.log();
+        self.spawn(arguments, environment).ends().await
+    }
+
+    /// Starts any command line, with more environment variables.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn spawn(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Pipeline {
+        let (log, stderr) = self.log();
+        let (output, stdout) = self.log();
         let mut command = self.command(arguments);
         command
             .envs(environment.iter().copied())
-            .stdout(out)
-            .stderr(log);
+            .stdout(stdout)
+            .stderr(stderr);
         let child = command
             .spawn()
             .expect("setpriv (util-linux) and lockstep can be started");
-        let mut pipeline = Pipeline {
+        Pipeline {
             child,
-            log: log_path,
+            log,
+            output: Some(output),
             address: None,
-        };
-        let status = pipeline.wait_exit(PATIENCE).await;
-        let stdout = std::fs::read_to_string(out_path).expect("its output");
-        Ended {
-            status,
-            stdout,
-            stderr: pipeline.log(),
         }
     }
+
+    /// Starts any command line on a terminal of its own; [`Pipeline::log`] is all that the terminal got to show, and
+    /// [`Pipeline::press_ctrl_c`] presses a key on it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn spawn_on_terminal(&self, arguments: &[&str]) -> Pipeline {
+        let (log, _) = self.log();
+        let program = program().display().to_string();
+        let words = std::iter::once(&*program).chain(arguments.iter().copied());
+        let words: Vec<String> = words.map(in_shell).collect();
+        let line = format!("stty rows 50 columns 150; exec {}", words.join(" "));
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig=KILL", "--", "script", "-qefc", &line]);
+        command.arg(&log).current_dir(self.folder());
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        command.env("NO_COLOR", "1").env_remove("LOCKSTEP_LOG");
+        let child = command
+            .spawn()
+            .expect("setpriv (util-linux) and script (bsdutils) can be started");
+        Pipeline {
+            child,
+            log,
+            output: None,
+            address: None,
+        }
+    }
+}
+
+/// One word for a shell.
+fn in_shell(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// How a command has ended.
@@ -244,6 +281,8 @@ impl Ended {
 pub struct Pipeline {
     child: Child,
     log: PathBuf,
+    /// Where its standard output goes, when it is kept.
+    output: Option<PathBuf>,
     address: Option<SocketAddr>,
 }
 
@@ -251,6 +290,15 @@ impl Pipeline {
     /// Everything that it has logged.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// What it has printed so far.
+    ///
+    /// # Panics
+    /// When that is not kept.
+    pub fn output(&self) -> String {
+        let path = self.output.as_ref().expect("its output is kept");
+        String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
     }
 
     /// Its process.
@@ -461,6 +509,16 @@ impl Pipeline {
         kill_process(id, signal).expect("a child may be signalled");
     }
 
+    /// Presses Ctrl-C on the terminal of [`Setup::spawn_on_terminal`].
+    ///
+    /// # Panics
+    /// When there is none, or it is gone.
+    pub fn press_ctrl_c(&mut self) {
+        let keyboard = self.child.stdin.as_mut().expect("a terminal");
+        keyboard.write_all(b"\x03").expect("the terminal is there");
+        keyboard.flush().expect("the terminal is there");
+    }
+
     /// SIGTERM; returns how it ended.
     ///
     /// # Panics
@@ -497,7 +555,10 @@ impl Pipeline {
         let status = self.wait_exit(PATIENCE).await;
         Ended {
             status,
-            stdout: String::new(),
+            stdout: self
+                .output
+                .as_ref()
+                .map_or_else(String::new, |_| self.output()),
             stderr: self.log(),
         }
     }

@@ -148,12 +148,32 @@ macro_rules! require {
     };
 }
 
+/// As [`require!`], for a test that starts a server of its own: one that a variable provides does not help it.
+#[macro_export]
+macro_rules! require_own {
+    ($($component:expr),+ $(,)?) => {
+        $(
+            if !$crate::component::installed_or_say_so($component) {
+                return;
+            }
+        )+
+    };
+}
+
 /// The function behind [`require!`].
 #[doc(hidden)]
 pub fn available_or_say_so(component: Component) -> bool {
-    if component.is_available() {
-        return true;
-    }
+    component.is_available() || say_so(component)
+}
+
+/// The function behind [`require_own!`].
+#[doc(hidden)]
+pub fn installed_or_say_so(component: Component) -> bool {
+    component.is_installed() || say_so(component)
+}
+
+/// Says that the test is not run, and answers `false`.
+fn say_so(component: Component) -> bool {
     assert!(!is_required(), "{}", component.missing());
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");

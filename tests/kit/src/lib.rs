@@ -17,7 +17,7 @@
 //! - `X::shared()` is one server for the whole process, or the one that a `LOCKSTEP_TEST_…` variable names
 //!   ([`component`]). Isolate by database, topic and key prefix ([`unique`]); never kill it.
 //! - `X::start(…)` is the test's own server, which it may kill, stop and restart.
-//! - [`require!`] begins a test that cannot run everywhere.
+//! - [`require!`] begins a test that cannot run everywhere, [`require_own!`] one that starts its own server.
 //!
 //! Functions here panic when something fails: the message says what, why and what to do.
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lockstep_kit::component::{NOT_RUN_VARIABLE, REQUIRE_VARIABLE};
-use lockstep_kit::{Component, require, unique, wait_for};
+use lockstep_kit::{Component, require, require_own, unique, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -90,7 +90,7 @@ fn processes() -> String {
 
 #[tokio::test]
 async fn servers_end_with_a_killed_process() {
-    require!(Component::Postgres(16), Component::Redis);
+    require_own!(Component::Postgres(16), Component::Redis);
     let (mut child, redis, data) = up().await;
     child.kill().unwrap();
     child.wait().unwrap();
@@ -99,7 +99,7 @@ async fn servers_end_with_a_killed_process() {
 
 #[tokio::test]
 async fn up_ends_in_order_on_sigterm() {
-    require!(Component::Postgres(16), Component::Redis);
+    require_own!(Component::Postgres(16), Component::Redis);
     let (mut child, redis, data) = up().await;
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert!(child.wait().unwrap().success());
@@ -108,7 +108,7 @@ async fn up_ends_in_order_on_sigterm() {
 
 #[tokio::test]
 async fn run_gives_its_servers_to_the_command_and_returns_its_code() {
-    require!(Component::Redis);
+    require_own!(Component::Redis);
     let script =
         r#"redis-cli -u "$LOCKSTEP_TEST_REDIS_URL" ping; echo "$LOCKSTEP_TEST_REDIS_URL"; exit 7"#;
     let output = kit()

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use lockstep_kit::Component::Kafka as NeedsKafka;
 use lockstep_kit::kafka::{Kafka, KafkaOptions};
-use lockstep_kit::require;
+use lockstep_kit::require_own;
 
 #[tokio::test]
 async fn a_broker_starts_answers_restarts_and_goes() {
-    require!(NeedsKafka);
+    require_own!(NeedsKafka);
     let began = Instant::now();
     let broker = Kafka::start(KafkaOptions {
         proxy: true,

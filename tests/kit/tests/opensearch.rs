@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use lockstep_kit::Component::OpenSearch as NeedsOpenSearch;
 use lockstep_kit::opensearch::{OpenSearch, OpenSearchOptions};
-use lockstep_kit::require;
+use lockstep_kit::require_own;
 
 const MAPPING: &str =
     r#"{"mappings": {"dynamic": "strict", "properties": {"name": {"type": "text"}}}}"#;
@@ -22,7 +22,7 @@ const QUERY: &str = r#"{"query": {"match": {"name": "FOX"}}}"#;
 
 #[tokio::test]
 async fn a_node_starts_indexes_restarts_and_goes() {
-    require!(NeedsOpenSearch);
+    require_own!(NeedsOpenSearch);
     let began = Instant::now();
     let node = OpenSearch::start(OpenSearchOptions::default()).await;
     println!(

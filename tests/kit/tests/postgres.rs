@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_kit::Component::Postgres as NeedsPostgres;
 use lockstep_kit::postgres::{Auth, PASSWORD, Postgres, PostgresOptions};
-use lockstep_kit::{require, wait_for};
+use lockstep_kit::{require, require_own, wait_for};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, NoTls};
 
@@ -142,7 +142,7 @@ async fn a_dropped_database_takes_its_slots_and_prepared_transactions_along() {
 
 #[tokio::test]
 async fn what_was_committed_survives_kill_and_restart() {
-    require!(NeedsPostgres(16));
+    require_own!(NeedsPostgres(16));
     let server = Postgres::start(PostgresOptions::new(16).set("wal_level", "replica")).await;
     let database = server.database("kit_kill").await;
     database
@@ -167,7 +167,7 @@ async fn what_was_committed_survives_kill_and_restart() {
 
 #[tokio::test]
 async fn passwords_are_asked_for() {
-    require!(NeedsPostgres(18));
+    require_own!(NeedsPostgres(18));
     for auth in [Auth::Scram, Auth::Md5, Auth::Password] {
         let server = Postgres::start(PostgresOptions {
             auth,
@@ -189,7 +189,7 @@ async fn passwords_are_asked_for() {
 
 #[tokio::test]
 async fn tls_verifies_the_right_name_and_authority_only() {
-    require!(NeedsPostgres(16));
+    require_own!(NeedsPostgres(16));
     let hba = Some("hostssl all all 127.0.0.0/8 cert".to_owned());
     let server = Postgres::start(PostgresOptions {
         ssl: true,
@@ -234,7 +234,7 @@ async fn tls_verifies_the_right_name_and_authority_only() {
 
 #[tokio::test]
 async fn a_dropped_server_leaves_nothing() {
-    require!(NeedsPostgres(14));
+    require_own!(NeedsPostgres(14));
     let server = Postgres::start(PostgresOptions::new(14)).await;
     let data = std::path::PathBuf::from(server.value("SHOW data_directory").await.unwrap());
     assert!(data.exists());
@@ -247,7 +247,7 @@ async fn a_dropped_server_leaves_nothing() {
 #[tokio::test]
 #[should_panic(expected = "unrecognized configuration parameter \"no_such\"")]
 async fn a_server_that_does_not_start_says_why() {
-    if !NeedsPostgres(16).is_available() {
+    if !NeedsPostgres(16).is_installed() {
         panic!("NOT RUN: unrecognized configuration parameter \"no_such\"");
     }
     Postgres::start(PostgresOptions::new(16).set("no_such", "1")).await;

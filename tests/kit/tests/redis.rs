@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lockstep_kit::Component::{Redis as NeedsRedis, RedisCluster as NeedsCluster};
 use lockstep_kit::redis::{Redis, RedisOptions, Reply};
 use lockstep_kit::redis_cluster::RedisCluster;
-use lockstep_kit::{require, unique, wait_for};
+use lockstep_kit::{require, require_own, unique, wait_for};
 
 fn text(text: &str) -> Reply {
     Reply::Text(text.into())
@@ -50,7 +50,7 @@ async fn the_shared_server_answers() {
 
 #[tokio::test]
 async fn data_survives_a_kill_only_with_the_append_only_file() {
-    require!(NeedsRedis);
+    require_own!(NeedsRedis);
     for append_only in [true, false] {
         let server = Redis::start(RedisOptions {
             append_only,
@@ -68,7 +68,7 @@ async fn data_survives_a_kill_only_with_the_append_only_file() {
 
 #[tokio::test]
 async fn a_dropped_server_is_gone() {
-    require!(NeedsRedis);
+    require_own!(NeedsRedis);
     let config = vec![("maxmemory".to_owned(), "10mb".to_owned())];
     let server = Redis::start(RedisOptions {
         config,
@@ -98,7 +98,7 @@ async fn a_dropped_server_is_gone() {
 
 #[tokio::test]
 async fn a_cluster_redirects_and_heals() {
-    require!(NeedsCluster);
+    require_own!(NeedsCluster);
     let began = Instant::now();
     let cluster = RedisCluster::start().await;
     println!("Redis Cluster after {:?}", began.elapsed());

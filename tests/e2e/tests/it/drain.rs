@@ -12,7 +12,7 @@ use lockstep_kit::Component::{
 use lockstep_kit::kafka::Kafka;
 use lockstep_kit::postgres::Postgres;
 use lockstep_kit::redis::{Redis, RedisOptions};
-use lockstep_kit::{require, unique};
+use lockstep_kit::{require, require_own, unique};
 use rustix::process::Signal;
 
 use crate::support::{cache, end_of_log, events, source, tables};
@@ -84,7 +84,8 @@ async fn a_drained_pipeline_goes_on_without_repeating_or_missing_anything() {
 
 #[tokio::test]
 async fn a_sink_that_is_down_holds_the_drain_no_longer_than_the_timeout_and_nothing_is_lost() {
-    require!(NeedsPostgres(17), NeedsRedis);
+    require!(NeedsPostgres(17));
+    require_own!(NeedsRedis);
     let database = Postgres::shared(17).await.database("shop").await;
     let redis = Redis::start(RedisOptions {
         append_only: true,

@@ -7,7 +7,9 @@
 )]
 
 mod admin;
+mod check;
 mod config;
+mod demo;
 mod drain;
 mod kills;
 mod latency;

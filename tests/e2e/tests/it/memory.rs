@@ -9,7 +9,7 @@ use lockstep_kit::Component::{
 use lockstep_kit::kafka::Kafka;
 use lockstep_kit::postgres::{Database, Postgres};
 use lockstep_kit::redis::{Redis, RedisOptions, Reply};
-use lockstep_kit::{require, unique};
+use lockstep_kit::{require, require_own, unique};
 
 use crate::support::{cache, end_of_log, events, files, source};
 
@@ -69,7 +69,8 @@ async fn run(setup: &Setup, database: &Database, to: &str) {
 
 #[tokio::test]
 async fn one_huge_transaction_fits_the_budget_on_its_way_to_redis() {
-    require!(NeedsPostgres(17), NeedsRedis);
+    require!(NeedsPostgres(17));
+    require_own!(NeedsRedis);
     let database = Postgres::shared(17).await.database("huge").await;
     database.execute(TABLE).await;
     let redis = Redis::start(RedisOptions::default()).await;

@@ -16,7 +16,7 @@ use lockstep_kit::opensearch::{OpenSearch, OpenSearchOptions};
 use lockstep_kit::postgres::{Database, Postgres};
 use lockstep_kit::proxy::Proxy;
 use lockstep_kit::redis::{Redis, RedisOptions, Reply};
-use lockstep_kit::{require, unique};
+use lockstep_kit::{require, require_own, unique};
 
 use crate::support::{cache, end_of_log, events, files, source, tables};
 
@@ -51,7 +51,8 @@ async fn assert_equal(setup: &Setup, database: &Database, tables: Vec<String>) {
 
 #[tokio::test]
 async fn sinks_that_are_down_at_the_start_are_waited_for_and_catch_up() {
-    require!(NeedsPostgres(17), NeedsRedis, NeedsKafka);
+    require!(NeedsPostgres(17), NeedsKafka);
+    require_own!(NeedsRedis);
     let database = table(100).await;
     let (redis, kafka) = tokio::join!(Redis::start(RedisOptions::default()), Kafka::shared());
     redis.kill();
@@ -102,7 +103,8 @@ async fn sinks_that_are_down_at_the_start_are_waited_for_and_catch_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sinks_that_go_down_in_the_middle_get_everything_and_kafka_gets_it_once() {
-    require!(NeedsPostgres(17), NeedsRedis, NeedsKafka);
+    require!(NeedsPostgres(17));
+    require_own!(NeedsRedis, NeedsKafka);
     let database = Postgres::shared(17).await.database("shop").await;
     work::create(&database, 200, 50).await;
     let (redis, kafka) = tokio::join!(
@@ -164,7 +166,8 @@ async fn sinks_that_go_down_in_the_middle_get_everything_and_kafka_gets_it_once(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opensearch_that_goes_down_in_the_middle_gets_everything() {
-    require!(NeedsPostgres(17), NeedsOpenSearch);
+    require!(NeedsPostgres(17));
+    require_own!(NeedsOpenSearch);
     let (database, search) =
         tokio::join!(table(50), OpenSearch::start(OpenSearchOptions::default()));
     let name = unique("search");

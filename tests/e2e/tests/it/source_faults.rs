@@ -5,7 +5,7 @@ use lockstep_e2e::{Setup, topics};
 use lockstep_kit::Component::{Postgres as NeedsPostgres, Redis as NeedsRedis};
 use lockstep_kit::postgres::{Auth, Database, Postgres, PostgresOptions};
 use lockstep_kit::redis::Redis;
-use lockstep_kit::{require, unique};
+use lockstep_kit::{require, require_own, unique};
 use rustix::process::Signal;
 
 use crate::support::{cache, end_of_log, files, source};
@@ -50,7 +50,7 @@ async fn assert_fails(setup: &Setup, code: &str, words: &[&str]) {
 
 #[tokio::test]
 async fn a_wrong_password_ends_the_run_and_is_not_printed() {
-    require!(NeedsPostgres(16));
+    require_own!(NeedsPostgres(16));
     let server = Postgres::start(PostgresOptions {
         auth: Auth::Scram,
         ..PostgresOptions::new(16)
@@ -71,7 +71,7 @@ async fn a_wrong_password_ends_the_run_and_is_not_printed() {
 
 #[tokio::test]
 async fn a_server_without_logical_wal_ends_the_run_with_the_statement_that_helps() {
-    require!(NeedsPostgres(16));
+    require_own!(NeedsPostgres(16));
     let server = Postgres::start(PostgresOptions::new(16).set("wal_level", "replica")).await;
     let database = server.database("shop").await;
     table(&database).await;
@@ -231,7 +231,7 @@ async fn a_second_lockstep_of_the_same_pipeline_is_refused() {
 
 #[tokio::test]
 async fn readyz_turns_red_while_postgresql_is_away_and_green_again() {
-    require!(NeedsPostgres(16));
+    require_own!(NeedsPostgres(16));
     let server = Postgres::start(PostgresOptions::new(16)).await;
     let database = server.database("shop").await;
     table(&database).await;
@@ -272,7 +272,7 @@ async fn readyz_turns_red_while_postgresql_is_away_and_green_again() {
 /// A server that is there and says nothing: its processes are stopped, not ended.
 #[tokio::test]
 async fn readyz_turns_red_on_a_silent_server() {
-    require!(NeedsPostgres(16));
+    require_own!(NeedsPostgres(16));
     let server = Postgres::start(PostgresOptions::new(16)).await;
     let database = server.database("shop").await;
     table(&database).await;

@@ -1,0 +1,107 @@
+//! Binds the tables that the sources have to the transforms, as a start would, and says what it would say.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use lockstep_core::Result;
+use lockstep_core::check::Finding;
+use lockstep_core::schema::TableSchema;
+
+use super::dead_letters::DeadLetterFile;
+use super::flow::Flow;
+use super::lane_state::LaneState;
+use super::supervisor::open_transforms;
+use crate::file::Pipeline;
+use crate::metrics::Metrics;
+
+/// The tables of one source, in the order of the plan; `None` when they are not known.
+pub(crate) type Tables = Option<Vec<Arc<TableSchema>>>;
+
+/// What was found, by the index of the node in the plan.
+#[derive(Debug, Default)]
+pub(crate) struct Rehearsed {
+    pub transforms: Vec<Vec<Finding>>,
+    pub sinks: Vec<Vec<Finding>>,
+}
+
+/// Opens the transforms with their state in `state`, which is the caller's to throw away, and sends the tables through.
+///
+/// # Errors
+/// When a transform cannot be opened.
+pub(crate) async fn rehearse(
+    pipeline: &Pipeline,
+    tables: Vec<Tables>,
+    state: &Path,
+) -> Result<Rehearsed> {
+    let plan = &pipeline.plan;
+    let metrics = Metrics::new(plan)?;
+    let dead_letters = DeadLetterFile::new(state.join("dead-letters"), metrics.dead_letters());
+    let nodes = open_transforms(pipeline, state, &Arc::new(dead_letters)).await?;
+    let lanes: Vec<_> = plan
+        .sinks
+        .iter()
+        .map(|sink| Arc::new(LaneState::new(Arc::clone(&sink.name), Vec::new())))
+        .collect();
+    let mut refused: BTreeMap<Arc<str>, Vec<Finding>> = BTreeMap::new();
+    let mut sinks = vec![Vec::new(); plan.sinks.len()];
+    let known: Vec<bool> = tables.iter().map(Option::is_some).collect();
+    for (source, tables) in tables.into_iter().enumerate() {
+        let Some(tables) = tables else { continue };
+        let flow = Flow::new(plan, source, &nodes, &lanes);
+        let reached = flow
+            .try_bind(tables, |node, table, error| {
+                let subject = table.map_or_else(
+                    || "tables".to_owned(),
+                    |table| format!("table {}", table.origin),
+                );
+                let remedy = error.remedy_text().unwrap_or("correct the section");
+                let finding = Finding::fail(subject, error.message(), remedy);
+                refused
+                    .entry(Arc::clone(node.name()))
+                    .or_default()
+                    .push(finding);
+            })
+            .await;
+        for (sink, reached) in plan.sinks_of(source).zip(reached) {
+            if pipeline.sinks[sink].needs_keys() {
+                sinks[sink].extend(reached.iter().filter_map(|table| keyless(table)));
+            }
+        }
+    }
+    let transforms = plan.transforms.iter().enumerate().map(|(index, node)| {
+        let mut findings = refused.remove(&node.name).unwrap_or_default();
+        let mut sources = plan.sources_of_transform(index).iter();
+        if let Some(&source) = sources.find(|&&source| !known[source]) {
+            findings.push(Finding::warn(
+                "tables",
+                format!(
+                    "not checked: the tables of sources.{} are not known",
+                    plan.sources[source]
+                ),
+                "repair that source, then check again",
+            ));
+        } else if findings.is_empty() {
+            findings.push(Finding::pass("tables", "have all it needs"));
+        }
+        findings
+    });
+    Ok(Rehearsed {
+        transforms: transforms.collect(),
+        sinks,
+    })
+}
+
+/// What is wrong with a table on its way into a sink that holds one record per key.
+fn keyless(table: &TableSchema) -> Option<Finding> {
+    table.key.is_empty().then(|| {
+        let origin = &table.origin;
+        Finding::fail(
+            format!("table {origin}"),
+            "has no key, and this sink holds one record per key",
+            format!(
+                "ALTER TABLE {origin} ADD PRIMARY KEY (…), or keep it out of the sink's `inputs`; queues take it"
+            ),
+        )
+    })
+}
