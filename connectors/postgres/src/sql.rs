@@ -1,12 +1,14 @@
 //! Plain SQL through `tokio-postgres`, over our own TLS.
 
 use lockstep_core::error::{Error, ErrorKind, Result};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
+use tokio_postgres::config::{ChannelBinding, SslNegotiation};
 
 use crate::error::from_sql;
 use crate::wire::Connection;
-use crate::wire::auth::PINNED;
-use crate::wire::target::{SslMode, Target};
+use crate::wire::auth::{PINNED, binding_required, password_wanted};
+use crate::wire::bound::EndPoint;
+use crate::wire::target::{ChannelBindingMode, SslMode, Target};
 
 /// A client; the connection task ends with it.
 pub async fn connect(target: &Target) -> Result<Client> {
@@ -29,7 +31,7 @@ pub async fn connect(target: &Target) -> Result<Client> {
 }
 
 async fn attempt(target: &Target) -> Result<Client> {
-    let stream = Connection::open_raw(target).await?;
+    let (stream, end_point) = Connection::open_raw(target).await?;
     let options: Vec<String> = PINNED
         .iter()
         .filter(|(name, _)| *name != "client_encoding")
@@ -46,12 +48,19 @@ async fn attempt(target: &Target) -> Result<Client> {
         .dbname(&target.database)
         .application_name(&target.application_name)
         .options(options.join(" "))
-        .ssl_mode(tokio_postgres::config::SslMode::Disable);
+        // Whether there is TLS is settled: nothing is left to negotiate, and `EndPoint` says what there is.
+        .ssl_mode(tokio_postgres::config::SslMode::Require)
+        .ssl_negotiation(SslNegotiation::Direct)
+        .channel_binding(match target.channel_binding {
+            ChannelBindingMode::Disable => ChannelBinding::Disable,
+            ChannelBindingMode::Prefer => ChannelBinding::Prefer,
+            ChannelBindingMode::Require => ChannelBinding::Require,
+        });
     if let Some(password) = &target.password {
         config.password(password.reveal());
     }
     let doing = format!("log in at {}", target.label());
-    let connecting = config.connect_raw(stream, NoTls);
+    let connecting = config.connect_raw(stream, EndPoint(end_point));
     let (client, connection) = tokio::time::timeout(target.connect_timeout, connecting)
         .await
         .map_err(|_| {
@@ -60,19 +69,32 @@ async fn attempt(target: &Target) -> Result<Client> {
                 format!("{} did not answer in time", target.label()),
             )
         })?
-        .map_err(|error| match (&target.password, error.as_db_error()) {
-            // The client's own complaint has no SQLSTATE.
-            (None, None)
-                if std::error::Error::source(&error)
-                    .is_some_and(|s| s.to_string().contains("password")) =>
-            {
-                crate::wire::auth::password_wanted(target)
-            }
-            _ => from_sql(&doing, error),
-        })?;
+        .map_err(|error| login_error(target, &doing, error))?;
     // Ends when the client is dropped; an error shows up in the client's next call.
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// The client's own complaints about a login have no SQLSTATE, and no kind but their text.
+fn login_error(target: &Target, doing: &str, error: tokio_postgres::Error) -> Error {
+    if error.as_db_error().is_some() {
+        return from_sql(doing, error);
+    }
+    let cause = std::error::Error::source(&error)
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    if error.to_string() == "authentication error" {
+        if cause.contains("channel binding") {
+            return binding_required(target, "the server asks for, or offers, something else");
+        }
+        return Error::new(ErrorKind::Authentication, format!("cannot {doing}"))
+            .source(error)
+            .remedy("check the user and the password in the URL, and the method in pg_hba.conf");
+    }
+    if target.password.is_none() && cause.contains("password") {
+        return password_wanted(target);
+    }
+    from_sql(doing, error)
 }
 
 /// `"a""b"`.
