@@ -609,7 +609,7 @@ async fn watch(target: Target, slot: String, context: SourceContext) {
             };
         }
         let Some(open) = &client else { continue };
-        match open.query_one(LOOK, &[&slot]).await {
+        match sql::query_one(open, "look at the slot", LOOK, &[&slot]).await {
             Ok(row) => context.status.update(|state| {
                 state.retained_bytes = row
                     .get::<_, Option<i64>>(0)

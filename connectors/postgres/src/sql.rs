@@ -1,14 +1,73 @@
 //! Plain SQL through `tokio-postgres`, over our own TLS.
 
+use std::time::Duration;
+
 use lockstep_core::error::{Error, ErrorKind, Result};
-use tokio_postgres::Client;
 use tokio_postgres::config::{ChannelBinding, SslNegotiation};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
 
 use crate::error::from_sql;
 use crate::wire::Connection;
 use crate::wire::auth::{PINNED, binding_required, password_wanted};
 use crate::wire::bound::EndPoint;
 use crate::wire::target::{ChannelBindingMode, SslMode, Target};
+
+/// How long a question to the catalog may take: it reads a handful of rows, so a server that takes longer hangs, or
+/// somebody keeps the catalog locked.
+const ANSWER: Duration = Duration::from_secs(30);
+
+type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// The rows of a question to the catalog; `doing` completes "cannot …".
+///
+/// # Errors
+/// The server's, by SQLSTATE; `Unavailable` when there is no answer in time.
+pub async fn query(
+    client: &Client,
+    doing: &str,
+    sql: &str,
+    parameters: Parameters<'_>,
+) -> Result<Vec<Row>> {
+    in_time(doing, client.query(sql, parameters)).await
+}
+
+/// As [`query`], for one row or none.
+pub async fn query_opt(
+    client: &Client,
+    doing: &str,
+    sql: &str,
+    parameters: Parameters<'_>,
+) -> Result<Option<Row>> {
+    in_time(doing, client.query_opt(sql, parameters)).await
+}
+
+/// As [`query`], for exactly one row.
+pub async fn query_one(
+    client: &Client,
+    doing: &str,
+    sql: &str,
+    parameters: Parameters<'_>,
+) -> Result<Row> {
+    in_time(doing, client.query_one(sql, parameters)).await
+}
+
+async fn in_time<T>(
+    doing: &str,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T> {
+    match tokio::time::timeout(ANSWER, work).await {
+        Ok(answer) => answer.map_err(|error| from_sql(doing, error)),
+        Err(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "cannot {doing}: the server did not answer for {} s",
+                ANSWER.as_secs()
+            ),
+        )
+        .remedy("see pg_stat_activity and pg_locks for what it waits for; it is tried again")),
+    }
+}
 
 /// A client; the connection task ends with it.
 pub async fn connect(target: &Target) -> Result<Client> {
@@ -110,5 +169,20 @@ pub fn quote_literal(text: &str) -> String {
         format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
     } else {
         format!("'{}'", text.replace('\'', "''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_is_unavailable() {
+        let never = std::future::pending::<Result<(), tokio_postgres::Error>>();
+        let error = in_time("read the catalog", never)
+            .await
+            .expect_err("no answer");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("read the catalog"), "{error}");
     }
 }
