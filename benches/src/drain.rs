@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lockstep_core::batch::Batch;
+use lockstep_core::batch::{Batch, Change, Op};
 use lockstep_core::durable::{Delivered, Durable};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
@@ -181,7 +181,9 @@ impl Drain {
 
     async fn next(&mut self, source: &mut dyn Source) -> Result<Batch> {
         let batch = source.next().await?.ok_or("the source ended")?;
-        self.rows += batch.changes().len() as u64;
+        // A copy that is made again begins with a TRUNCATE, which is no row.
+        let rows = |change: &&Change| !matches!(change.op, Op::Truncate | Op::Message);
+        self.rows += batch.changes().iter().filter(rows).count() as u64;
         self.batches += 1;
         self.done = self.rows >= self.expected && (self.copying || batch.through.is_some());
         Ok(batch)

@@ -7,7 +7,7 @@ use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::schema::{Column, ReplicaIdentity, TableId, TableSchema};
 use tokio_postgres::Client;
 
-use crate::error::from_sql;
+use crate::sql;
 use crate::types::TypeCache;
 
 /// A table of the publication.
@@ -106,51 +106,47 @@ impl Catalog {
     /// When the catalog cannot be read.
     pub async fn facts(&self, relation: u32) -> Result<Option<TableFacts>> {
         let doing = "read the catalog";
-        let failed = |error| from_sql(doing, error);
-        let identity = self
-            .client
-            .query_opt(
-                "SELECT relreplident::text FROM pg_catalog.pg_class WHERE oid = $1",
-                &[&relation],
-            )
-            .await
-            .map_err(failed)?;
+        let identity = sql::query_opt(
+            &self.client,
+            doing,
+            "SELECT relreplident::text FROM pg_catalog.pg_class WHERE oid = $1",
+            &[&relation],
+        )
+        .await?;
         let Some(identity) = identity else {
             return Ok(None);
         };
         let identity: String = identity.get(0);
-        let columns = self
-            .client
-            .query(
-                "SELECT a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated <> '' \
+        let columns = sql::query(
+            &self.client,
+            doing,
+            "SELECT a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated <> '' \
                  FROM pg_catalog.pg_attribute a \
                  WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-                &[&relation],
-            )
-            .await
-            .map_err(failed)?
-            .iter()
-            .map(|row| ColumnFacts {
-                name: row.get(0),
-                type_oid: row.get(1),
-                typmod: row.get(2),
-                not_null: row.get(3),
-                generated: row.get(4),
-            })
-            .collect();
-        let indexes = self
-            .client
-            .query(
-                "SELECT i.indisprimary, i.indisreplident, NOT i.indimmediate, \
+            &[&relation],
+        )
+        .await?
+        .iter()
+        .map(|row| ColumnFacts {
+            name: row.get(0),
+            type_oid: row.get(1),
+            typmod: row.get(2),
+            not_null: row.get(3),
+            generated: row.get(4),
+        })
+        .collect();
+        let indexes = sql::query(
+            &self.client,
+            doing,
+            "SELECT i.indisprimary, i.indisreplident, NOT i.indimmediate, \
                  (SELECT array_agg(a.attname::text ORDER BY k.n) \
                   FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n) \
                   JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
                   WHERE k.n <= i.indnkeyatts) \
                  FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND (i.indisprimary OR i.indisreplident)",
-                &[&relation],
-            )
-            .await
-            .map_err(failed)?;
+            &[&relation],
+        )
+        .await?;
         let mut facts = TableFacts {
             columns,
             primary_key: Vec::new(),
@@ -313,8 +309,8 @@ fn key_of(described: &Described, facts: Option<&TableFacts>) -> Vec<u16> {
 pub fn require_identity(id: &TableId, facts: &TableFacts) -> Result<()> {
     let table = format!(
         "{}.{}",
-        crate::sql::quote_ident(&id.schema),
-        crate::sql::quote_ident(&id.name)
+        sql::quote_ident(&id.schema),
+        sql::quote_ident(&id.name)
     );
     let refuse = |message: &str, remedy: String| {
         Err(Error::new(ErrorKind::Setup, message)

@@ -63,7 +63,8 @@ pub enum SnapshotMode {
     Initial,
     /// Never: only changes from the slot's creation on.
     Never,
-    /// Like `initial`, and again when the slot was lost. Rows deleted in the gap stay in the sinks until reconciled.
+    /// Like `initial`, and again when the slot was lost. Such a copy begins with a TRUNCATE, so that rows deleted in the
+    /// gap do not stay in the sinks.
     WhenNeeded,
 }
 

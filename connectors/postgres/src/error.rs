@@ -30,25 +30,64 @@ impl std::fmt::Display for ServerError {
 
 impl std::error::Error for ServerError {}
 
-/// The kind for a SQLSTATE (PostgreSQL documentation, appendix A).
+/// The kind for a SQLSTATE (PostgreSQL documentation, appendix A): single codes first, then their classes.
+///
+/// What may pass by itself is tried again; what only a person can mend stops the pipeline; what our own statements
+/// could never cause is a violation of the protocol.
 #[must_use]
 pub fn kind_of(sqlstate: &str) -> ErrorKind {
     match sqlstate {
-        "28000" | "28P01" => ErrorKind::Authentication,
+        // insufficient_privilege
         "42501" => ErrorKind::Permission,
         // object_in_use: the slot is active for another process.
         "55006" => ErrorKind::Busy,
-        // too_many_connections, lock_not_available, query_canceled by a timeout.
-        "53300" | "55P03" | "57014" => ErrorKind::Overloaded,
-        // admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout; database_dropped is not one.
-        "57P01" | "57P02" | "57P03" | "57P05" => ErrorKind::Unavailable,
+        // duplicate_object, and unique_violation in a catalog: somebody else created the slot or the publication at the
+        // same moment, or a temporary slot of a connection that just ended is not gone yet. Another look tells.
+        "42710" | "23505" => ErrorKind::Busy,
+        // lock_not_available, query_canceled by a timeout.
+        "55P03" | "57014" => ErrorKind::Overloaded,
+        // idle_in_transaction_session_timeout, transaction_timeout: the server ended the session.
+        "25P03" | "25P04" => ErrorKind::Unavailable,
+        // read_only_sql_transaction: a standby.
+        "25006" => ErrorKind::Setup,
+        // configuration_limit_exceeded: all slots are in use, and stay so.
+        "53400" => ErrorKind::Setup,
+        // database_dropped
+        "57P04" => ErrorKind::Setup,
         // undefined_file: a WAL segment that was removed.
         "58P01" => ErrorKind::Lost,
-        // configuration_limit_exceeded (all slots in use), object_not_in_prerequisite_state (wal_level, lost slot),
-        // invalid_catalog_name, undefined_table, undefined_column, undefined_object, feature_not_supported.
-        "53400" | "55000" | "3D000" | "42P01" | "42703" | "42704" | "0A000" => ErrorKind::Setup,
-        code if code.starts_with("08") => ErrorKind::Unavailable,
-        code if code.starts_with("53") => ErrorKind::Overloaded,
+        // syntax_error: our statements have none.
+        "42601" => ErrorKind::Protocol,
+        // data_corrupted, index_corrupted: reading it again does not mend it.
+        "XX001" | "XX002" => ErrorKind::Protocol,
+        code => kind_of_class(code.get(..2).unwrap_or_default()),
+    }
+}
+
+fn kind_of_class(class: &str) -> ErrorKind {
+    match class {
+        // Connection exceptions; poolers use them for being full, too.
+        "08" => ErrorKind::Unavailable,
+        // Invalid authorization.
+        "28" => ErrorKind::Authentication,
+        // Transaction rollback: a deadlock, a conflict with recovery on a standby.
+        "40" => ErrorKind::Busy,
+        // Insufficient resources: connections, memory, disk.
+        "53" => ErrorKind::Overloaded,
+        // Operator intervention: shutdown, crash of another process, start-up.
+        "57" => ErrorKind::Unavailable,
+        // System error: I/O on the server's side.
+        "58" => ErrorKind::Unavailable,
+        // Snapshot too old: the copy is made under another one.
+        "72" => ErrorKind::Overloaded,
+        // Internal error: mostly a race inside the server, seldom a bug that stays. Nothing is acknowledged meanwhile.
+        "XX" => ErrorKind::Unavailable,
+        // The server lacks a feature, role, database, schema, table, column or function; an object is in the wrong
+        // state (wal_level, a lost slot) or too large; its configuration is wrong.
+        "0A" | "0L" | "0P" | "3D" | "3F" | "42" | "54" | "55" | "F0" => ErrorKind::Setup,
+        // Code of the database's owner says no: a row filter divides by zero, an event trigger refuses the publication.
+        "22" | "38" | "39" | "HV" | "P0" => ErrorKind::Setup,
+        // No data, cursors, constraints, transaction states, …: our statements do nothing of the kind.
         _ => ErrorKind::Protocol,
     }
 }
@@ -62,6 +101,8 @@ fn remedy_of(error: &ServerError) -> Option<&'static str> {
         ),
         "42501" if error.message.contains("replication") => Some("ALTER ROLE the_user REPLICATION"),
         "42501" => Some("GRANT the missing right to the user"),
+        "25006" => Some("name the primary in the URL: a standby takes no changes"),
+        "53100" => Some("free disk space on the server"),
         "53300" => Some("raise max_connections, or max_wal_senders for replication connections"),
         "53400" => Some("raise max_replication_slots or drop a slot that nobody reads"),
         "55000" if error.message.contains("wal_level") => {
@@ -109,4 +150,53 @@ pub fn from_sql(doing: &str, error: tokio_postgres::Error) -> Error {
 pub fn protocol(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Protocol, message)
         .remedy("report this with the server's version; nothing was acknowledged")
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::error::Policy;
+
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_what_may_not_stops() {
+        let again = [
+            "08006", "08P01", "23505", "25P03", "25P04", "40001", "40P01", "42710", "53000",
+            "53100", "53200", "53300", "55006", "55P03", "57000", "57014", "57P01", "57P02",
+            "57P03", "57P05", "58000", "58030", "72000", "XX000",
+        ];
+        for code in again {
+            assert_eq!(kind_of(code).policy(), Policy::Retry, "{code}");
+        }
+        let stop = [
+            ("0A000", ErrorKind::Setup),
+            ("22012", ErrorKind::Setup),
+            ("23503", ErrorKind::Protocol),
+            ("25006", ErrorKind::Setup),
+            ("25P02", ErrorKind::Protocol),
+            ("28000", ErrorKind::Authentication),
+            ("28P01", ErrorKind::Authentication),
+            ("3D000", ErrorKind::Setup),
+            ("42501", ErrorKind::Permission),
+            ("42601", ErrorKind::Protocol),
+            ("42703", ErrorKind::Setup),
+            ("42P01", ErrorKind::Setup),
+            ("42P10", ErrorKind::Setup),
+            ("53400", ErrorKind::Setup),
+            ("54000", ErrorKind::Setup),
+            ("55000", ErrorKind::Setup),
+            ("57P04", ErrorKind::Setup),
+            ("58P01", ErrorKind::Lost),
+            ("P0001", ErrorKind::Setup),
+            ("XX001", ErrorKind::Protocol),
+            ("XX002", ErrorKind::Protocol),
+            ("", ErrorKind::Protocol),
+            ("é", ErrorKind::Protocol),
+            ("99999", ErrorKind::Protocol),
+        ];
+        for (code, kind) in stop {
+            assert_eq!(kind_of(code), kind, "{code}");
+            assert_eq!(kind.policy(), Policy::Stop, "{code}");
+        }
+    }
 }

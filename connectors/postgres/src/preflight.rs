@@ -6,7 +6,6 @@ use tokio_postgres::Client;
 
 use crate::catalog::{Catalog, require_identity};
 use crate::config::PostgresConfig;
-use crate::error::from_sql;
 use crate::source::OLDEST_SERVER;
 use crate::sql::quote_ident;
 use crate::types::TypeCache;
@@ -62,11 +61,9 @@ async fn look(config: &PostgresConfig, name: &str, findings: &mut Vec<Finding>) 
 }
 
 async fn setting(client: &Client, name: &str) -> Result<String> {
-    let row = client
-        .query_one("SELECT current_setting($1)", &[&name])
-        .await;
-    row.map(|row| row.get(0))
-        .map_err(|error| from_sql("read a setting", error))
+    let ask = "SELECT current_setting($1)";
+    let row = sql::query_one(client, "read a setting", ask, &[&name]).await?;
+    Ok(row.get(0))
 }
 
 async fn wal_level(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
@@ -94,13 +91,13 @@ async fn wal_level(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
 }
 
 async fn rights(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
-    let row = client
-        .query_one(
-            "SELECT rolname::text, rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user",
-            &[],
-        )
-        .await
-        .map_err(|error| from_sql("read pg_roles", error))?;
+    let row = sql::query_one(
+        client,
+        "read pg_roles",
+        "SELECT rolname::text, rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user",
+        &[],
+    )
+    .await?;
     let (role, may): (String, bool) = (row.get(0), row.get(1));
     findings.push(if may {
         Finding::pass("REPLICATION right", role)
@@ -131,14 +128,14 @@ async fn slots(
         }),
         None => {
             findings.push(Finding::pass(subject, "will be created"));
-            let row = client
-                .query_one(
-                    "SELECT current_setting('max_replication_slots')::int8 - \
+            let row = sql::query_one(
+                client,
+                "count the slots",
+                "SELECT current_setting('max_replication_slots')::int8 - \
                      (SELECT count(*) FROM pg_catalog.pg_replication_slots), current_setting('max_replication_slots')",
-                    &[],
-                )
-                .await
-                .map_err(|error| from_sql("count the slots", error))?;
+                &[],
+            )
+            .await?;
             let (free, all): (i64, String) = (row.get(0), row.get(1));
             findings.push(if free > 0 {
                 Finding::pass("free slots", format!("{free} of {all}"))
@@ -155,14 +152,14 @@ async fn slots(
             });
         }
     }
-    let row = client
-        .query_one(
-            "SELECT current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication), \
+    let row = sql::query_one(
+        client,
+        "count the senders",
+        "SELECT current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication), \
              current_setting('max_wal_senders')",
-            &[],
-        )
-        .await
-        .map_err(|error| from_sql("count the senders", error))?;
+        &[],
+    )
+    .await?;
     let (free, all): (i64, String) = (row.get(0), row.get(1));
     findings.push(if free > 0 {
         Finding::pass("free WAL senders", format!("{free} of {all}"))
@@ -214,15 +211,15 @@ async fn tables(
                 findings.push(may_create(&client, config, &ids).await?);
                 let mut tables = Vec::new();
                 for id in ids {
-                    let row = client
-                        .query_one(
-                            "SELECT c.oid FROM pg_catalog.pg_class c \
+                    let row = sql::query_one(
+                        &client,
+                        "read pg_class",
+                        "SELECT c.oid FROM pg_catalog.pg_class c \
                              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                              WHERE n.nspname = $1 AND c.relname = $2",
-                            &[&&*id.schema, &&*id.name],
-                        )
-                        .await
-                        .map_err(|error| from_sql("read pg_class", error))?;
+                        &[&&*id.schema, &&*id.name],
+                    )
+                    .await?;
                     let relation = row.get(0);
                     tables.push(crate::catalog::Published {
                         id,
@@ -246,14 +243,13 @@ async fn tables(
             continue;
         };
         let identity = require_identity(&table.id, &facts);
-        let readable = catalog
-            .client()
-            .query_one(
-                "SELECT has_table_privilege($1::oid, 'SELECT')",
-                &[&table.relation],
-            )
-            .await
-            .map_err(|error| from_sql("read the table's rights", error))?;
+        let readable = sql::query_one(
+            catalog.client(),
+            "read the table's rights",
+            "SELECT has_table_privilege($1::oid, 'SELECT')",
+            &[&table.relation],
+        )
+        .await?;
         findings.push(match identity {
             Err(error) => failed(&subject, &error),
             Ok(()) if !readable.get::<_, bool>(0) => Finding::fail(
@@ -292,15 +288,15 @@ async fn may_create(
         .iter()
         .map(|id| format!("{}.{}", quote_ident(&id.schema), quote_ident(&id.name)))
         .collect();
-    let row = client
-        .query_one(
-            "SELECT has_database_privilege(current_database(), 'CREATE') AND \
+    let row = sql::query_one(
+        client,
+        "read the rights",
+        "SELECT has_database_privilege(current_database(), 'CREATE') AND \
              (SELECT bool_and(pg_catalog.pg_has_role(c.relowner, 'USAGE')) FROM pg_catalog.pg_class c \
               WHERE c.oid = ANY (SELECT t::regclass FROM unnest($1::text[]) t))",
-            &[&names],
-        )
-        .await
-        .map_err(|error| from_sql("read the rights", error))?;
+        &[&names],
+    )
+    .await?;
     let subject = format!("publication {}", config.publication);
     Ok(if row.get::<_, Option<bool>>(0).unwrap_or(false) {
         Finding::pass(

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use crate::catalog::Published;
 use crate::error::from_sql;
-use crate::sql::{quote_ident, quote_literal};
+use crate::sql::{self, quote_ident, quote_literal};
 
 /// How a publication stands.
 #[derive(Clone, Debug)]
@@ -22,42 +22,42 @@ pub struct Publication {
 /// # Errors
 /// When the catalog cannot be read.
 pub async fn read(client: &Client, name: &str, server_version: u32) -> Result<Option<Publication>> {
-    let failed = |error| from_sql("read the publication", error);
-    let row = client
-        .query_opt(
-            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_catalog.pg_publication \
+    let doing = "read the publication";
+    let row = sql::query_opt(
+        client,
+        doing,
+        "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_catalog.pg_publication \
              WHERE pubname = $1",
-            &[&name],
-        )
-        .await
-        .map_err(failed)?;
+        &[&name],
+    )
+    .await?;
     let Some(row) = row else { return Ok(None) };
     let details = if server_version >= 150_000 {
         "p.attnames::text[], p.rowfilter"
     } else {
         "NULL::text[], NULL::text"
     };
-    let tables = client
-        .query(
-            &format!(
-                "SELECT p.schemaname::text, p.tablename::text, c.oid, {details} \
+    let tables = sql::query(
+        client,
+        doing,
+        &format!(
+            "SELECT p.schemaname::text, p.tablename::text, c.oid, {details} \
                  FROM pg_catalog.pg_publication_tables p \
                  JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
                  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
                  WHERE p.pubname = $1 ORDER BY 1, 2"
-            ),
-            &[&name],
-        )
-        .await
-        .map_err(failed)?
-        .iter()
-        .map(|row| Published {
-            id: TableId::new(row.get(0), row.get(1)),
-            relation: row.get(2),
-            columns: row.get(3),
-            filter: row.get(4),
-        })
-        .collect();
+        ),
+        &[&name],
+    )
+    .await?
+    .iter()
+    .map(|row| Published {
+        id: TableId::new(row.get(0), row.get(1)),
+        relation: row.get(2),
+        columns: row.get(3),
+        filter: row.get(4),
+    })
+    .collect();
     Ok(Some(Publication {
         complete: row.get(0),
         tables,
@@ -69,17 +69,17 @@ pub async fn read(client: &Client, name: &str, server_version: u32) -> Result<Op
 /// # Errors
 /// Of kind `Setup` when a pattern names no table; the message lists tables with the nearest names.
 pub async fn existing(client: &Client, patterns: &[String]) -> Result<Vec<TableId>> {
-    let rows = client
-        .query(
-            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+    let rows = sql::query(
+        client,
+        "list the tables",
+        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
              AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%' \
              ORDER BY 1, 2",
-            &[],
-        )
-        .await
-        .map_err(|error| from_sql("list the tables", error))?;
+        &[],
+    )
+    .await?;
     let all: Vec<TableId> = rows
         .iter()
         .map(|row| TableId::new(row.get(0), row.get(1)))

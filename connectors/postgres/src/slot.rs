@@ -5,7 +5,7 @@ use lockstep_core::position::{Lsn, SourceIdentity};
 use tokio_postgres::Client;
 
 use crate::error::{from_sql, protocol};
-use crate::sql::quote_ident;
+use crate::sql::{self, quote_ident};
 use crate::wire::Connection;
 
 /// A slot as the server shows it.
@@ -30,14 +30,14 @@ pub struct Slot {
 /// # Errors
 /// When the view cannot be read, or the slot is a physical one.
 pub async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
-    let row = client
-        .query_opt(
-            "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, coalesce(wal_status, 'lost'), \
+    let row = sql::query_opt(
+        client,
+        "read the replication slot",
+        "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, coalesce(wal_status, 'lost'), \
              two_phase FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
-            &[&name],
-        )
-        .await
-        .map_err(|error| from_sql("read the replication slot", error))?;
+        &[&name],
+    )
+    .await?;
     let Some(row) = row else { return Ok(None) };
     let plugin: Option<String> = row.get(0);
     let Some(plugin) = plugin else {
@@ -116,14 +116,14 @@ pub fn lost(message: &str, slot: &str) -> Error {
 /// # Errors
 /// `Busy`, naming the gids.
 pub async fn require_no_prepared(client: &Client) -> Result<()> {
-    let rows = client
-        .query(
-            "SELECT gid, database::text, extract(epoch FROM now() - prepared)::int8 FROM pg_catalog.pg_prepared_xacts \
+    let rows = sql::query(
+        client,
+        "read pg_prepared_xacts",
+        "SELECT gid, database::text, extract(epoch FROM now() - prepared)::int8 FROM pg_catalog.pg_prepared_xacts \
              ORDER BY prepared LIMIT 10",
-            &[],
-        )
-        .await
-        .map_err(|error| from_sql("read pg_prepared_xacts", error))?;
+        &[],
+    )
+    .await?;
     if rows.is_empty() {
         return Ok(());
     }
@@ -206,6 +206,7 @@ async fn create_slot(connection: &mut Connection, name: &str, kind: &str) -> Res
 /// # Errors
 /// The server's, by SQLSTATE; `Lost` when the slot did not get there.
 pub async fn advance(client: &Client, name: &str, lsn: Lsn) -> Result<()> {
+    // Not bounded in time: the server decodes all the way to there.
     let row = client
         .query_one(
             "SELECT end_lsn::text FROM pg_catalog.pg_replication_slot_advance($1::text::name, $2::text::pg_lsn)",

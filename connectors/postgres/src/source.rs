@@ -261,6 +261,17 @@ pub fn require_version(server_version: u32) -> Result<()> {
     Ok(())
 }
 
+/// What a new slot is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// The stream alone.
+    Stream,
+    /// The first copy: no sink holds anything of ours.
+    Copy,
+    /// Another copy, which voids the ones before.
+    CopyAgain,
+}
+
 /// What the decision about the beginning looks at.
 struct Opening<'a> {
     config: &'a PostgresConfig,
@@ -276,11 +287,15 @@ impl Opening<'_> {
     ///
     /// | slot | copy so far | `initial` | `when_needed` | `never` |
     /// |---|---|---|---|---|
-    /// | missing | none, or interrupted | create, copy | create, copy | create, stream |
-    /// | missing | done | stop: lost | create, copy | stop: lost |
+    /// | missing | none | create, copy | create, copy | create, stream |
+    /// | missing | interrupted | create, copy again | create, copy again | create, stream |
+    /// | missing | done | stop: lost | create, copy again | stop: lost |
     /// | there | none, or interrupted | move it, copy again | move it, copy again | stream |
     /// | there | done | stream | stream | stream |
-    /// | its log is gone | any | stop: lost | drop, create, copy | stop: lost |
+    /// | its log is gone | any | stop: lost | drop, create, copy again | stop: lost |
+    ///
+    /// To copy *again* is to begin with a TRUNCATE: sinks may hold rows of an earlier copy that are gone by now. Where
+    /// the slot is there and the state is not, somebody may have removed the state.
     async fn decide(&self, replication: Connection) -> Result<Start> {
         let copied = self.copied_so_far()?;
         let (never, when_needed) = (
@@ -293,6 +308,8 @@ impl Opening<'_> {
                     slot = self.slot,
                     "the slot's log is gone; dropping it and copying the tables again"
                 );
+                // On record before the slot is gone: a crash between the two must not take this for a first copy.
+                self.remember(Copied::Running)?;
                 self.client
                     .execute(
                         "SELECT pg_catalog.pg_drop_replication_slot($1::text::name)",
@@ -300,7 +317,7 @@ impl Opening<'_> {
                     )
                     .await
                     .map_err(|error| from_sql("drop the lost slot", error))?;
-                self.create(replication, true).await
+                self.create(replication, Begin::CopyAgain).await
             }
             (Some(found), copied) => {
                 found.require_usable(self.slot, &self.info.identity.database)?;
@@ -324,7 +341,9 @@ impl Opening<'_> {
                     slot,
                 ))
             }
-            (None, _) => self.create(replication, !never).await,
+            (None, _) if never => self.create(replication, Begin::Stream).await,
+            (None, None) => self.create(replication, Begin::Copy).await,
+            (None, Some(_)) => self.create(replication, Begin::CopyAgain).await,
         }
     }
 
@@ -353,20 +372,20 @@ impl Opening<'_> {
         })
     }
 
-    async fn create(&self, mut replication: Connection, copy: bool) -> Result<Start> {
+    async fn create(&self, mut replication: Connection, begin: Begin) -> Result<Start> {
         slot::require_no_prepared(self.client).await?;
         // Written before the slot: a crash between the two copies again, never not at all.
-        if copy {
+        if begin != Begin::Stream {
             self.remember(Copied::Running)?;
         }
         let created = slot::create(&mut replication, self.slot).await?;
         tracing::info!(slot = self.slot, consistent_point = %created.consistent_point, "slot created");
-        if copy {
+        if begin != Begin::Stream {
             return Ok(Start::Copy {
                 keeper: replication,
                 snapshot: created.snapshot,
                 consistent_point: created.consistent_point,
-                again: false,
+                again: begin == Begin::CopyAgain,
             });
         }
         replication.terminate().await;
@@ -590,7 +609,7 @@ async fn watch(target: Target, slot: String, context: SourceContext) {
             };
         }
         let Some(open) = &client else { continue };
-        match open.query_one(LOOK, &[&slot]).await {
+        match sql::query_one(open, "look at the slot", LOOK, &[&slot]).await {
             Ok(row) => context.status.update(|state| {
                 state.retained_bytes = row
                     .get::<_, Option<i64>>(0)

@@ -1,12 +1,73 @@
 //! Plain SQL through `tokio-postgres`, over our own TLS.
 
+use std::time::Duration;
+
 use lockstep_core::error::{Error, ErrorKind, Result};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::config::{ChannelBinding, SslNegotiation};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
 
 use crate::error::from_sql;
 use crate::wire::Connection;
-use crate::wire::auth::PINNED;
-use crate::wire::target::{SslMode, Target};
+use crate::wire::auth::{PINNED, binding_required, password_wanted};
+use crate::wire::bound::EndPoint;
+use crate::wire::target::{ChannelBindingMode, SslMode, Target};
+
+/// How long a question to the catalog may take: it reads a handful of rows, so a server that takes longer hangs, or
+/// somebody keeps the catalog locked.
+const ANSWER: Duration = Duration::from_secs(30);
+
+type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// The rows of a question to the catalog; `doing` completes "cannot …".
+///
+/// # Errors
+/// The server's, by SQLSTATE; `Unavailable` when there is no answer in time.
+pub async fn query(
+    client: &Client,
+    doing: &str,
+    sql: &str,
+    parameters: Parameters<'_>,
+) -> Result<Vec<Row>> {
+    in_time(doing, client.query(sql, parameters)).await
+}
+
+/// As [`query`], for one row or none.
+pub async fn query_opt(
+    client: &Client,
+    doing: &str,
+    sql: &str,
+    parameters: Parameters<'_>,
+) -> Result<Option<Row>> {
+    in_time(doing, client.query_opt(sql, parameters)).await
+}
+
+/// As [`query`], for exactly one row.
+pub async fn query_one(
+    client: &Client,
+    doing: &str,
+    sql: &str,
+    parameters: Parameters<'_>,
+) -> Result<Row> {
+    in_time(doing, client.query_one(sql, parameters)).await
+}
+
+async fn in_time<T>(
+    doing: &str,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T> {
+    match tokio::time::timeout(ANSWER, work).await {
+        Ok(answer) => answer.map_err(|error| from_sql(doing, error)),
+        Err(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "cannot {doing}: the server did not answer for {} s",
+                ANSWER.as_secs()
+            ),
+        )
+        .remedy("see pg_stat_activity and pg_locks for what it waits for; it is tried again")),
+    }
+}
 
 /// A client; the connection task ends with it.
 pub async fn connect(target: &Target) -> Result<Client> {
@@ -29,7 +90,7 @@ pub async fn connect(target: &Target) -> Result<Client> {
 }
 
 async fn attempt(target: &Target) -> Result<Client> {
-    let stream = Connection::open_raw(target).await?;
+    let (stream, end_point) = Connection::open_raw(target).await?;
     let options: Vec<String> = PINNED
         .iter()
         .filter(|(name, _)| *name != "client_encoding")
@@ -46,12 +107,19 @@ async fn attempt(target: &Target) -> Result<Client> {
         .dbname(&target.database)
         .application_name(&target.application_name)
         .options(options.join(" "))
-        .ssl_mode(tokio_postgres::config::SslMode::Disable);
+        // Whether there is TLS is settled: nothing is left to negotiate, and `EndPoint` says what there is.
+        .ssl_mode(tokio_postgres::config::SslMode::Require)
+        .ssl_negotiation(SslNegotiation::Direct)
+        .channel_binding(match target.channel_binding {
+            ChannelBindingMode::Disable => ChannelBinding::Disable,
+            ChannelBindingMode::Prefer => ChannelBinding::Prefer,
+            ChannelBindingMode::Require => ChannelBinding::Require,
+        });
     if let Some(password) = &target.password {
         config.password(password.reveal());
     }
     let doing = format!("log in at {}", target.label());
-    let connecting = config.connect_raw(stream, NoTls);
+    let connecting = config.connect_raw(stream, EndPoint(end_point));
     let (client, connection) = tokio::time::timeout(target.connect_timeout, connecting)
         .await
         .map_err(|_| {
@@ -60,19 +128,32 @@ async fn attempt(target: &Target) -> Result<Client> {
                 format!("{} did not answer in time", target.label()),
             )
         })?
-        .map_err(|error| match (&target.password, error.as_db_error()) {
-            // The client's own complaint has no SQLSTATE.
-            (None, None)
-                if std::error::Error::source(&error)
-                    .is_some_and(|s| s.to_string().contains("password")) =>
-            {
-                crate::wire::auth::password_wanted(target)
-            }
-            _ => from_sql(&doing, error),
-        })?;
+        .map_err(|error| login_error(target, &doing, error))?;
     // Ends when the client is dropped; an error shows up in the client's next call.
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// The client's own complaints about a login have no SQLSTATE, and no kind but their text.
+fn login_error(target: &Target, doing: &str, error: tokio_postgres::Error) -> Error {
+    if error.as_db_error().is_some() {
+        return from_sql(doing, error);
+    }
+    let cause = std::error::Error::source(&error)
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    if error.to_string() == "authentication error" {
+        if cause.contains("channel binding") {
+            return binding_required(target, "the server asks for, or offers, something else");
+        }
+        return Error::new(ErrorKind::Authentication, format!("cannot {doing}"))
+            .source(error)
+            .remedy("check the user and the password in the URL, and the method in pg_hba.conf");
+    }
+    if target.password.is_none() && cause.contains("password") {
+        return password_wanted(target);
+    }
+    from_sql(doing, error)
 }
 
 /// `"a""b"`.
@@ -88,5 +169,20 @@ pub fn quote_literal(text: &str) -> String {
         format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
     } else {
         format!("'{}'", text.replace('\'', "''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_is_unavailable() {
+        let never = std::future::pending::<Result<(), tokio_postgres::Error>>();
+        let error = in_time("read the catalog", never)
+            .await
+            .expect_err("no answer");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("read the catalog"), "{error}");
     }
 }

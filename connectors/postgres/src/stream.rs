@@ -232,9 +232,13 @@ impl Receiver {
             self.read_on(read).await?;
         }
         self.read_at = Instant::now();
-        // In the middle of a transaction the rest is on its way: the server sends none before its commit.
-        if self.assembler.between_transactions() || self.is_due() {
+        // In the middle of a transaction the rest is on its way: the server sends none before its commit. A flush that
+        // had to wait has taken in more.
+        while self.assembler.between_transactions() || self.is_due() {
             self.flush().await?;
+            if !self.assembler.has_changes() {
+                break;
+            }
         }
         if self.kept_at.elapsed() >= KEEP {
             self.housekeeping().await?;
@@ -336,9 +340,8 @@ impl Receiver {
                     Step::Define(described) => Scanned::Define(described),
                 })
             }
-            // Primary keepalive: how far the server has decoded, send time, whether it wants an answer now.
-            Some(b'k') if payload.len() == 18 => {
-                let (lsn, answer) = (Lsn(be64(&payload[1..9])), payload[17] == 1);
+            Some(b'k') if let Some(answer) = keepalive(payload) => {
+                let lsn = Lsn(be64(&payload[1..9]));
                 self.received = self.received.max(lsn);
                 self.assembler.keepalive(lsn);
                 Ok(if answer { Scanned::Asked } else { Scanned::All })
@@ -357,26 +360,15 @@ impl Receiver {
             self.assembler.define(described, None);
             return Ok(());
         }
-        if self
-            .catalog
-            .as_ref()
-            .is_none_or(|catalog| catalog.client().is_closed())
-        {
-            let client = crate::sql::connect(&self.stream.target).await?;
-            let types = self.stream.types.clone();
-            self.catalog = Some(Catalog::new(
-                client,
-                Arc::clone(&self.stream.source.name),
-                types,
-            ));
-        }
-        let Some(catalog) = &mut self.catalog else {
-            return Err(protocol("no catalog"));
-        };
-        let mut schema = catalog
-            .schema(&described)
-            .await
-            .map_err(|error| error.at(format!("table {}", described.id)))?;
+        let look_up = look_up(
+            self.catalog.take(),
+            self.stream.target.clone(),
+            Arc::clone(&self.stream.source.name),
+            self.stream.types.clone(),
+            described.clone(),
+        );
+        let (catalog, mut schema) = self.alive_during(look_up).await?;
+        self.catalog = Some(catalog);
         let before = self
             .stream
             .tables
@@ -427,28 +419,67 @@ impl Receiver {
         self.deliver(batch).await
     }
 
-    /// Waits for room in the budget and in the channel, and keeps the connection alive meanwhile.
+    /// Waits for room in the budget and in the channel, and takes in what was read meanwhile.
     async fn deliver(&mut self, batch: Batch) -> Result<()> {
         let size = batch.size();
         let budget = self.stream.budget.clone();
         let sender = self.stream.batches.clone();
-        let work = async move {
+        self.alive_during(async move {
             let permit = budget.take(size).await;
             sender
                 .send(Ok(batch.with_permit(permit)))
                 .await
                 .map_err(|_| stopping())
-        };
+        })
+        .await?;
+        self.parse().await
+    }
+
+    /// Waits for `work` and keeps the connection alive meanwhile: reads on as far as the block goes, to see and answer
+    /// the server's questions; once it is full, reports often, as questions may wait behind what is not read.
+    async fn alive_during<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::pin!(work);
         let shutdown = self.stream.shutdown.clone();
+        let mut looked_at = self.parsed;
         loop {
+            let room = self.room();
+            let reads = self.block.len() < BLOCK;
             tokio::select! {
                 biased;
-                sent = &mut work => return sent,
+                done = &mut work => return done,
                 () = shutdown.cancelled() => return Err(stopping()),
-                _ = self.tick.tick() => self.report_if_due().await?,
+                read = self.connection.fill(&mut self.block, room), if reads => {
+                    read?;
+                    self.read_at = Instant::now();
+                    self.begun_at.get_or_insert(self.read_at);
+                    self.stream.status.update(|state| state.heard_ms = now_ms());
+                    if self.is_asked(&mut looked_at)? {
+                        self.report().await?;
+                    }
+                }
+                _ = self.tick.tick() => {
+                    self.report_if_due().await?;
+                    if !reads && self.reported_at.elapsed() >= REPORT_AFTER {
+                        self.report().await?;
+                    }
+                }
             }
         }
+    }
+
+    /// Whether a whole frame from `at` on asks for our position; moves `at` behind the last one. The frames are taken in
+    /// later, in their order.
+    fn is_asked(&self, at: &mut usize) -> Result<bool> {
+        let mut asked = false;
+        while let Some(found) = frame::next(&self.block, *at)? {
+            *at = found.end;
+            match found.tag {
+                b'E' => return Err(self.server_said(found)),
+                b'd' => asked |= keepalive(&self.block[found.start..found.end]) == Some(true),
+                _ => {}
+            }
+        }
+        Ok(asked)
     }
 
     async fn housekeeping(&mut self) -> Result<()> {
@@ -539,6 +570,35 @@ impl Receiver {
         let _: Result<Result<()>, _> = tokio::time::timeout(GOODBYE, heard).await;
         Ok(())
     }
+}
+
+/// Primary keepalive: how far the server has decoded, send time, and whether it wants an answer now, which is what this
+/// returns.
+fn keepalive(payload: &[u8]) -> Option<bool> {
+    match payload {
+        [b'k', rest @ ..] if rest.len() == 17 => Some(rest[16] == 1),
+        _ => None,
+    }
+}
+
+/// The schema of a table in a shape that is new to us, and the catalog that was asked.
+async fn look_up(
+    catalog: Option<Catalog>,
+    target: Target,
+    source: Arc<str>,
+    types: TypeCache,
+    described: Described,
+) -> Result<(Catalog, TableSchema)> {
+    let open = catalog.filter(|catalog| !catalog.client().is_closed());
+    let mut catalog = match open {
+        Some(catalog) => catalog,
+        None => Catalog::new(crate::sql::connect(&target).await?, source, types),
+    };
+    let schema = catalog
+        .schema(&described)
+        .await
+        .map_err(|error| error.at(format!("table {}", described.id)))?;
+    Ok((catalog, schema))
 }
 
 fn stopping() -> Error {

@@ -7,7 +7,7 @@ use lockstep_core::error::Result;
 use lockstep_core::schema::{ColumnType, TypeKind};
 use tokio_postgres::Client;
 
-use crate::error::from_sql;
+use crate::sql;
 
 /// A type with its domain resolved: what it is made of, and the typmod that the domain sets.
 #[derive(Clone, Debug)]
@@ -38,10 +38,7 @@ impl TypeCache {
     }
 
     async fn look_up(&mut self, client: &Client, oid: u32) -> Result<ColumnType> {
-        let row = client
-            .query_opt(LOOK_UP, &[&oid])
-            .await
-            .map_err(|error| from_sql("read pg_type", error))?;
+        let row = sql::query_opt(client, "read pg_type", LOOK_UP, &[&oid]).await?;
         let Some(row) = row else {
             return Ok(ColumnType {
                 oid,

@@ -47,19 +47,15 @@ pub(super) async fn startup(
     loop {
         match connection.receive().await? {
             Message::AuthenticationOk => {
-                if target.channel_binding == ChannelBindingMode::Require
-                    && !connection.channel_bound
-                {
-                    return Err(binding_required(
-                        "the server let us in without channel binding",
-                    ));
-                }
+                require_bound(connection, target, "the server lets us in without it")?;
             }
             Message::AuthenticationCleartextPassword => {
+                require_bound(connection, target, "the server asks for a bare password")?;
                 let password = password(target)?;
                 send_password(connection, password.as_bytes()).await?;
             }
             Message::AuthenticationMd5Password(body) => {
+                require_bound(connection, target, "the server asks for an MD5 password")?;
                 let hash = md5_hash(
                     target.user.as_bytes(),
                     password(target)?.as_bytes(),
@@ -132,9 +128,25 @@ async fn send_password(connection: &mut Connection, password: &[u8]) -> Result<(
     connection.send(&out).await
 }
 
-fn binding_required(message: &str) -> Error {
-    Error::new(ErrorKind::Authentication, message)
-        .remedy("use TLS and scram-sha-256, or channel_binding=prefer")
+/// Under `channel_binding=require` nothing that helps to log in elsewhere is sent before the login is bound to this
+/// very TLS connection: whoever stands in between could pass it on.
+fn require_bound(connection: &Connection, target: &Target, instead: &str) -> Result<()> {
+    if target.channel_binding == ChannelBindingMode::Require && !connection.channel_bound {
+        return Err(binding_required(target, instead));
+    }
+    Ok(())
+}
+
+/// Channel binding is required and the server does something else.
+pub(crate) fn binding_required(target: &Target, instead: &str) -> Error {
+    Error::new(
+        ErrorKind::Authentication,
+        format!(
+            "{} must be logged in to with channel binding, and {instead}",
+            target.label()
+        ),
+    )
+    .remedy("use TLS and scram-sha-256, or channel_binding=prefer")
 }
 
 async fn scram(connection: &mut Connection, target: &Target, offered: &[String]) -> Result<()> {
@@ -161,9 +173,12 @@ async fn scram(connection: &mut Connection, target: &Target, offered: &[String])
     };
     let bound = mechanism == sasl::SCRAM_SHA_256_PLUS;
     if target.channel_binding == ChannelBindingMode::Require && !bound {
-        return Err(binding_required(
-            "channel binding is required and cannot be had",
-        ));
+        let instead = if connection.end_point.is_none() {
+            "the connection has no TLS, or a certificate that nothing can be bound to"
+        } else {
+            "the server does not offer it"
+        };
+        return Err(binding_required(target, instead));
     }
     let wrong = |error: std::io::Error| {
         Error::new(ErrorKind::Authentication, "the SCRAM exchange failed")

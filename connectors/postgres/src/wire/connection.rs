@@ -90,11 +90,11 @@ impl Connection {
             })
     }
 
-    /// A stream for `tokio-postgres`, after TLS and before startup.
+    /// A stream for `tokio-postgres`, after TLS and before startup, and the end point that its login is bound to.
     ///
     /// # Errors
     /// As for [`Connection::open`].
-    pub async fn open_raw(target: &Target) -> Result<Stream> {
+    pub async fn open_raw(target: &Target) -> Result<(Stream, Option<Vec<u8>>)> {
         let tls = match target.sslmode {
             SslMode::Disable | SslMode::Allow => Tls::No,
             SslMode::Prefer => Tls::IfOffered,
@@ -109,7 +109,6 @@ impl Connection {
                 )
                 .remedy("check the address, the network and connect_timeout"))
             })
-            .map(|(stream, _)| stream)
     }
 
     /// `server_version_num`, 150004 for 15.4.

@@ -1,6 +1,7 @@
 //! The frontend/backend protocol, as much of it as replication needs (PostgreSQL documentation, chapter 55).
 
 pub mod auth;
+pub mod bound;
 pub mod connection;
 pub mod frame;
 pub mod stream;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::batch::{Op, Phase};
-use lockstep_kit::postgres::{Database, Postgres};
+use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
+use lockstep_kit::wait_for;
+use lockstep_postgres::PostgresConfig;
 use serde_json::json;
 
-use crate::harness::{Opened, config};
+use crate::harness::{DEADLINE, Opened, config};
 use crate::stream::MAJORS;
 
 /// What a state sink would hold: last value per id, deletions honoured.
@@ -139,12 +141,114 @@ async fn an_interrupted_copy_is_done_again_and_ends_right() {
     opened.close().await;
 }
 
+/// Drops the slot as soon as nobody uses it.
+async fn drop_slot(database: &Database, section: &PostgresConfig) {
+    let slot = section.slot_name("shop");
+    let drop = format!(
+        "SELECT pg_drop_replication_slot(slot_name) IS NOT NULL FROM pg_replication_slots \
+         WHERE slot_name = '{slot}' AND active_pid IS NULL"
+    );
+    wait_for(DEADLINE, "the slot to be dropped", async || {
+        database.value(&drop).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_copy_after_the_slot_is_gone_voids_what_an_earlier_one_delivered() {
+    let database = Postgres::shared(16).await.database("void").await;
+    database
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); \
+             INSERT INTO t SELECT g, repeat('v', 200) FROM generate_series(1, 20000) g",
+        )
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let section = config(
+        database.url(),
+        &["public.t"],
+        json!({ "snapshot": "when_needed" }),
+    );
+    let mut opened = Opened::open(&section, state.path()).await;
+    opened.next().await.expect("a first batch");
+    assert!(
+        opened.seen.iter().all(|seen| seen.op == Op::Read),
+        "a first copy has nothing to void"
+    );
+    let half = opened.seen.clone();
+    drop(opened);
+
+    // The first copy was interrupted, and then its slot dropped.
+    drop_slot(&database, &section).await;
+    database.execute("DELETE FROM t WHERE id % 2 = 0").await;
+    let mut opened = retry_open(&section, state.path()).await;
+    opened.seen = half;
+    opened.catch_up(&database).await;
+    assert_eq!(state_of(&opened), truth(&database).await);
+    opened.feedback.confirm(opened.through);
+    let whole = opened.seen.clone();
+    opened.close().await;
+
+    // The second was complete, and its slot is dropped while the pipeline is away.
+    drop_slot(&database, &section).await;
+    database.execute("DELETE FROM t WHERE id % 3 = 0").await;
+    let mut opened = Opened::open(&section, state.path()).await;
+    opened.seen = whole;
+    opened.catch_up(&database).await;
+    assert_eq!(state_of(&opened), truth(&database).await);
+    opened.close().await;
+}
+
+#[tokio::test]
+async fn a_slot_whose_log_is_gone_is_replaced_when_needed() {
+    let options = PostgresOptions::new(17)
+        .set("max_slot_wal_keep_size", "1MB")
+        .set("min_wal_size", "32MB")
+        .set("max_wal_size", "32MB");
+    let server = Postgres::start(options).await;
+    let database = server.database("gone").await;
+    database
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')",
+        )
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let initial = config(database.url(), &["public.t"], json!({}));
+    let mut opened = Opened::open(&initial, state.path()).await;
+    opened.catch_up(&database).await;
+    opened.feedback.confirm(opened.through);
+    let before = opened.seen.clone();
+    opened.close().await;
+    database.execute("DELETE FROM t WHERE id = 1").await;
+    wait_for(DEADLINE, "the slot's log to be removed", async || {
+        database
+            .execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000)); SELECT pg_switch_wal()")
+            .await;
+        database.execute("CHECKPOINT").await;
+        let status = "SELECT wal_status FROM pg_replication_slots";
+        database.value(status).await.as_deref() == Some("lost")
+    })
+    .await;
+    let error = Opened::try_open(&initial, state.path())
+        .await
+        .err()
+        .expect("refused");
+    assert_eq!(error.kind(), lockstep_core::ErrorKind::Lost, "{error}");
+    let when_needed = config(
+        database.url(),
+        &["public.t"],
+        json!({ "snapshot": "when_needed" }),
+    );
+    let mut opened = Opened::open(&when_needed, state.path()).await;
+    opened.seen = before;
+    opened.catch_up(&database).await;
+    assert_eq!(state_of(&opened), truth(&database).await);
+    opened.close().await;
+}
+
 /// A dropped source may hold its slot for a moment.
-async fn retry_open(
-    section: &lockstep_postgres::PostgresConfig,
-    state: &std::path::Path,
-) -> Opened {
-    let deadline = std::time::Instant::now() + crate::harness::DEADLINE;
+async fn retry_open(section: &PostgresConfig, state: &std::path::Path) -> Opened {
+    let deadline = std::time::Instant::now() + DEADLINE;
     loop {
         match Opened::try_open(section, state).await {
             Ok(opened) => return opened,

@@ -1,6 +1,7 @@
 //! Wrong set-ups end in an error that names place, cause and remedy.
 
 use lockstep_core::ErrorKind;
+use lockstep_core::batch::Op;
 use lockstep_core::check::Verdict;
 use lockstep_core::error::Policy;
 use lockstep_core::source::SourceFactory;
@@ -202,7 +203,8 @@ async fn a_slot_in_use_a_lost_one_and_a_foreign_one() {
     );
     let mut opened = Opened::open(&section, state.path()).await;
     database.execute("INSERT INTO t VALUES (1)").await;
-    opened.changes(1).await;
+    let ops: Vec<Op> = opened.changes(2).await.iter().map(|seen| seen.op).collect();
+    assert_eq!(ops, [Op::Truncate, Op::Insert]);
     opened.close().await;
 }
 

@@ -170,13 +170,6 @@ impl Opened {
         Ok(())
     }
 
-    /// Reads on until there are at least `count` changes.
-    pub async fn at_least(&mut self, count: usize) {
-        while self.seen.len() < count {
-            self.next().await.expect("the stream goes on");
-        }
-    }
-
     /// Reads on until `count` changes have come in all, then checks that they are all.
     pub async fn changes(&mut self, count: usize) -> &[Seen] {
         while self.seen.len() < count {

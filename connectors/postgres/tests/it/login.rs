@@ -1,7 +1,10 @@
 //! Passwords and TLS.
 
 use lockstep_core::ErrorKind;
+use lockstep_core::check::Verdict;
+use lockstep_core::source::SourceFactory;
 use lockstep_kit::postgres::{Auth, PASSWORD, Postgres, PostgresOptions};
+use lockstep_postgres::PostgresFactory;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
@@ -213,4 +216,57 @@ async fn a_server_without_tls_and_one_that_insists() {
     .await
     .expect_err("plain");
     assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
+}
+
+/// Every way in that is not bound to the TLS connection is refused under `channel_binding=require`, by the replication
+/// connection (which a source opens first) and by plain SQL (which a preflight opens first), and no password is sent:
+/// the server logs each login that it accepts.
+#[tokio::test]
+async fn required_channel_binding_sends_no_password_without_it() {
+    let ways = [
+        (Auth::Password, true, "?sslmode=require"),
+        (Auth::Md5, true, "?sslmode=require"),
+        (Auth::Trust, true, "?sslmode=require"),
+        (Auth::Password, false, "?sslmode=disable"),
+        (Auth::Scram, true, "?sslmode=disable"),
+    ];
+    for (auth, ssl, parameters) in ways {
+        let mut options = PostgresOptions::new(17).set("log_connections", "on").set(
+            "password_encryption",
+            if auth == Auth::Md5 {
+                "md5"
+            } else {
+                "scram-sha-256"
+            },
+        );
+        (options.auth, options.ssl) = (auth, ssl);
+        let server = Postgres::start(options).await;
+        let url = format!(
+            "postgres://{}@127.0.0.1:{}/postgres{parameters}&channel_binding=require",
+            login(),
+            server.port()
+        );
+        let section = config(&url, &["public.t"], json!({}));
+        let state = tempfile::tempdir().expect("a directory");
+        let error = Opened::try_open(&section, state.path())
+            .await
+            .err()
+            .expect("refused");
+        let findings = PostgresFactory::preflight(&section, "p", "shop").await;
+        let failed = findings
+            .iter()
+            .find(|finding| finding.verdict == Verdict::Fail)
+            .expect("refused");
+        assert_eq!(error.kind(), ErrorKind::Authentication, "{auth:?}: {error}");
+        for text in [error.to_string(), failed.detail.clone()] {
+            assert!(
+                text.contains("LS004") && text.contains("channel binding"),
+                "{auth:?}: {text}"
+            );
+        }
+        let log = server.log();
+        for accepted in ["method=password", "method=md5", "method=scram"] {
+            assert!(!log.contains(accepted), "{auth:?}: {log}");
+        }
+    }
 }

@@ -3,9 +3,10 @@
 use lockstep_core::batch::{OldImage, Op, Phase};
 use lockstep_core::memory::Budget;
 use lockstep_core::position::Lsn;
-use lockstep_kit::postgres::{Database, Postgres};
+use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
 use lockstep_kit::wait_for;
 use serde_json::json;
+use tokio_postgres::Client;
 
 use crate::harness::{DEADLINE, Opened, config, slot_name};
 
@@ -284,47 +285,111 @@ async fn an_idle_source_does_not_pin_the_log() {
     reader.abort();
 }
 
+/// A server that gives up on a client after two silent seconds, and asks it after one; our own reports come every ten.
+async fn impatient() -> Postgres {
+    Postgres::start(PostgresOptions::new(15).set("wal_sender_timeout", "2s")).await
+}
+
+/// Waits until the server's only sender has heard from its client some timeouts later than now.
+async fn stays_connected(client: &Client) {
+    // The view would join pg_authid, which a test may have locked.
+    let ask = "SELECT pid, extract(epoch FROM reply_time)::float8, extract(epoch FROM clock_timestamp())::float8 \
+               FROM pg_stat_get_wal_senders()";
+    let look = async || {
+        let sender = client.query_one(ask, &[]).await.expect("a sender");
+        (
+            sender.get::<_, i32>(0),
+            sender.get::<_, Option<f64>>(1),
+            sender.get::<_, f64>(2),
+        )
+    };
+    let (pid, _, start) = look().await;
+    wait_for(DEADLINE, "answers for several timeouts", async || {
+        let (now, heard, _) = look().await;
+        assert_eq!(now, pid, "the same connection is still there");
+        heard.is_some_and(|heard| heard > start + 5.0)
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_slow_reader_does_not_cost_the_connection() {
-    let server = Postgres::start(
-        lockstep_kit::postgres::PostgresOptions::new(15).set("wal_sender_timeout", "2s"),
-    )
-    .await;
+    let server = impatient().await;
     let database = server.database("slow").await;
     database
         .execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
         .await;
+    let client = database.client().await;
+    // Much more than fits the budget, the block and the socket: the server's questions are stuck behind it.
     let state = tempfile::tempdir().expect("a directory");
     let section = config(
         database.url(),
         &["public.t"],
-        json!({ "snapshot": "never", "status_interval": "500ms" }),
+        json!({ "snapshot": "never" }),
     );
-    // A budget of a few batches: the reader stops long before the end, and nobody takes a batch for several timeouts.
     let mut opened = Opened::try_open_with(&section, state.path(), Budget::new(2 << 20))
         .await
         .expect("the source opens");
     database
         .execute("INSERT INTO t SELECT g, repeat('x', 500) FROM generate_series(1, 50000) g")
         .await;
-    let pid_sql = "SELECT active_pid::text FROM pg_replication_slots";
-    let pid = wait_for(DEADLINE, "the sender", || async {
-        database.value(pid_sql).await
-    })
-    .await;
-    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
-    assert_eq!(
-        database.value(pid_sql).await,
-        Some(pid),
-        "the same connection is still there"
-    );
-    opened.at_least(50_000).await;
+    stays_connected(&client).await;
+    opened.changes(50_000).await;
+    opened.feedback.confirm(opened.through);
+    opened.close().await;
+    // Two batches, of which one fits: the socket is dry, and the questions come alone.
+    let mut opened = Opened::try_open_with(&section, state.path(), Budget::new(1))
+        .await
+        .expect("the source opens");
+    database
+        .execute("UPDATE t SET v = repeat('y', 2000) WHERE id = 1")
+        .await;
+    let sent = "SELECT pg_stat_get_wal_senders.sent_lsn >= pg_current_wal_lsn() FROM pg_stat_get_wal_senders()";
+    let is_sent = async || {
+        let row = client.query_opt(sent, &[]).await.expect("an answer");
+        row.is_some_and(|row| row.get(0))
+    };
+    wait_for(DEADLINE, "the first to be sent", is_sent).await;
+    database
+        .execute("UPDATE t SET v = repeat('z', 2000) WHERE id = 1")
+        .await;
+    wait_for(DEADLINE, "the second to be sent", is_sent).await;
+    stays_connected(&client).await;
+    opened.changes(2).await;
+    opened.close().await;
+}
+
+#[tokio::test]
+async fn a_catalog_that_does_not_answer_does_not_cost_the_connection() {
+    let server = impatient().await;
+    let database = server.database("slow").await;
+    database
+        .execute("CREATE TABLE t (id int PRIMARY KEY)")
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let mut opened = streaming(&database, &["public.t"], &state).await;
+    database.execute("INSERT INTO t VALUES (1)").await;
+    opened.changes(1).await;
+    let (client, changer) = (database.client().await, database.client().await);
+    // Nobody can log in, and a new shape of the table has to be looked up.
+    client
+        .batch_execute("BEGIN; LOCK TABLE pg_catalog.pg_authid IN ACCESS EXCLUSIVE MODE")
+        .await
+        .expect("locks");
+    changer
+        .batch_execute("ALTER TABLE t ADD COLUMN v text; INSERT INTO t VALUES (2, 'new')")
+        .await
+        .expect("changes");
+    stays_connected(&client).await;
+    assert_eq!(opened.seen.len(), 1);
+    client.batch_execute("ROLLBACK").await.expect("unlocks");
+    assert_eq!(opened.changes(2).await[1].value("v"), "new");
     opened.close().await;
 }
 
 #[tokio::test]
 async fn a_restarted_server_is_reported_as_unavailable() {
-    let server = Postgres::start(lockstep_kit::postgres::PostgresOptions::new(15)).await;
+    let server = Postgres::start(PostgresOptions::new(15)).await;
     let database = server.database("gone").await;
     database
         .execute("CREATE TABLE t (id int PRIMARY KEY)")
