@@ -41,12 +41,12 @@ pub fn builtin() -> Registry {
         .with_transform::<lockstep_transforms::Project>()
         .with_transform::<lockstep_transforms::Route>()
         .with_sink::<lockstep_sink_kafka::KafkaSinkFactory>()
-        .with_state_sink::<lockstep_sink_redis::RedisFactory>()
-        .with_state_sink::<lockstep_sink_search::opensearch::OpenSearch>()
-        .with_state_sink::<lockstep_sink_search::opensearch::Elasticsearch>()
+        .with_sink::<lockstep_sink_redis::RedisFactory>()
+        .with_sink::<lockstep_sink_search::opensearch::OpenSearch>()
+        .with_sink::<lockstep_sink_search::opensearch::Elasticsearch>()
         .with_sink::<lockstep_sink_file::FileSinkFactory>();
     #[cfg(feature = "search-embedded")]
-    let registry = registry.with_state_sink::<lockstep_sink_search::tantivy::Tantivy>();
+    let registry = registry.with_sink::<lockstep_sink_search::tantivy::Tantivy>();
     registry
 }
 

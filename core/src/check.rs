@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::schema::TableSchema;
+
 /// How a finding stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -28,6 +30,21 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// What is wrong with a table on its way into a sink that holds one record per key.
+    #[must_use]
+    pub fn keyless(table: &TableSchema) -> Option<Self> {
+        table.key.is_empty().then(|| {
+            let origin = &table.origin;
+            Finding::fail(
+                format!("table {origin}"),
+                "has no key, and this sink holds one record per key",
+                format!(
+                    "ALTER TABLE {origin} ADD PRIMARY KEY (…), or keep it out of the sink's `inputs`; queues take it"
+                ),
+            )
+        })
+    }
+
     /// A finding that is as it should be.
     pub fn pass(subject: impl Into<String>, detail: impl Into<String>) -> Self {
         Finding {

@@ -110,6 +110,11 @@ pub trait SinkFactory: Send + Sync + 'static {
     /// Looks at the other side and reports. Changes nothing on it. One that cannot be reached is a finding.
     async fn preflight(config: &Self::Config, pipeline: &str, name: &str) -> Vec<Finding>;
 
+    /// What it would make of a table: whether the table can be written at all, and what of it would be left out. No I/O.
+    fn suits(_config: &Self::Config, _table: &TableSchema) -> Vec<Finding> {
+        Vec::new()
+    }
+
     /// Opens the sink for reading back what it holds; `None` when it cannot be read by key.
     ///
     /// # Errors

@@ -25,13 +25,13 @@ pub async fn preflight(pipeline: &Pipeline) -> Vec<(String, Vec<Finding>)> {
     let (mut answers, tables): (Vec<_>, Vec<Tables>) = sources.into_iter().unzip();
     let Rehearsed {
         transforms,
-        sinks: keyless,
+        sinks: unsuited,
     } = in_a_throwaway_state(pipeline, tables).await;
     let names = pipeline.plan.transforms.iter();
     let names = names.map(|node| format!("transforms.{}", node.name));
     answers.extend(names.zip(transforms));
-    for ((_, findings), keyless) in sinks.iter_mut().zip(keyless) {
-        findings.extend(keyless);
+    for ((_, findings), unsuited) in sinks.iter_mut().zip(unsuited) {
+        findings.extend(unsuited);
     }
     answers.extend(sinks);
     answers

@@ -45,8 +45,8 @@ pub trait SinkComponent: Send + Sync {
     async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding>;
     /// See [`SinkFactory::inspect`].
     async fn inspect(&self, context: SinkContext) -> Result<Option<Box<dyn Inspect>>>;
-    /// Whether it refuses tables without a key: see [`Registry::with_state_sink`].
-    fn needs_keys(&self) -> bool;
+    /// See [`SinkFactory::suits`].
+    fn suits(&self, table: &TableSchema) -> Vec<Finding>;
 }
 
 /// Why a section was not accepted.
@@ -137,22 +137,12 @@ impl Registry {
 
     /// Adds a kind of sink; a later one of the same name replaces it.
     #[must_use]
-    pub fn with_sink<F: SinkFactory>(self) -> Self {
-        self.with_typed_sink::<F, false>()
-    }
-
-    /// As [`Registry::with_sink`], for a sink that holds one record per key and so refuses tables without a key.
-    #[must_use]
-    pub fn with_state_sink<F: SinkFactory>(self) -> Self {
-        self.with_typed_sink::<F, true>()
-    }
-
-    fn with_typed_sink<F: SinkFactory, const NEEDS_KEYS: bool>(mut self) -> Self {
+    pub fn with_sink<F: SinkFactory>(mut self) -> Self {
         let kind: Kind<dyn SinkComponent> = Kind {
             parse: |section| {
                 let config = parse::<F::Config>(section)?;
                 F::validate(&config).map_err(SectionError::Refused)?;
-                Ok(Arc::new(TypedSink::<F, NEEDS_KEYS>(config)))
+                Ok(Arc::new(TypedSink::<F>(config)))
             },
             describe: |generator| F::Config::json_schema(generator),
         };
@@ -220,10 +210,10 @@ impl<F: TransformFactory> TransformComponent for TypedTransform<F> {
     }
 }
 
-struct TypedSink<F: SinkFactory, const NEEDS_KEYS: bool>(F::Config);
+struct TypedSink<F: SinkFactory>(F::Config);
 
 #[async_trait]
-impl<F: SinkFactory, const NEEDS_KEYS: bool> SinkComponent for TypedSink<F, NEEDS_KEYS> {
+impl<F: SinkFactory> SinkComponent for TypedSink<F> {
     async fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
         F::open(&self.0, context).await
     }
@@ -236,7 +226,7 @@ impl<F: SinkFactory, const NEEDS_KEYS: bool> SinkComponent for TypedSink<F, NEED
         F::inspect(&self.0, context).await
     }
 
-    fn needs_keys(&self) -> bool {
-        NEEDS_KEYS
+    fn suits(&self, table: &TableSchema) -> Vec<Finding> {
+        F::suits(&self.0, table)
     }
 }

@@ -64,8 +64,8 @@ pub(crate) async fn rehearse(
             })
             .await;
         for (sink, reached) in plan.sinks_of(source).zip(reached) {
-            if pipeline.sinks[sink].needs_keys() {
-                sinks[sink].extend(reached.iter().filter_map(|table| keyless(table)));
+            for table in &reached {
+                sinks[sink].extend(pipeline.sinks[sink].suits(table));
             }
         }
     }
@@ -89,19 +89,5 @@ pub(crate) async fn rehearse(
     Ok(Rehearsed {
         transforms: transforms.collect(),
         sinks,
-    })
-}
-
-/// What is wrong with a table on its way into a sink that holds one record per key.
-fn keyless(table: &TableSchema) -> Option<Finding> {
-    table.key.is_empty().then(|| {
-        let origin = &table.origin;
-        Finding::fail(
-            format!("table {origin}"),
-            "has no key, and this sink holds one record per key",
-            format!(
-                "ALTER TABLE {origin} ADD PRIMARY KEY (…), or keep it out of the sink's `inputs`; queues take it"
-            ),
-        )
     })
 }

@@ -10,6 +10,7 @@ mod tests;
 use std::sync::Arc;
 
 use lockstep_core::batch::Op;
+use lockstep_core::check::Finding;
 use lockstep_core::schema::TableSchema;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -91,6 +92,23 @@ impl Format {
             .filter(|column| mapping.plan(&column.ty) == Plan::Omit)
             .map(|column| &*column.name)
             .collect()
+    }
+
+    /// [`Format::omitted`] as what `lockstep check` prints.
+    #[must_use]
+    pub fn findings(self, schema: &TableSchema) -> Vec<Finding> {
+        let omitted = self.omitted(schema);
+        if omitted.is_empty() {
+            return Vec::new();
+        }
+        vec![Finding::warn(
+            format!("table {}", schema.origin),
+            format!(
+                "left out, since the format has no form for their types: {}",
+                omitted.join(", ")
+            ),
+            "format = \"flat\" has a form for every type; or drop the columns with a `project`, so that nobody waits for them",
+        )]
     }
 
     pub(crate) fn mapping(self) -> Mapping {

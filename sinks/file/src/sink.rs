@@ -12,6 +12,7 @@ use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
 use lockstep_core::durable::Durable;
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::envelope::Encoder;
@@ -69,6 +70,10 @@ impl SinkFactory for FileSinkFactory {
             })?;
         sink.positions = opened.await.map_err(|_| gone())??;
         Ok(Box::new(sink))
+    }
+
+    fn suits(config: &Self::Config, table: &TableSchema) -> Vec<Finding> {
+        config.format.findings(table)
     }
 
     async fn preflight(config: &FileConfig, _pipeline: &str, _name: &str) -> Vec<Finding> {

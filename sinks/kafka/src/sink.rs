@@ -8,6 +8,7 @@ use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
 use lockstep_core::durable::Durable;
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
@@ -66,6 +67,10 @@ impl SinkFactory for KafkaSinkFactory {
             })?;
         sink.positions = opened.await.map_err(|_| gone())??;
         Ok(Box::new(sink))
+    }
+
+    fn suits(config: &Self::Config, table: &TableSchema) -> Vec<Finding> {
+        config.format.findings(table)
     }
 
     async fn preflight(config: &KafkaConfig, pipeline: &str, name: &str) -> Vec<Finding> {

@@ -8,6 +8,7 @@ use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
 use lockstep_core::durable::Durable;
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use tokio::sync::mpsc;
 
@@ -81,6 +82,10 @@ impl SinkFactory for RedisFactory {
             fate: writer.fate(),
             task: Task::spawn(writer.run(received)),
         }))
+    }
+
+    fn suits(_: &Self::Config, table: &TableSchema) -> Vec<Finding> {
+        Finding::keyless(table).into_iter().collect()
     }
 
     async fn preflight(config: &RedisConfig, _pipeline: &str, _name: &str) -> Vec<Finding> {

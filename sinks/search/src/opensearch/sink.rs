@@ -7,6 +7,7 @@ use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
 use lockstep_core::durable::Durable;
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
@@ -44,6 +45,10 @@ impl SinkFactory for OpenSearch {
         Ok(Box::new(SearchSink::open(config, &context).await?))
     }
 
+    fn suits(_: &Self::Config, table: &TableSchema) -> Vec<Finding> {
+        Finding::keyless(table).into_iter().collect()
+    }
+
     async fn preflight(config: &Config, pipeline: &str, name: &str) -> Vec<Finding> {
         preflight(config, pipeline, name).await
     }
@@ -64,6 +69,10 @@ impl SinkFactory for Elasticsearch {
 
     async fn open(config: &Config, context: SinkContext) -> Result<Box<dyn Sink>> {
         OpenSearch::open(config, context).await
+    }
+
+    fn suits(_: &Self::Config, table: &TableSchema) -> Vec<Finding> {
+        Finding::keyless(table).into_iter().collect()
     }
 
     async fn preflight(config: &Config, pipeline: &str, name: &str) -> Vec<Finding> {

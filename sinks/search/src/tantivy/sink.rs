@@ -8,6 +8,7 @@ use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
 use lockstep_core::durable::Durable;
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
@@ -36,6 +37,10 @@ impl SinkFactory for Tantivy {
 
     async fn open(config: &Config, _: SinkContext) -> Result<Box<dyn Sink>> {
         Ok(Box::new(EmbeddedSink::open(config).await?))
+    }
+
+    fn suits(_: &Self::Config, table: &TableSchema) -> Vec<Finding> {
+        Finding::keyless(table).into_iter().collect()
     }
 
     async fn preflight(config: &Config, _: &str, _: &str) -> Vec<Finding> {

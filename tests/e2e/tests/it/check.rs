@@ -131,3 +131,39 @@ async fn a_table_without_a_key_fails_the_check_of_a_sink_that_needs_one_and_of_n
     let ended = setup.lockstep("check", &[]).await;
     assert_eq!(ended.code(), Some(0), "{ended:?}");
 }
+
+#[tokio::test]
+async fn columns_that_a_format_has_no_form_for_are_told_before_and_during_the_run() {
+    require!(NeedsPostgres(17));
+    let database = table().await;
+    database
+        .execute(
+            "CREATE TYPE pair AS (a int, b int);
+             CREATE TABLE shapes (id int PRIMARY KEY, outline pair, note text)",
+        )
+        .await;
+    let name = unique("shapes");
+    let setup = Setup::new(&name, |folder| {
+        source(database.url(), &name, &["t", "shapes"]) + &files(folder) + "format = \"debezium\"\n"
+    });
+    let ended = setup.lockstep("check", &[]).await;
+    assert_eq!(ended.code(), Some(0), "{ended:?}");
+    let files = section(&ended.stdout, "sinks.files").join("\n");
+    assert!(
+        files.contains("table public.shapes") && files.contains("outline"),
+        "{files}"
+    );
+    let mut pipeline = setup.start_ready().await;
+    database
+        .execute("INSERT INTO shapes VALUES (1, (2, 3), 'x')")
+        .await;
+    let end = crate::support::end_of_log(&database).await;
+    pipeline
+        .wait_visible("shop", &end, lockstep_e2e::child::PATIENCE)
+        .await;
+    let log = pipeline.log();
+    assert!(
+        log.contains("columns are left out") && log.contains("outline"),
+        "{log}"
+    );
+}
