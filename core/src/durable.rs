@@ -15,6 +15,9 @@ pub struct Delivered {
     pub written: u64,
     /// Writes the other side refused because it holds the same or a newer version. Not a loss: I4 at work.
     pub stale: u64,
+    /// Of those written: rows without a value that an UPDATE left unchanged, because the other side did not hold it. The
+    /// copy differs from its source until the row is loaded again.
+    pub incomplete: u64,
     /// Payload bytes handed over.
     pub bytes: u64,
 }
@@ -23,6 +26,7 @@ impl std::ops::AddAssign for Delivered {
     fn add_assign(&mut self, other: Self) {
         self.written += other.written;
         self.stale += other.stale;
+        self.incomplete += other.incomplete;
         self.bytes += other.bytes;
     }
 }

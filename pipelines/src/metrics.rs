@@ -178,6 +178,7 @@ impl Metrics {
         SinkMetrics {
             written: self.sink_records.with_label_values(&[name, "written"]),
             stale: self.sink_records.with_label_values(&[name, "stale"]),
+            incomplete: self.sink_records.with_label_values(&[name, "incomplete"]),
             bytes: self.sink_bytes.with_label_values(&[name]),
             latency: self.latency.with_label_values(&[name]),
             errors: self.sink_errors.clone(),
@@ -328,6 +329,7 @@ pub(crate) struct SinkMetrics {
     name: Arc<str>,
     written: IntCounter,
     stale: IntCounter,
+    incomplete: IntCounter,
     bytes: IntCounter,
     errors: IntCounterVec,
     latency: Histogram,
@@ -342,6 +344,7 @@ impl SinkMetrics {
     pub fn delivered(&self, delivered: &Delivered, batch: &Batch) {
         self.written.inc_by(delivered.written);
         self.stale.inc_by(delivered.stale);
+        self.incomplete.inc_by(delivered.incomplete);
         self.bytes.inc_by(delivered.bytes);
         if batch.phase == Phase::Snapshot {
             return;

@@ -81,6 +81,8 @@ pub struct SinkReport {
     pub written: u64,
     /// Records that the sink refused because it holds the same or a newer version.
     pub stale: u64,
+    /// Of the written ones: rows without a large value that an UPDATE left unchanged and the sink did not hold.
+    pub incomplete: u64,
     /// How often it failed and was opened again.
     pub errors: u64,
 }

@@ -253,6 +253,7 @@ impl Inner {
             lag_seconds: age(view.oldest.or(since)),
             written: view.written,
             stale: view.stale,
+            incomplete: view.incomplete,
             errors: view.errors,
         }
     }

@@ -316,6 +316,7 @@ impl Lane {
             let mut view = self.parts.state.view();
             view.written += delivered.written;
             view.stale += delivered.stale;
+            view.incomplete += delivered.incomplete;
             view.in_flight = self.pending.len();
             view.oldest = self.pending.front().map(|pending| pending.entry.since);
             view.moved = Instant::now();

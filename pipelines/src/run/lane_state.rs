@@ -44,6 +44,7 @@ pub(super) struct View {
     pub in_flight: usize,
     pub written: u64,
     pub stale: u64,
+    pub incomplete: u64,
     pub errors: u64,
     /// When the oldest change in flight was committed, microseconds since the Unix epoch.
     pub oldest: Option<i64>,
@@ -65,6 +66,7 @@ impl LaneState {
                 in_flight: 0,
                 written: 0,
                 stale: 0,
+                incomplete: 0,
                 errors: 0,
                 oldest: None,
                 moved: Instant::now(),

@@ -145,6 +145,7 @@ impl Sink for Nothing {
         Ok(Durable::now(Delivered {
             written,
             stale: 0,
+            incomplete: 0,
             bytes: 0,
         }))
     }

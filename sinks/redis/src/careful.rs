@@ -74,6 +74,7 @@ impl Writer {
             }
         }
         incomplete += self.send_now(&mut flush, &mut delivered).await?;
+        delivered.incomplete += incomplete;
         if incomplete > 0 {
             tracing::warn!(
                 sink = %self.names.sink,

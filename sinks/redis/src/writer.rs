@@ -346,6 +346,7 @@ pub(crate) fn put(
     let delivered = Delivered {
         written: 1,
         stale: 0,
+        incomplete: 0,
         bytes: bytes as u64,
     };
     Ok((delivered, gaps))

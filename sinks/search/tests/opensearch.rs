@@ -354,7 +354,8 @@ async fn a_value_that_nobody_has_is_an_error() {
     let mut sink = corner
         .sink_with(json!({"incomplete": "write"}), &[&orders])
         .await;
-    put_ok(&mut sink, Arc::clone(&kept)).await;
+    let delivered = put_ok(&mut sink, Arc::clone(&kept)).await;
+    assert_eq!((delivered.written, delivered.incomplete), (1, 1));
     assert_eq!(
         corner.all("orders").await["1"].1,
         json!({"id": 1, "status": "paid"})

@@ -143,6 +143,7 @@ impl Store {
         Delivered {
             written: batch.changes().len() as u64,
             stale: 0,
+            incomplete: 0,
             bytes: batch.size() as u64,
         }
     }

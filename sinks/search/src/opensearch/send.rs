@@ -179,6 +179,7 @@ fn sort(
         let delivered = Delivered {
             written: u64::from(!stale),
             stale: u64::from(stale),
+            incomplete: 0,
             bytes: item.lines.len() as u64,
         };
         match answers

@@ -299,6 +299,11 @@ impl Writer {
                 ));
             }
             tracing::warn!("{place}: document {id} is written without it");
+            let incomplete = Delivered {
+                incomplete: 1,
+                ..Delivered::default()
+            };
+            self.ledger.counted(number, incomplete);
         }
         let mut write = |out: &mut Vec<u8>| {
             out.extend_from_slice(&document);

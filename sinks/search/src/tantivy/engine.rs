@@ -173,8 +173,8 @@ impl Engine {
                     }
                     let row = row.row(batch);
                     let mut document = Vec::new();
-                    match missing_from {
-                        None => table.documents.write(row, &mut document),
+                    let incomplete = match missing_from {
+                        None => table.documents.write(row, &mut document).map(|()| false),
                         Some(from) => self.splice(&table, from, |held| {
                             table.documents.splice(row, &fields(held)?, &mut document)
                         }),
@@ -183,6 +183,7 @@ impl Engine {
                     .at(format!("table {}", table.name))?;
                     delivered.bytes += document.len() as u64;
                     delivered.written += 1;
+                    delivered.incomplete += u64::from(incomplete);
                     self.put(&table, key_term, key, position.commit, &document)?;
                 }
                 Write::Delete {
@@ -316,13 +317,13 @@ impl Engine {
         Ok(held.is_some_and(|held| held.version > commit))
     }
 
-    /// Calls `splice` with the document under `from`.
+    /// Calls `splice` with the document under `from`. Whether the row is to be written without some of its columns.
     fn splice(
         &mut self,
         table: &Table,
         from: &str,
         splice: impl FnOnce(&str) -> Result<Vec<Arc<str>>>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let key = self.layout.key(table, from)?;
         let own = self.own.as_ref().and_then(|own| own.get(table, &key));
         let held = match own {
@@ -331,7 +332,7 @@ impl Engine {
         };
         let absent = splice(held.as_deref().unwrap_or("{}"))?;
         if absent.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let what = format!(
             "an update left {} unchanged, and the document {from} of the index does not hold it",
@@ -343,7 +344,7 @@ impl Engine {
             )),
             Incomplete::Write => {
                 tracing::warn!(table = table.name, "{what}: it is written without it");
-                Ok(())
+                Ok(true)
             }
         }
     }
