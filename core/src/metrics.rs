@@ -28,6 +28,8 @@ metrics! {
     TRANSACTIONS = "lockstep_transactions_total" ["source"] "How many transactions came in?";
     SNAPSHOT_ROWS = "lockstep_snapshot_rows_total" ["source", "table"] "How many rows of the initial copy were read?";
     SNAPSHOT_ESTIMATED_ROWS = "lockstep_snapshot_estimated_rows" ["source", "table"] "How many rows does the initial copy expect?";
+    SNAPSHOT_ROWS_PER_SECOND = "lockstep_snapshot_rows_per_second" ["source"] "How many rows of the initial copy are read per second?";
+    SNAPSHOT_REMAINING_SECONDS = "lockstep_snapshot_remaining_seconds" ["source"] "How long until the initial copy has been read?";
     SINK_LAG_SECONDS = "lockstep_sink_lag_seconds" ["sink"] "How old is the oldest change that this sink has not made durable?";
     SINK_RECORDS = "lockstep_sink_records_total" ["sink", "outcome"] "How many records did the sink write, and how many were older than what it held?";
     SINK_BYTES = "lockstep_sink_bytes_total" ["sink"] "How many payload bytes did the sink write?";

@@ -138,7 +138,7 @@ pub struct TableProgress {
     pub table: String,
     /// Rows read.
     pub rows: u64,
-    /// Rows expected, from the planner's statistics.
+    /// Rows expected, from the planner's statistics; 0 when there are none.
     pub estimated_rows: u64,
     /// Whether all rows were read.
     pub done: bool,

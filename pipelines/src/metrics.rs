@@ -46,6 +46,8 @@ pub struct Metrics {
     pub(crate) transactions: IntCounterVec,
     snapshot_rows: IntCounterVec,
     pub(crate) snapshot_estimated: IntGaugeVec,
+    pub(crate) snapshot_rate: GaugeVec,
+    pub(crate) snapshot_remaining: GaugeVec,
     pub(crate) sink_lag: GaugeVec,
     sink_records: IntCounterVec,
     sink_bytes: IntCounterVec,
@@ -79,6 +81,13 @@ impl Maker {
         ))
     }
 
+    fn float_gauges(&self, metric: Metric) -> Result<GaugeVec> {
+        self.add(GaugeVec::new(
+            Opts::new(metric.name, metric.help),
+            metric.labels,
+        ))
+    }
+
     fn gauges(&self, metric: Metric) -> Result<IntGaugeVec> {
         self.add(IntGaugeVec::new(
             Opts::new(metric.name, metric.help),
@@ -98,7 +107,6 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
         make.add(Ok(Process::new()))?;
-        let sink_lag = names::SINK_LAG_SECONDS;
         let latency = names::END_TO_END_LATENCY;
         let latency_options =
             HistogramOpts::new(latency.name, latency.help).buckets(LATENCY_BUCKETS.to_vec());
@@ -126,10 +134,9 @@ impl Metrics {
             transactions: make.counters(names::TRANSACTIONS)?,
             snapshot_rows: make.counters(names::SNAPSHOT_ROWS)?,
             snapshot_estimated: make.gauges(names::SNAPSHOT_ESTIMATED_ROWS)?,
-            sink_lag: make.add(GaugeVec::new(
-                Opts::new(sink_lag.name, sink_lag.help),
-                sink_lag.labels,
-            ))?,
+            snapshot_rate: make.float_gauges(names::SNAPSHOT_ROWS_PER_SECOND)?,
+            snapshot_remaining: make.float_gauges(names::SNAPSHOT_REMAINING_SECONDS)?,
+            sink_lag: make.float_gauges(names::SINK_LAG_SECONDS)?,
             sink_records: make.counters(names::SINK_RECORDS)?,
             sink_bytes: make.counters(names::SINK_BYTES)?,
             sink_in_flight: make.gauges(names::SINK_IN_FLIGHT)?,
@@ -383,6 +390,8 @@ mod tests {
             metrics.transactions.desc(),
             metrics.snapshot_rows.desc(),
             metrics.snapshot_estimated.desc(),
+            metrics.snapshot_rate.desc(),
+            metrics.snapshot_remaining.desc(),
             metrics.sink_lag.desc(),
             metrics.sink_records.desc(),
             metrics.sink_bytes.desc(),

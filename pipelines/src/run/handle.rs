@@ -13,6 +13,7 @@ use prometheus::{Encoder, TextEncoder};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::copying::remaining;
 use super::lane_state::LaneState;
 use super::node::Node;
 use super::now_micros;
@@ -273,11 +274,15 @@ impl Inner {
                 .set(i64::from(connected));
             for progress in &state.snapshot {
                 let labels = &[&*source.name, &*progress.table];
-                metrics
-                    .snapshot_estimated
-                    .with_label_values(labels)
-                    .set(signed(progress.estimated_rows));
+                // A table that was never analysed has no estimate.
+                let estimate = Some(progress.estimated_rows).filter(|&rows| rows > 0);
+                set_or_remove(&metrics.snapshot_estimated, labels, estimate);
             }
+            let copies = state.phase == SourcePhase::Snapshot && !state.snapshot.is_empty();
+            let rate = copies.then(|| source.copy_rate(&state.snapshot)).flatten();
+            let left = rate.and_then(|rate| remaining(&state.snapshot, rate));
+            set_or_remove_float(&metrics.snapshot_rate, labels, rate);
+            set_or_remove_float(&metrics.snapshot_remaining, labels, left);
         }
         for lane in &self.lanes {
             let report = self.sink_report(lane);
@@ -308,6 +313,14 @@ fn set_or_remove(gauges: &prometheus::IntGaugeVec, labels: &[&str], value: Optio
     match value {
         Some(value) => gauges.with_label_values(labels).set(signed(value)),
         // There may be nothing to remove; either way there is no value now.
+        None => drop(gauges.remove_label_values(labels)),
+    }
+}
+
+fn set_or_remove_float(gauges: &prometheus::GaugeVec, labels: &[&str], value: Option<f64>) {
+    match value {
+        Some(value) => gauges.with_label_values(labels).set(value),
+        // As above.
         None => drop(gauges.remove_label_values(labels)),
     }
 }

@@ -11,6 +11,7 @@
 
 mod backoff;
 mod batches;
+mod copying;
 mod dead_letters;
 mod flow;
 mod handle;

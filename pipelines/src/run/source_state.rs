@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use lockstep_core::feedback::Feedback;
 use lockstep_core::position::{Lsn, SourceInfo};
-use lockstep_core::source::SourceStatus;
+use lockstep_core::source::{SourceStatus, TableProgress};
+use tokio::time::Instant;
 
+use super::copying::Copying;
 use super::lock;
 
 /// See the module's page.
@@ -15,6 +17,7 @@ pub(super) struct SourceShare {
     /// What the source says about itself.
     pub status: SourceStatus,
     inner: Mutex<Inner>,
+    copying: Mutex<Copying>,
 }
 
 #[derive(Default)]
@@ -31,6 +34,7 @@ impl SourceShare {
             name,
             status: SourceStatus::default(),
             inner: Mutex::default(),
+            copying: Mutex::new(Copying::new(Instant::now())),
         }
     }
 
@@ -55,6 +59,11 @@ impl SourceShare {
         if let Some(feedback) = &inner.feedback {
             feedback.confirm(lsn);
         }
+    }
+
+    /// Rows per second of the initial copy, which is this far; `None` when it is too early to tell.
+    pub fn copy_rate(&self, tables: &[TableProgress]) -> Option<f64> {
+        lock(&self.copying).rate(Instant::now(), tables)
     }
 
     /// What has been confirmed by this process.

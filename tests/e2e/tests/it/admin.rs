@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lockstep_core::metrics;
 use lockstep_e2e::child::PATIENCE;
 use lockstep_e2e::{Setup, http};
 use lockstep_kit::Component::{Postgres as NeedsPostgres, Redis as NeedsRedis};
@@ -19,6 +20,14 @@ async fn table() -> Database {
     database.execute("CREATE TABLE t (id int PRIMARY KEY, once text); INSERT INTO t VALUES (1, 'a'), (2, 'a')").await;
     database
 }
+
+/// Nothing has failed, and nothing is being copied any more; the table was never analysed.
+const ABSENT: [&str; 4] = [
+    metrics::SINK_ERRORS.name,
+    metrics::SNAPSHOT_ESTIMATED_ROWS.name,
+    metrics::SNAPSHOT_ROWS_PER_SECOND.name,
+    metrics::SNAPSHOT_REMAINING_SECONDS.name,
+];
 
 /// Every metric, none twice: names that have at least one line in a scrape.
 fn names(metrics: &str) -> BTreeSet<&str> {
@@ -99,11 +108,10 @@ async fn a_pipeline_at_work_shows_every_metric_its_status_and_what_is_visible() 
                 .map_err(|error| error.to_string())?;
             assert_eq!(code, 200);
             let there = names(&metrics);
-            let absent: Vec<&str> = lockstep_core::metrics::ALL
+            let absent: Vec<&str> = metrics::ALL
                 .iter()
                 .map(|metric| metric.name)
-                // Nothing has failed.
-                .filter(|name| *name != lockstep_core::metrics::SINK_ERRORS.name)
+                .filter(|name| !ABSENT.contains(name))
                 .filter(|name| !there.contains(name))
                 .collect();
             if absent.is_empty() {
@@ -113,10 +121,7 @@ async fn a_pipeline_at_work_shows_every_metric_its_status_and_what_is_visible() 
             }
         })
         .await;
-    let known: BTreeSet<&str> = lockstep_core::metrics::ALL
-        .iter()
-        .map(|metric| metric.name)
-        .collect();
+    let known: BTreeSet<&str> = metrics::ALL.iter().map(|metric| metric.name).collect();
     let unknown: Vec<&str> = names(&metrics)
         .into_iter()
         .filter(|name| name.starts_with("lockstep_") && !known.contains(name))
@@ -125,7 +130,7 @@ async fn a_pipeline_at_work_shows_every_metric_its_status_and_what_is_visible() 
         unknown.is_empty(),
         "not in lockstep_core::metrics::ALL: {unknown:?}"
     );
-    for metric in lockstep_core::metrics::ALL {
+    for metric in metrics::ALL {
         for line in metrics
             .lines()
             .filter(|line| line.starts_with(&format!("{}{{", metric.name)))
@@ -315,4 +320,51 @@ async fn check_shows_what_is_right_and_how_to_repair_what_is_not_and_changes_not
     database.execute(statement).await;
     setup.change("redis://127.0.0.1:1", redis.url());
     assert_eq!(setup.lockstep("check", &[]).await.code(), Some(0));
+}
+
+/// The value of a metric of the source `shop`, if it has one.
+fn value(metrics: &str, name: &str) -> Option<f64> {
+    let line = format!("{name}{{source=\"shop\"}} ");
+    let value = metrics.lines().find_map(|one| one.strip_prefix(&line))?;
+    Some(value.parse().expect("a number"))
+}
+
+#[tokio::test]
+async fn a_copy_tells_its_rate_and_the_time_left_when_that_is_known() {
+    require!(NeedsPostgres(17));
+    const RATE: &str = metrics::SNAPSHOT_ROWS_PER_SECOND.name;
+    const LEFT: &str = metrics::SNAPSHOT_REMAINING_SECONDS.name;
+    for analysed in [true, false] {
+        let database = Postgres::shared(17).await.database("copy").await;
+        database
+            .execute(
+                "CREATE TABLE t (id int PRIMARY KEY, note text) WITH (autovacuum_enabled = off);
+                 INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series(1, 100000) n",
+            )
+            .await;
+        if analysed {
+            database.execute("ANALYZE t").await;
+        }
+        let name = unique("copy");
+        // The sink is down: the copy comes to the end of the memory, and stays a copy.
+        let setup = Setup::new(&name, |_| {
+            let memory = "memory = \"8MiB\"\n".to_owned();
+            memory + &source(database.url(), &name, &["t"]) + &cache("redis://127.0.0.1:1", &name)
+        });
+        let mut pipeline = setup.start();
+        let metrics = pipeline
+            .until(PATIENCE, "a rate", async |pipeline| {
+                let (_, metrics) = pipeline.get("/metrics").await.map_err(|e| e.to_string())?;
+                let moves = value(&metrics, RATE).is_some_and(|rate| rate > 0.0);
+                moves.then(|| metrics.clone()).ok_or(metrics)
+            })
+            .await;
+        assert_eq!(value(&metrics, LEFT).is_some(), analysed, "{metrics}");
+        assert!(
+            value(&metrics, LEFT).is_none_or(|left| left > 0.0),
+            "{metrics}"
+        );
+        let estimate = metrics.contains("lockstep_snapshot_estimated_rows{source=");
+        assert_eq!(estimate, analysed, "{metrics}");
+    }
 }

@@ -11,6 +11,7 @@ mod check;
 mod config;
 mod demo;
 mod drain;
+mod examples;
 mod kills;
 mod latency;
 mod memory;
