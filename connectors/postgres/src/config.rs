@@ -1,6 +1,6 @@
 //! The `[sources.NAME]` section with `type = "postgres"`.
 
-use lockstep_core::config::{Duration, Secret};
+use lockstep_core::config::{ByteSize, Duration, Secret};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -12,6 +12,10 @@ pub const DEFAULT_PUBLICATION: &str = "lockstep";
 /// `snapshot_workers` when the file does not say: two connections outrun one by 1.8 on two cores, and a copy should
 /// not take the whole server.
 pub const DEFAULT_SNAPSHOT_WORKERS: u8 = 2;
+/// `snapshot_chunk` when the file does not say: seconds of work for a connection, so that all end at about the same time.
+pub const DEFAULT_SNAPSHOT_CHUNK: ByteSize = ByteSize(64 << 20);
+/// The smallest `snapshot_chunk`: a page.
+const LEAST_SNAPSHOT_CHUNK: u64 = 8 << 10;
 /// `status_interval` when the file does not say. Far inside half of the server's default `wal_sender_timeout` (60 s),
 /// beyond which the server checks for replies on every record it sends.
 pub const DEFAULT_STATUS_INTERVAL: Duration = Duration(std::time::Duration::from_secs(10));
@@ -43,6 +47,9 @@ pub struct PostgresConfig {
     /// Connections that copy tables at the same time.
     #[serde(default = "default_snapshot_workers")]
     pub snapshot_workers: u8,
+    /// Large tables are copied in pieces of this size, several at the same time.
+    #[serde(default = "default_snapshot_chunk")]
+    pub snapshot_chunk: ByteSize,
     /// Decode PREPARE TRANSACTION as it happens. Not available in this version: only `false` is accepted.
     #[serde(default)]
     pub two_phase: bool,
@@ -74,6 +81,10 @@ fn default_publication() -> String {
 
 fn default_snapshot_workers() -> u8 {
     DEFAULT_SNAPSHOT_WORKERS
+}
+
+fn default_snapshot_chunk() -> ByteSize {
+    DEFAULT_SNAPSHOT_CHUNK
 }
 
 fn default_status_interval() -> Duration {
@@ -141,6 +152,13 @@ impl PostgresConfig {
                 "snapshot_workers",
                 format!("{} workers", self.snapshot_workers),
                 "use 1 to 32",
+            );
+        }
+        if self.snapshot_chunk.0 < LEAST_SNAPSHOT_CHUNK {
+            return wrong(
+                "snapshot_chunk",
+                format!("{} bytes are less than a page", self.snapshot_chunk.0),
+                "use 8KiB or more; 64MiB is the default",
             );
         }
         if self.status_interval.0.is_zero() {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lockstep_core::batch::{BatchBuilder, Cell, Op, Phase, Transaction};
+use lockstep_core::config::ByteSize;
 use lockstep_core::error::{At, Error, ErrorKind, Result};
 use lockstep_core::memory::Budget;
 use lockstep_core::position::{Lsn, SourceInfo};
@@ -21,7 +22,7 @@ use tokio_postgres::Client;
 
 use crate::catalog::Published;
 use crate::error::{from_sql, protocol};
-use crate::sql::{quote_ident, quote_literal};
+use crate::sql::{self, quote_ident, quote_literal};
 use crate::stream::now_ms;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode, frame};
@@ -30,8 +31,6 @@ use crate::wire::{Connection, Mode, frame};
 const BLOCK: usize = 256 * 1024;
 /// Room made before each read.
 const ROOM: usize = 64 * 1024;
-/// Tables are cut into pieces of this many pages (64 MiB of heap).
-const CHUNK_PAGES: i64 = 8192;
 /// How often the progress is logged.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
@@ -44,6 +43,8 @@ pub struct Copy {
     pub snapshot: String,
     pub consistent_point: Lsn,
     pub workers: u8,
+    /// Tables are cut into pieces of this many bytes of heap.
+    pub chunk: ByteSize,
     pub batches: mpsc::Sender<Result<lockstep_core::batch::Batch>>,
     pub budget: Budget,
     pub status: SourceStatus,
@@ -78,7 +79,7 @@ impl Copy {
     /// # Errors
     /// By kind; the copy is then done again from the start.
     pub async fn run(self, client: &Client) -> Result<u64> {
-        let (chunks, progress) = plan(client, &self.tables).await?;
+        let (chunks, progress) = plan(client, &self.tables, self.chunk).await?;
         let mut left: Vec<u64> = vec![0; self.tables.len()];
         for chunk in &chunks {
             left[chunk.table] += 1;
@@ -133,15 +134,21 @@ impl Copy {
 async fn plan(
     client: &Client,
     tables: &[(Published, Arc<TableSchema>)],
+    chunk: ByteSize,
 ) -> Result<(Vec<Chunk>, Vec<TableProgress>)> {
+    let setting = "SELECT current_setting('block_size')::int8";
+    let page: i64 = sql::query_one(client, "read the page size", setting, &[])
+        .await?
+        .get(0);
+    let step = (i64::try_from(chunk.0).unwrap_or(i64::MAX) / page).max(1);
     let mut heaps: Vec<(i64, usize, String)> = Vec::new();
     let mut progress = Vec::new();
     for (index, (table, _)) in tables.iter().enumerate() {
         // A partitioned table has no heap of its own: its leaves are copied under its name.
         let rows = client
             .query(
-                "SELECT n.nspname::text, c.relname::text, pg_catalog.pg_relation_size(c.oid) / \
-                 current_setting('block_size')::int8, greatest(c.reltuples, 0)::float8 \
+                "SELECT n.nspname::text, c.relname::text, pg_catalog.pg_relation_size(c.oid), \
+                 greatest(c.reltuples, 0)::float8 \
                  FROM (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf \
                        UNION SELECT $1::oid::regclass WHERE NOT EXISTS \
                          (SELECT FROM pg_catalog.pg_class WHERE oid = $1::oid AND relkind = 'p')) t \
@@ -155,7 +162,7 @@ async fn plan(
         for row in rows {
             let heap = format!("{}.{}", quote_ident(row.get(0)), quote_ident(row.get(1)));
             estimate += row.get::<_, f64>(3);
-            heaps.push((row.get(2), index, heap));
+            heaps.push((row.get::<_, i64>(2) / page, index, heap));
         }
         progress.push(TableProgress {
             table: table.id.to_string(),
@@ -168,14 +175,14 @@ async fn plan(
     let mut chunks = Vec::new();
     for (pages, table, heap) in heaps {
         let mut from = 0;
-        while pages - from > CHUNK_PAGES {
+        while pages - from > step {
             chunks.push(Chunk {
                 table,
                 heap: heap.clone(),
                 from,
-                to: Some(from + CHUNK_PAGES),
+                to: Some(from + step),
             });
-            from += CHUNK_PAGES;
+            from += step;
         }
         chunks.push(Chunk {
             table,

@@ -565,6 +565,7 @@ impl Driver {
             snapshot,
             consistent_point,
             workers: self.config.snapshot_workers,
+            chunk: self.config.snapshot_chunk,
             batches: self.batches.clone(),
             budget: self.context.budget.clone(),
             status: self.context.status.clone(),

@@ -209,6 +209,211 @@ fn truncate_lists_its_relations() {
     assert_eq!(relations.iter().collect::<Vec<_>>(), [10, 11]);
 }
 
+/// Messages without rows, field by field after the byte table of the protocol; every field has a value of its own.
+#[test]
+fn every_message_without_rows() {
+    let prepared = Prepared {
+        prepare_lsn: 0x0102,
+        end_lsn: 0x0304,
+        prepare_time: 0x0506,
+        xid: 0x0708,
+        gid: b"g",
+    };
+    let (at, end, time, xid) = (
+        "0000000000000102",
+        "0000000000000304",
+        "0000000000000506",
+        "00000708",
+    );
+    let cases = [
+        (
+            format!("42 {at} {time} {xid}"),
+            Message::Begin {
+                commit_lsn: 0x0102,
+                commit_time: 0x0506,
+                xid: 0x0708,
+            },
+        ),
+        (
+            format!("43 00 {at} {end} {time}"),
+            Message::Commit {
+                commit_lsn: 0x0102,
+                end_lsn: 0x0304,
+                commit_time: 0x0506,
+            },
+        ),
+        (
+            format!("4f {at} 6100"),
+            Message::Origin {
+                lsn: 0x0102,
+                name: b"a",
+            },
+        ),
+        (
+            "59 00004001 7300 6d00".to_owned(),
+            Message::Type {
+                oid: 0x4001,
+                schema: b"s",
+                name: b"m",
+            },
+        ),
+        (
+            format!("4d 00 {at} 7000 00000002 00ff"),
+            Message::Logical {
+                transactional: false,
+                lsn: 0x0102,
+                prefix: b"p",
+                content: &[0, 255],
+            },
+        ),
+        (
+            format!("53 {xid} 01"),
+            Message::StreamStart {
+                xid: 0x0708,
+                first: true,
+            },
+        ),
+        (
+            format!("53 {xid} 00"),
+            Message::StreamStart {
+                xid: 0x0708,
+                first: false,
+            },
+        ),
+        ("45".to_owned(), Message::StreamStop),
+        (
+            format!("63 {xid} 00 {at} {end} {time}"),
+            Message::StreamCommit {
+                xid: 0x0708,
+                commit_lsn: 0x0102,
+                end_lsn: 0x0304,
+                commit_time: 0x0506,
+            },
+        ),
+        (
+            format!("62 {at} {end} {time} {xid} 6700"),
+            Message::BeginPrepare(prepared),
+        ),
+        (
+            format!("50 00 {at} {end} {time} {xid} 6700"),
+            Message::Prepare(prepared),
+        ),
+        (
+            format!("70 00 {at} {end} {time} {xid} 6700"),
+            Message::StreamPrepare(prepared),
+        ),
+        (
+            format!("4b 00 {at} {end} {time} {xid} 6700"),
+            Message::CommitPrepared {
+                commit_lsn: 0x0102,
+                end_lsn: 0x0304,
+                commit_time: 0x0506,
+                xid: 0x0708,
+                gid: b"g",
+            },
+        ),
+        (
+            format!("72 00 {at} {end} {time} 0000000000000908 {xid} 6700"),
+            Message::RollbackPrepared {
+                prepare_end_lsn: 0x0102,
+                rollback_end_lsn: 0x0304,
+                prepare_time: 0x0506,
+                rollback_time: 0x0908,
+                xid: 0x0708,
+                gid: b"g",
+            },
+        ),
+    ];
+    for (hex, expected) in cases {
+        let payload = bytes(&hex.replace(' ', ""));
+        assert_eq!(plain(&payload), expected, "{hex}");
+        for cut in 0..payload.len() {
+            assert!(
+                decode(&payload[..cut], Context::default()).is_err(),
+                "{hex} cut at {cut}"
+            );
+        }
+        let longer = [&payload[..], &[0]].concat();
+        assert!(
+            decode(&longer, Context::default()).is_err(),
+            "{hex} and more"
+        );
+    }
+}
+
+/// Every form of a row message, as it is and with the xid of a streamed piece in front.
+#[test]
+fn every_message_with_rows() {
+    // NULL, unchanged, text `x`, binary 00 ff.
+    let (row, key) = (
+        "0004 6e 75 7400000001 78 6200000002 00ff",
+        "0001 7400000001 31",
+    );
+    let row_values = [
+        Value::Null,
+        Value::Unchanged,
+        Value::Text(b"x"),
+        Value::Binary(&[0, 255]),
+    ];
+    let key_values = [Value::Text(b"1")];
+    let values = |tuple: &Tuple<'_>, expected: &[Value<'_>]| {
+        assert_eq!(tuple.values().collect::<Vec<_>>(), expected);
+    };
+    let streamed = Context {
+        in_stream: true,
+        parallel: false,
+    };
+    let cases = [
+        ("49", format!("4e {row}")),
+        ("55", format!("4e {row}")),
+        ("55", format!("4b {key} 4e {row}")),
+        ("55", format!("4f {key} 4e {row}")),
+        ("44", format!("4b {key}")),
+        ("44", format!("4f {key}")),
+    ];
+    for (tag, rest) in cases {
+        let as_it_is = bytes(&format!("{tag} 00000007 {rest}").replace(' ', ""));
+        let in_a_piece = bytes(&format!("{tag} 00000063 00000007 {rest}").replace(' ', ""));
+        let outside = decode(&as_it_is, Context::default()).expect("valid");
+        let inside = decode(&in_a_piece, streamed).expect("valid");
+        assert_eq!(inside, (outside.0, Some(0x63)), "{tag} {rest}");
+        assert_eq!(outside.1, None);
+        match outside.0 {
+            Message::Insert { relation: 7, new } => values(&new, &row_values),
+            Message::Update {
+                relation: 7,
+                old,
+                new,
+            } => {
+                match old {
+                    Some(Old::Key(old)) if rest.starts_with("4b") => values(&old, &key_values),
+                    Some(Old::Row(old)) if rest.starts_with("4f") => values(&old, &key_values),
+                    None if rest.starts_with("4e") => {}
+                    other => panic!("{rest}: {other:?}"),
+                }
+                values(&new, &row_values);
+            }
+            Message::Delete { relation: 7, old } => match old {
+                Old::Key(old) if rest.starts_with("4b") => values(&old, &key_values),
+                Old::Row(old) if rest.starts_with("4f") => values(&old, &key_values),
+                other => panic!("{rest}: {other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+    for (tag, rest) in [
+        ("52", "00000007 7300 7400 66 0001 01 6900 00000017 ffffffff"),
+        ("59", "00000007 7300 6d00"),
+        ("54", "00000001 01 00000007"),
+        ("4d", "01 0000000000000102 7000 00000000"),
+    ] {
+        let as_it_is = bytes(&format!("{tag} {rest}").replace(' ', ""));
+        let in_a_piece = bytes(&format!("{tag} 00000063 {rest}").replace(' ', ""));
+        let inside = decode(&in_a_piece, streamed).expect("valid");
+        assert_eq!(inside, (plain(&as_it_is), Some(0x63)), "{tag} {rest}");
+    }
+}
+
 proptest! {
     /// Whatever the bytes, decoding ends with a message or an error, never with a panic.
     #[test]

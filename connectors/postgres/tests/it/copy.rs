@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::batch::{Op, Phase};
+use lockstep_core::position::Lsn;
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
 use lockstep_kit::wait_for;
 use lockstep_postgres::PostgresConfig;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{DEADLINE, Opened, config};
 use crate::stream::MAJORS;
@@ -285,7 +287,7 @@ async fn a_finished_copy_is_not_done_again() {
 }
 
 #[tokio::test]
-async fn large_tables_are_cut_and_odd_names_and_values_survive() {
+async fn odd_names_and_values_survive() {
     let database = Postgres::shared(18).await.database("odd").await;
     database
         .execute(
@@ -310,4 +312,73 @@ async fn large_tables_are_cut_and_odd_names_and_values_survive() {
         ]
     );
     opened.close().await;
+}
+
+/// Whatever moves between the pieces meanwhile: the copy has every row once, as it was when the copy began.
+#[tokio::test]
+async fn large_tables_are_cut_and_every_row_arrives_once() {
+    for major in [14, 18] {
+        lockstep_kit::require!(lockstep_kit::Component::Postgres(major));
+        let database = Postgres::shared(major).await.database("cut").await;
+        database
+            .execute(
+                "CREATE TABLE t (id int PRIMARY KEY, v text); \
+                 INSERT INTO t SELECT g, 'v' || repeat('x', 200) FROM generate_series(1, 5000) g",
+            )
+            .await;
+        let pages: usize = database
+            .value("SELECT pg_relation_size('t') / 8192")
+            .await
+            .expect("a size")
+            .parse()
+            .expect("a number");
+        // A new version of a row goes to another page: freed ones at the front, new ones behind the end.
+        let stop = CancellationToken::new();
+        let writer = tokio::spawn({
+            let (client, stop) = (database.client().await, stop.clone());
+            async move {
+                for round in 0.. {
+                    if stop.is_cancelled() {
+                        return round;
+                    }
+                    let sql = format!(
+                        "UPDATE t SET v = 'r{round}' || repeat('y', 200) WHERE id % 50 = {}; VACUUM t",
+                        round % 50
+                    );
+                    for statement in sql.split("; ") {
+                        client.batch_execute(statement).await.expect("writes");
+                    }
+                }
+                0
+            }
+        });
+        let state = tempfile::tempdir().expect("a directory");
+        let more = json!({ "snapshot_chunk": "24KiB", "snapshot_workers": 4 });
+        let mut opened =
+            Opened::open(&config(database.url(), &["public.t"], more), state.path()).await;
+        while opened.through == Lsn::ZERO {
+            opened.next().await.expect("the copy goes on");
+        }
+        stop.cancel();
+        assert!(writer.await.expect("the writer ends") > 0);
+        assert!(
+            opened.batches > pages / 3,
+            "{} batches of {pages} pages",
+            opened.batches
+        );
+        let mut ids: Vec<i64> = opened
+            .seen
+            .iter()
+            .map(|seen| seen.value("id").parse().expect("a number"))
+            .collect();
+        ids.sort_unstable();
+        assert!(ids.iter().copied().eq(1..=5000), "PostgreSQL {major}");
+        opened.catch_up(&database).await;
+        assert_eq!(
+            state_of(&opened),
+            truth(&database).await,
+            "PostgreSQL {major}"
+        );
+        opened.close().await;
+    }
 }

@@ -1,6 +1,7 @@
 //! The connector against real servers.
 
 mod copy;
+mod decode;
 mod errors;
 mod harness;
 mod login;
