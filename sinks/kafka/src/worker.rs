@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_core::batch::{Batch, Change, Op, Phase};
 use lockstep_core::durable::{Delivered, Receipt};
@@ -51,7 +51,35 @@ enum Mode {
     Transactions {
         book: Book,
         open: Option<Transaction>,
+        pace: Pace,
     },
+}
+
+/// How long a transaction stays open under load. Nothing is encoded while one is committed, so slow commits are made
+/// rarer: they take a tenth of the time at most, as long as the interval does not grow beyond [`Pace::LONGEST`].
+struct Pace {
+    /// `commit_interval`.
+    shortest: Duration,
+    now: Duration,
+}
+
+impl Pace {
+    /// In `commit_interval`s.
+    const LONGEST: u32 = 10;
+    /// Of a commit's own time.
+    const SHARE: u32 = 9;
+
+    fn new(shortest: Duration) -> Self {
+        Pace {
+            shortest,
+            now: shortest,
+        }
+    }
+
+    fn committed(&mut self, took: Duration) {
+        let longest = self.shortest * Self::LONGEST;
+        self.now = (took * Self::SHARE).clamp(self.shortest, longest);
+    }
 }
 
 pub(crate) struct Worker {
@@ -71,12 +99,17 @@ impl Worker {
         topics: Topics,
         book: Option<Book>,
     ) -> Self {
+        let pace = Pace::new(config.commit_interval.0);
         Worker {
             encoder: Encoder::new(config.format.with_decimals(config.decimals)),
             config,
             outlet,
             topics,
-            mode: book.map_or(Mode::Plain, |book| Mode::Transactions { book, open: None }),
+            mode: book.map_or(Mode::Plain, |book| Mode::Transactions {
+                book,
+                open: None,
+                pace,
+            }),
             awaiting: VecDeque::new(),
         }
     }
@@ -267,11 +300,10 @@ impl Worker {
     fn commit_if_due(&mut self) -> Result<()> {
         let due = match &self.mode {
             Mode::Transactions {
-                open: Some(open), ..
-            } => {
-                open.records >= self.config.commit_records
-                    || open.since.elapsed() >= self.config.commit_interval.0
-            }
+                open: Some(open),
+                pace,
+                ..
+            } => open.records >= self.config.commit_records || open.since.elapsed() >= pace.now,
             _ => false,
         };
         if due { self.commit() } else { Ok(()) }
@@ -279,16 +311,18 @@ impl Worker {
 
     /// Commits the open transaction, if there is one, and answers the receipts of all batches in it or before it.
     fn commit(&mut self) -> Result<()> {
-        let Mode::Transactions { book, open } = &mut self.mode else {
+        let Mode::Transactions { book, open, pace } = &mut self.mode else {
             return Ok(());
         };
-        if let Some(transaction) = open.take()
-            && let Err(Uncommitted { error, open }) = transaction.commit(&self.outlet, book)
-        {
-            if open {
-                transaction::abort(&self.outlet);
+        if let Some(transaction) = open.take() {
+            let begun = Instant::now();
+            if let Err(Uncommitted { error, open }) = transaction.commit(&self.outlet, book) {
+                if open {
+                    transaction::abort(&self.outlet);
+                }
+                return Err(error);
             }
-            return Err(error);
+            pace.committed(begun.elapsed());
         }
         for waiting in self.awaiting.drain(..) {
             waiting.receipt.resolve(Ok(waiting.delivered));
@@ -330,5 +364,20 @@ impl Worker {
             names.push(name);
         }
         Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_commits_are_made_rarer_within_bounds() {
+        let millis = Duration::from_millis;
+        let mut pace = Pace::new(millis(100));
+        for (took, interval) in [(1, 100), (20, 180), (500, 1000), (5, 100)] {
+            pace.committed(millis(took));
+            assert_eq!(pace.now, millis(interval), "{took} ms");
+        }
     }
 }
