@@ -100,71 +100,12 @@ impl Catalog {
         self.types.clone()
     }
 
-    /// Reads the facts of a table; `None` when it was dropped.
+    /// As [`facts`].
     ///
     /// # Errors
     /// When the catalog cannot be read.
     pub async fn facts(&self, relation: u32) -> Result<Option<TableFacts>> {
-        let doing = "read the catalog";
-        let identity = sql::query_opt(
-            &self.client,
-            doing,
-            "SELECT relreplident::text FROM pg_catalog.pg_class WHERE oid = $1",
-            &[&relation],
-        )
-        .await?;
-        let Some(identity) = identity else {
-            return Ok(None);
-        };
-        let identity: String = identity.get(0);
-        let columns = sql::query(
-            &self.client,
-            doing,
-            "SELECT a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated <> '' \
-                 FROM pg_catalog.pg_attribute a \
-                 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-            &[&relation],
-        )
-        .await?
-        .iter()
-        .map(|row| ColumnFacts {
-            name: row.get(0),
-            type_oid: row.get(1),
-            typmod: row.get(2),
-            not_null: row.get(3),
-            generated: row.get(4),
-        })
-        .collect();
-        let indexes = sql::query(
-            &self.client,
-            doing,
-            "SELECT i.indisprimary, i.indisreplident, NOT i.indimmediate, \
-                 (SELECT array_agg(a.attname::text ORDER BY k.n) \
-                  FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n) \
-                  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
-                  WHERE k.n <= i.indnkeyatts) \
-                 FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND (i.indisprimary OR i.indisreplident)",
-            &[&relation],
-        )
-        .await?;
-        let mut facts = TableFacts {
-            columns,
-            primary_key: Vec::new(),
-            identity_index: Vec::new(),
-            identity: identity_of(identity.bytes().next().unwrap_or(b'd')),
-            deferrable_key: false,
-        };
-        for index in indexes {
-            let names: Vec<String> = index.get::<_, Option<_>>(3).unwrap_or_default();
-            if index.get(0) {
-                facts.deferrable_key = index.get(2);
-                facts.primary_key.clone_from(&names);
-            }
-            if index.get(1) {
-                facts.identity_index = names;
-            }
-        }
-        Ok(Some(facts))
+        facts(&self.client, relation).await
     }
 
     /// The description that the stream would send for a published table, from the catalog.
@@ -249,6 +190,73 @@ impl Catalog {
             identity: described.identity,
         })
     }
+}
+
+/// Reads the facts of a table; `None` when it was dropped.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub async fn facts(client: &Client, relation: u32) -> Result<Option<TableFacts>> {
+    let doing = "read the catalog";
+    let identity = sql::query_opt(
+        client,
+        doing,
+        "SELECT relreplident::text FROM pg_catalog.pg_class WHERE oid = $1",
+        &[&relation],
+    )
+    .await?;
+    let Some(identity) = identity else {
+        return Ok(None);
+    };
+    let identity: String = identity.get(0);
+    let columns = sql::query(
+        client,
+        doing,
+        "SELECT a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated <> '' \
+             FROM pg_catalog.pg_attribute a \
+             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+        &[&relation],
+    )
+    .await?
+    .iter()
+    .map(|row| ColumnFacts {
+        name: row.get(0),
+        type_oid: row.get(1),
+        typmod: row.get(2),
+        not_null: row.get(3),
+        generated: row.get(4),
+    })
+    .collect();
+    let indexes = sql::query(
+        client,
+        doing,
+        "SELECT i.indisprimary, i.indisreplident, NOT i.indimmediate, \
+             (SELECT array_agg(a.attname::text ORDER BY k.n) \
+              FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n) \
+              JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+              WHERE k.n <= i.indnkeyatts) \
+             FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND (i.indisprimary OR i.indisreplident)",
+        &[&relation],
+    )
+    .await?;
+    let mut facts = TableFacts {
+        columns,
+        primary_key: Vec::new(),
+        identity_index: Vec::new(),
+        identity: identity_of(identity.bytes().next().unwrap_or(b'd')),
+        deferrable_key: false,
+    };
+    for index in indexes {
+        let names: Vec<String> = index.get::<_, Option<_>>(3).unwrap_or_default();
+        if index.get(0) {
+            facts.deferrable_key = index.get(2);
+            facts.primary_key.clone_from(&names);
+        }
+        if index.get(1) {
+            facts.identity_index = names;
+        }
+    }
+    Ok(Some(facts))
 }
 
 /// The replica identity for `pg_class.relreplident`.

@@ -4,7 +4,7 @@ use lockstep_core::check::Finding;
 use lockstep_core::error::{Error, Result};
 use tokio_postgres::Client;
 
-use crate::catalog::{Catalog, require_identity};
+use crate::catalog::{Catalog, Published, require_identity};
 use crate::config::PostgresConfig;
 use crate::source::OLDEST_SERVER;
 use crate::sql::quote_ident;
@@ -207,27 +207,8 @@ async fn tables(
             }
         },
         None => match publication::existing(&client, &config.tables).await {
-            Ok(ids) => {
-                findings.push(may_create(&client, config, &ids).await?);
-                let mut tables = Vec::new();
-                for id in ids {
-                    let row = sql::query_one(
-                        &client,
-                        "read pg_class",
-                        "SELECT c.oid FROM pg_catalog.pg_class c \
-                             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                             WHERE n.nspname = $1 AND c.relname = $2",
-                        &[&&*id.schema, &&*id.name],
-                    )
-                    .await?;
-                    let relation = row.get(0);
-                    tables.push(crate::catalog::Published {
-                        id,
-                        relation,
-                        columns: None,
-                        filter: None,
-                    });
-                }
+            Ok(tables) => {
+                findings.push(may_create(&client, config, &tables).await?);
                 tables
             }
             Err(error) => {
@@ -282,11 +263,13 @@ async fn tables(
 async fn may_create(
     client: &Client,
     config: &PostgresConfig,
-    tables: &[lockstep_core::schema::TableId],
+    tables: &[Published],
 ) -> Result<Finding> {
     let names: Vec<String> = tables
         .iter()
-        .map(|id| format!("{}.{}", quote_ident(&id.schema), quote_ident(&id.name)))
+        .map(|Published { id, .. }| {
+            format!("{}.{}", quote_ident(&id.schema), quote_ident(&id.name))
+        })
         .collect();
     let row = sql::query_one(
         client,

@@ -4,7 +4,7 @@ use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::schema::TableId;
 use tokio_postgres::Client;
 
-use crate::catalog::Published;
+use crate::catalog::{Published, facts, require_identity};
 use crate::error::from_sql;
 use crate::sql::{self, quote_ident, quote_literal};
 
@@ -68,11 +68,11 @@ pub async fn read(client: &Client, name: &str, server_version: u32) -> Result<Op
 ///
 /// # Errors
 /// Of kind `Setup` when a pattern names no table; the message lists tables with the nearest names.
-pub async fn existing(client: &Client, patterns: &[String]) -> Result<Vec<TableId>> {
+pub async fn existing(client: &Client, patterns: &[String]) -> Result<Vec<Published>> {
     let rows = sql::query(
         client,
         "list the tables",
-        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+        "SELECT n.nspname::text, c.relname::text, c.oid FROM pg_catalog.pg_class c \
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
              AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%' \
@@ -80,16 +80,29 @@ pub async fn existing(client: &Client, patterns: &[String]) -> Result<Vec<TableI
         &[],
     )
     .await?;
-    let all: Vec<TableId> = rows
+    let all: Vec<Published> = rows
         .iter()
-        .map(|row| TableId::new(row.get(0), row.get(1)))
+        .map(|row| Published {
+            id: TableId::new(row.get(0), row.get(1)),
+            relation: row.get(2),
+            columns: None,
+            filter: None,
+        })
         .collect();
     let mut found = Vec::new();
     for pattern in patterns {
         let before = found.len();
-        found.extend(all.iter().filter(|id| matches(pattern, id)).cloned());
+        found.extend(
+            all.iter()
+                .filter(|table| matches(pattern, &table.id))
+                .cloned(),
+        );
         if found.len() == before {
-            let there_are: Vec<String> = all.iter().take(20).map(ToString::to_string).collect();
+            let there_are: Vec<String> = all
+                .iter()
+                .take(20)
+                .map(|table| table.id.to_string())
+                .collect();
             return Err(
                 Error::new(ErrorKind::Setup, format!("there is no table {pattern}"))
                     .remedy(format!(
@@ -100,8 +113,8 @@ pub async fn existing(client: &Client, patterns: &[String]) -> Result<Vec<TableI
             );
         }
     }
-    found.sort();
-    found.dedup();
+    found.sort_by(|a, b| a.id.cmp(&b.id));
+    found.dedup_by(|a, b| a.id == b.id);
     Ok(found)
 }
 
@@ -115,10 +128,12 @@ pub fn matches(pattern: &str, id: &TableId) -> bool {
 
 /// The statement that creates the publication.
 #[must_use]
-pub fn create_statement(name: &str, tables: &[TableId]) -> String {
+pub fn create_statement(name: &str, tables: &[Published]) -> String {
     let list: Vec<String> = tables
         .iter()
-        .map(|id| format!("{}.{}", quote_ident(&id.schema), quote_ident(&id.name)))
+        .map(|Published { id, .. }| {
+            format!("{}.{}", quote_ident(&id.schema), quote_ident(&id.name))
+        })
         .collect();
     // Partitions are one table to everybody downstream.
     format!(
@@ -131,8 +146,8 @@ pub fn create_statement(name: &str, tables: &[TableId]) -> String {
 /// Finds the publication, or creates it for `patterns`, and returns the tables of it that the patterns name.
 ///
 /// # Errors
-/// `Setup` when it exists and lacks a table or an operation, with the statement that repairs it; `Permission` when it
-/// is missing and may not be created.
+/// `Setup` when it exists and lacks a table or an operation, or when it would be created for a table that has no
+/// identity, with the statement that repairs it; `Permission` when it is missing and may not be created.
 pub async fn ensure(
     client: &Client,
     name: &str,
@@ -143,6 +158,11 @@ pub async fn ensure(
         Some(publication) => publication,
         None => {
             let tables = existing(client, patterns).await?;
+            for table in &tables {
+                if let Some(facts) = facts(client, table.relation).await? {
+                    require_identity(&table.id, &facts)?;
+                }
+            }
             let statement = create_statement(name, &tables);
             client.batch_execute(&statement).await.map_err(|error| {
                 let error = from_sql(&format!("create the publication {name}"), error);
@@ -232,7 +252,13 @@ mod tests {
 
     #[test]
     fn names_are_quoted() {
-        let statement = create_statement("a\"b", &[TableId::new("Odd", "t t")]);
+        let table = Published {
+            id: TableId::new("Odd", "t t"),
+            relation: 1,
+            columns: None,
+            filter: None,
+        };
+        let statement = create_statement("a\"b", &[table]);
         assert_eq!(
             statement,
             "CREATE PUBLICATION \"a\"\"b\" FOR TABLE \"Odd\".\"t t\" WITH (publish_via_partition_root = true)"

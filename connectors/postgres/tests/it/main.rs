@@ -6,3 +6,4 @@ mod errors;
 mod harness;
 mod login;
 mod stream;
+mod tables;
