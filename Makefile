@@ -28,7 +28,7 @@ install-test:
 	tests/kit/install --if-possible all
 
 bench:
-	tests/kit/install postgres kafka
+	tests/kit/install postgres redis kafka
 	cargo build --release -p lockstep-benches
 	cargo run --release -q -p lockstep-benches -- $(BENCH)
 

@@ -17,6 +17,8 @@ pub enum Contender {
     Kafka,
     /// lockstep into Kafka, `debezium` envelope, exactly once.
     KafkaTransactions,
+    /// lockstep into Redis.
+    Redis,
     /// `psql` with COPY … TO STDOUT into /dev/null.
     Psql,
     /// lockstep's copy on one connection, its batches dropped.
@@ -30,12 +32,20 @@ impl Contender {
     pub fn of(workload: Workload) -> &'static [Contender] {
         match workload {
             Workload::Table => &[Contender::Psql, Contender::CopyOne, Contender::CopyTwo],
-            Workload::Batches | Workload::Singles | Workload::Giant => &[
+            Workload::Batches | Workload::Singles => &[
                 Contender::PgRecvlogical,
                 Contender::Nothing,
                 Contender::File,
                 Contender::Kafka,
                 Contender::KafkaTransactions,
+            ],
+            Workload::Giant => &[
+                Contender::PgRecvlogical,
+                Contender::Nothing,
+                Contender::File,
+                Contender::Kafka,
+                Contender::KafkaTransactions,
+                Contender::Redis,
             ],
         }
     }
@@ -56,6 +66,7 @@ impl Contender {
             Contender::File => "lockstep > file",
             Contender::Kafka => "lockstep > kafka",
             Contender::KafkaTransactions => "lockstep > kafka, exactly once",
+            Contender::Redis => "lockstep > redis",
             Contender::Psql => "psql copy > /dev/null",
             Contender::CopyOne => "lockstep > nothing, 1 worker",
             Contender::CopyTwo => "lockstep > nothing, 2 workers",
@@ -72,7 +83,8 @@ impl Contender {
             Contender::Nothing
             | Contender::File
             | Contender::Kafka
-            | Contender::KafkaTransactions => true,
+            | Contender::KafkaTransactions
+            | Contender::Redis => true,
         }
     }
 

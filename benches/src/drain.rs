@@ -13,6 +13,7 @@ use lockstep_core::source::{Source, SourceContext, SourceFactory, SourceStatus};
 use lockstep_postgres::{PostgresConfig, PostgresFactory};
 use lockstep_sink_file::{FileConfig, FileSinkFactory};
 use lockstep_sink_kafka::{KafkaConfig, KafkaSinkFactory};
+use lockstep_sink_redis::RedisFactory;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -49,6 +50,9 @@ pub enum Destination {
         brokers: String,
         exactly_once: bool,
         partitions: u16,
+    },
+    Redis {
+        url: String,
     },
 }
 
@@ -154,6 +158,12 @@ async fn open_sink(task: &Task, source: &dyn Source) -> Result<Option<Box<dyn Si
             }))?;
             KafkaSinkFactory::validate(&config)?;
             Some(KafkaSinkFactory::open(&config, context).await?)
+        }
+        Destination::Redis { url } => {
+            let key = format!("{}:{{table}}:{{key}}", task.slot);
+            let config = serde_json::from_value(json!({ "url": url, "key": key }))?;
+            RedisFactory::validate(&config)?;
+            Some(RedisFactory::open(&config, context).await?)
         }
     })
 }

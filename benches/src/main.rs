@@ -7,6 +7,7 @@
 
 mod contender;
 mod drain;
+mod latency;
 mod machine;
 mod measure;
 mod report;
@@ -48,6 +49,12 @@ enum Hidden {
         /// The task, as JSON.
         task: String,
     },
+    /// Runs a pipeline in this process.
+    #[command(hide = true)]
+    Pipeline {
+        /// The pipeline file.
+        file: String,
+    },
 }
 
 #[derive(Args)]
@@ -84,6 +91,7 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         match command.hidden {
             Some(Hidden::Drain { task }) => drain::run(&task).await,
+            Some(Hidden::Pipeline { file }) => latency::pipeline(&file).await,
             None => bench(&command.options).await,
         }
     });
@@ -144,13 +152,14 @@ fn entries(contenders: &[Contender], naps: &[u32]) -> Vec<Entry> {
 async fn bench(options: &Options) -> Result<()> {
     let machine = machine::describe();
     println!("{machine}");
-    if options.only.is_empty()
-        || options
-            .only
-            .iter()
-            .any(|text| "memory".contains(text.as_str()))
-    {
+    let wanted = |name: &str| {
+        options.only.is_empty() || options.only.iter().any(|text| name.contains(text.as_str()))
+    };
+    if wanted("memory") {
         stages::print(options.quick)?;
+    }
+    if wanted(latency::NAME) {
+        latency::print(options.postgres, options.runs, options.quick).await?;
     }
     let plan = plan(&options.only);
     if plan.is_empty() {
@@ -160,7 +169,10 @@ async fn bench(options: &Options) -> Result<()> {
         .iter()
         .flat_map(|(_, contenders)| contenders)
         .any(|contender| contender.needs_kafka());
-    let servers = Servers::start(options.postgres, kafka).await?;
+    let redis = plan
+        .iter()
+        .any(|(_, contenders)| contenders.contains(&Contender::Redis));
+    let servers = Servers::start(options.postgres, kafka, redis).await?;
     println!(
         "PostgreSQL {}{}; {} runs each, in a new order every time; medians [range of rows/s]",
         servers.postgres_version(),
@@ -173,7 +185,7 @@ async fn bench(options: &Options) -> Result<()> {
         let loaded = servers.load(workload, rows).await?;
         for run in 0..options.runs {
             for entry in machine::shuffled(&entries(&contenders, &options.coalesce_micros)) {
-                if entry.contender.needs_kafka() && !servers.has_kafka() {
+                if !servers.can_run(entry.contender) {
                     continue;
                 }
                 let sample: Sample = servers

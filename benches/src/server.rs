@@ -5,6 +5,7 @@ use std::process::Command;
 
 use lockstep_kit::kafka::{Kafka, KafkaOptions, installed_version};
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
+use lockstep_kit::redis::{Redis, RedisOptions};
 use lockstep_kit::{Component, unique};
 
 use crate::Result;
@@ -44,6 +45,7 @@ pub struct Servers {
     postgres: Postgres,
     postmaster: u32,
     kafka: Option<Kafka>,
+    redis: Option<Redis>,
     folder: PathBuf,
 }
 
@@ -56,7 +58,7 @@ pub struct Loaded {
 }
 
 impl Servers {
-    pub async fn start(major: u16, kafka: bool) -> Result<Self> {
+    pub async fn start(major: u16, kafka: bool, redis: bool) -> Result<Self> {
         let options = SETTINGS
             .iter()
             .fold(PostgresOptions::new(major), |options, (name, value)| {
@@ -86,6 +88,15 @@ impl Servers {
                 None
             }
         };
+        let redis = match redis && Component::Redis.is_installed() {
+            true => Some(Redis::try_start(RedisOptions::default()).await?),
+            false => {
+                if redis {
+                    println!("NOT RUN: rows into Redis: none here: run tests/kit/install redis");
+                }
+                None
+            }
+        };
         // The postmaster is the parent of any of its processes.
         let checkpointer = postgres
             .value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
@@ -105,6 +116,7 @@ impl Servers {
             postgres,
             postmaster,
             kafka,
+            redis,
             database,
             folder,
         })
@@ -122,8 +134,12 @@ impl Servers {
         }
     }
 
-    pub fn has_kafka(&self) -> bool {
-        self.kafka.is_some()
+    /// Whether the server that it writes to is there.
+    pub fn can_run(&self, contender: Contender) -> bool {
+        match contender {
+            Contender::Redis => self.redis.is_some(),
+            contender => !contender.needs_kafka() || self.kafka.is_some(),
+        }
     }
 
     /// Makes a table and a slot, and then the log that the slot sees.
@@ -205,6 +221,9 @@ impl Servers {
         let measured =
             tokio::task::spawn_blocking(move || measure::run(command, rows, postmaster)).await?;
         std::fs::remove_dir_all(&state)?;
+        if let (Contender::Redis, Some(redis)) = (contender, &self.redis) {
+            redis.command(&["FLUSHALL"]).await?;
+        }
         let (mut sample, text) = measured?;
         let drop_slot = format!(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{slot}'"
@@ -231,13 +250,18 @@ impl Servers {
     }
 
     fn target(&self, contender: Contender) -> Destination {
-        match (contender, &self.kafka) {
-            (Contender::File, _) => Destination::File,
-            (Contender::Kafka | Contender::KafkaTransactions, Some(kafka)) => Destination::Kafka {
-                brokers: kafka.bootstrap().to_owned(),
-                exactly_once: contender == Contender::KafkaTransactions,
-                partitions: PARTITIONS,
+        match (contender, &self.kafka, &self.redis) {
+            (Contender::File, ..) => Destination::File,
+            (Contender::Redis, _, Some(redis)) => Destination::Redis {
+                url: redis.url().to_owned(),
             },
+            (Contender::Kafka | Contender::KafkaTransactions, Some(kafka), _) => {
+                Destination::Kafka {
+                    brokers: kafka.bootstrap().to_owned(),
+                    exactly_once: contender == Contender::KafkaTransactions,
+                    partitions: PARTITIONS,
+                }
+            }
             _ => Destination::Nothing,
         }
     }

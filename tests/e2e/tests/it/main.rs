@@ -13,7 +13,6 @@ mod demo;
 mod drain;
 mod examples;
 mod kills;
-mod latency;
 mod memory;
 mod sink_faults;
 mod source_faults;
