@@ -1,4 +1,4 @@
-//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/api/status`, `/api/visible`.
+//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/api/status`, `/api/visible`, `/api/snapshot`.
 //!
 //! `/healthz` and `/readyz` never ask for the token: probes cannot carry one, and they tell no names.
 
@@ -16,7 +16,7 @@ use lockstep_core::{Error, ErrorKind};
 use lockstep_pipelines::Handle;
 use lockstep_pipelines::file::Admin;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 /// An address that is taken and not served yet.
@@ -66,6 +66,7 @@ fn router(handle: Handle, token: Option<Secret>) -> Router {
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
         .route("/api/visible", get(visible))
+        .route("/api/snapshot", get(reloads).post(reload))
         .layer(middleware::from_fn_with_state(token, require_token));
     Router::new()
         .route("/", get(index))
@@ -113,9 +114,13 @@ fn same(given: &[u8], expected: &[u8]) -> bool {
 
 async fn index(State(handle): State<Handle>) -> String {
     format!(
-        "lockstep {}, pipeline {}\n\n/healthz       the process is alive\n/readyz        every source streams, every sink \
-         confirms\n/metrics       for Prometheus\n/api/status    everything, as JSON\n/api/visible   \
-         ?source=S&lsn=X: where commits up to X are durable\n",
+        "lockstep {}, pipeline {}\n\n\
+         /healthz       the process is alive\n\
+         /readyz        every source streams, every sink confirms\n\
+         /metrics       for Prometheus\n\
+         /api/status    everything, as JSON\n\
+         /api/visible   ?source=S&lsn=X: where commits up to X are durable\n\
+         /api/snapshot  tables that are loaded again; POST {{\"source\": S, \"table\": T, \"where\": C}} loads one\n",
         env!("CARGO_PKG_VERSION"),
         handle.status().pipeline,
     )
@@ -178,6 +183,43 @@ async fn visible(State(handle): State<Handle>, Query(query): Query<Visible>) -> 
                 names.join(", ")
             );
             (StatusCode::NOT_FOUND, Json(json!({ "error": message }))).into_response()
+        }
+    }
+}
+
+async fn reloads(State(handle): State<Handle>) -> Response {
+    Json(handle.reloads()).into_response()
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    source: Option<String>,
+    #[serde(flatten)]
+    request: Value,
+}
+
+async fn reload(State(handle): State<Handle>, Json(wanted): Json<Wanted>) -> Response {
+    let request = serde_json::from_value(wanted.request).map_err(|error| {
+        Error::new(ErrorKind::Invalid, "the request is not understood")
+            .source(error)
+            .remedy("send {\"source\": …, \"table\": \"schema.table\", \"where\": \"condition\"}")
+    });
+    // It is written to disk: a moment at most.
+    let asked = tokio::task::block_in_place(|| {
+        request.and_then(|request| handle.reload(wanted.source.as_deref(), request))
+    });
+    match asked {
+        Ok((source, id)) => (
+            StatusCode::ACCEPTED,
+            Json(json!({ "source": source, "id": id })),
+        )
+            .into_response(),
+        Err(error) => {
+            let status = match error.kind() {
+                ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            (status, Json(json!({ "error": error.to_string() }))).into_response()
         }
     }
 }

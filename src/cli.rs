@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use lockstep_core::source::ReloadRequest;
 use lockstep_pipelines::{Pipeline, Registry};
 
 use crate::progress::Bars;
-use crate::{Outcome, check, demo, run, schema, status};
+use crate::{Outcome, check, demo, run, schema, snapshot, status};
 
 /// Keeps Kafka, Redis and search in lockstep with PostgreSQL.
 #[derive(Debug, Parser)]
@@ -73,6 +74,26 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
+    /// Load a table again through a running pipeline, while it streams: all rows, or those that meet a condition.
+    Snapshot {
+        /// The pipeline file of the running pipeline; it says where to ask.
+        file: PathBuf,
+        /// The table, `schema.table`.
+        #[arg(long)]
+        table: String,
+        /// The source that has it; not needed when there is one only.
+        #[arg(long)]
+        source: Option<String>,
+        /// A condition in SQL that rows must meet.
+        #[arg(long = "where", value_name = "SQL")]
+        condition: Option<String>,
+        /// Return when the request is taken, instead of when all rows are durable in every sink.
+        #[arg(long)]
+        no_wait: bool,
+        /// The pipeline's admin endpoint, where it is not the one that the file says.
+        #[arg(long, env = "LOCKSTEP_ADMIN_URL")]
+        url: Option<String>,
+    },
     /// Print the JSON Schema of the pipeline file.
     Schema,
     /// Search an embedded index, also while a pipeline writes it.
@@ -110,6 +131,18 @@ impl Command {
             } => check::check(&file, registry, offline, format).await,
             Command::Status { url, token, format } => {
                 status::status(&url, token.as_deref(), format).await
+            }
+            Command::Snapshot {
+                file,
+                table,
+                source,
+                condition,
+                no_wait,
+                url,
+            } => {
+                let endpoint = snapshot::endpoint(&load(&file, registry)?, url)?;
+                let request = ReloadRequest { table, condition };
+                snapshot::snapshot(&endpoint, source, request, !no_wait).await
             }
             Command::Schema => schema::schema(registry),
             #[cfg(feature = "search-embedded")]

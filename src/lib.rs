@@ -7,7 +7,8 @@ mod admin;
 mod check;
 mod cli;
 pub mod demo;
-pub mod figures;
+mod endpoint;
+mod figures;
 mod logging;
 mod output;
 mod postgres;
@@ -16,6 +17,7 @@ mod run;
 mod schema;
 #[cfg(feature = "search-embedded")]
 mod search;
+mod snapshot;
 mod status;
 
 use std::process::ExitCode;

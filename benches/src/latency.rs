@@ -230,7 +230,7 @@ const READY: &str = "ready";
 pub async fn pipeline(file: &str) -> Result<()> {
     let registry = Registry::new()
         .with_source::<PostgresFactory>()
-        .with_state_sink::<RedisFactory>();
+        .with_sink::<RedisFactory>();
     let pipeline = lockstep_pipelines::file::load(Path::new(file), &registry)
         .map_err(lockstep_core::Error::from)?;
     let stop = CancellationToken::new();

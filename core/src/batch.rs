@@ -140,6 +140,16 @@ impl Cell {
         }
     }
 
+    /// The bytes of a value of the main block, before the block has become a batch's; `None` when there is none.
+    #[must_use]
+    pub fn bytes(self, block: &[u8]) -> Option<&[u8]> {
+        let has_value = self.tagged >> KIND_SHIFT >= KIND_TEXT && self.tagged & EXTRA == 0;
+        let (start, length) = (self.offset as usize, (self.tagged & LENGTH) as usize);
+        has_value
+            .then(|| block.get(start..start + length))
+            .flatten()
+    }
+
     /// Whether this is [`Cell::UNCHANGED`].
     #[must_use]
     pub fn is_unchanged(self) -> bool {

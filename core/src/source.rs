@@ -37,6 +37,68 @@ pub trait Source: Send {
 
     /// Sends the last confirmed position to the server and says goodbye.
     async fn close(&mut self) -> Result<()>;
+
+    /// Loads tables again while it streams; `None` where the source cannot.
+    fn reloads(&self) -> Option<Arc<dyn Reloads>> {
+        None
+    }
+}
+
+/// Loads tables again, one after the other, while the stream goes on. Rows come as [`crate::batch::Op::Read`] in the phase
+/// `Snapshot`, at a place of the stream where nothing newer of them has passed: a later change wins, a stale row never
+/// overwrites a newer one. A request survives a restart of the process, and goes on where it was.
+pub trait Reloads: Send + Sync {
+    /// Takes a request and returns its number.
+    ///
+    /// # Errors
+    /// Of kind `Invalid` when there is no such table, it has no key, or as much waits already.
+    fn request(&self, request: ReloadRequest) -> Result<u64>;
+
+    /// The requests that wait or are under way, and the last ones that ended.
+    fn list(&self) -> Vec<Reload>;
+}
+
+/// What is to be loaded.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReloadRequest {
+    /// `schema.table`.
+    pub table: String,
+    /// A condition in SQL that rows must meet; all rows without.
+    #[serde(rename = "where", default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+}
+
+/// A request, and how it stands.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Reload {
+    /// Its number, counted per source.
+    pub id: u64,
+    /// What was asked for.
+    #[serde(flatten)]
+    pub request: ReloadRequest,
+    /// How it stands.
+    pub state: ReloadState,
+    /// Rows handed on so far, this run's and earlier ones'.
+    pub rows: u64,
+    /// Rows left out since the stream had something newer of them.
+    pub superseded: u64,
+    /// Why it failed.
+    pub problem: Option<String>,
+}
+
+/// How a request stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReloadState {
+    /// Others are before it.
+    Waiting,
+    /// Rows are being read.
+    Running,
+    /// All rows are durable in every sink.
+    Done,
+    /// Given up; see the problem.
+    Failed,
 }
 
 /// What a source is given.

@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use lockstep_core::batch::{BatchBuilder, Cell, Op, Phase, Transaction};
+use lockstep_core::batch::Transaction;
 use lockstep_core::config::ByteSize;
 use lockstep_core::error::{At, Error, ErrorKind, Result};
 use lockstep_core::memory::Budget;
@@ -21,16 +20,15 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use crate::catalog::Published;
-use crate::error::{from_sql, protocol};
+use crate::copy_out::{CopyOut, Rows};
+use crate::error::from_sql;
 use crate::sql::{self, quote_ident, quote_literal};
 use crate::stream::now_ms;
 use crate::wire::target::Target;
-use crate::wire::{Connection, Mode, frame};
+use crate::wire::{Connection, Mode};
 
 /// A batch goes on when its block has grown to this size.
 const BLOCK: usize = 256 * 1024;
-/// Room made before each read.
-const ROOM: usize = 64 * 1024;
 /// How often the progress is logged.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
@@ -256,59 +254,14 @@ fn copy_statement(chunk: &Chunk, published: &Published, schema: &TableSchema) ->
 
 async fn copy_chunk(shared: &Shared, connection: &mut Connection, chunk: &Chunk) -> Result<()> {
     let (published, schema) = &shared.copy.tables[chunk.table];
-    connection
-        .begin_copy_out("copy the table", &copy_statement(chunk, published, schema))
-        .await?;
-    let mut rows = RowReader::new(schema);
-    let mut block = Vec::with_capacity(BLOCK + ROOM);
-    block.extend_from_slice(&connection.take_buffered());
-    let mut parsed = 0;
-    'copy: loop {
-        while let Some(found) = frame::next(&block, parsed)? {
-            parsed = found.end;
-            match found.tag {
-                b'd' => rows.take(&mut block, found.start, found.end)?,
-                b'c' | b'C' | b'N' | b'S' => {}
-                b'Z' => break 'copy,
-                b'E' => {
-                    let rest = block.split_off(found.start - frame::HEADER);
-                    connection.give_back(&rest);
-                    // The error, and then ready: `query` would report it; here it is read as the answer to the copy.
-                    return Err(connection.copy_failed("copy the table").await);
-                }
-                tag => {
-                    return Err(protocol(format!(
-                        "a message of type {:?} inside a copy",
-                        char::from(tag)
-                    )));
-                }
-            }
+    let statement = copy_statement(chunk, published, schema);
+    let mut out = CopyOut::begin(connection, &statement, schema).await?;
+    while out.read(connection).await? {
+        if out.len() >= BLOCK {
+            hand_on(shared, chunk.table, out.take()).await?;
         }
-        if parsed >= BLOCK {
-            hand_on(
-                shared,
-                chunk.table,
-                schema,
-                &mut rows,
-                &mut block,
-                &mut parsed,
-            )
-            .await?;
-        }
-        let missing = frame::needed(&block, parsed)
-            .map_or(0, |needed| (parsed + needed).saturating_sub(block.len()));
-        connection.fill(&mut block, missing.max(ROOM)).await?;
     }
-    connection.give_back(&block[parsed..]);
-    hand_on(
-        shared,
-        chunk.table,
-        schema,
-        &mut rows,
-        &mut block,
-        &mut parsed,
-    )
-    .await?;
+    hand_on(shared, chunk.table, out.take()).await?;
     if shared.left[chunk.table].fetch_sub(1, Ordering::AcqRel) == 1 {
         shared
             .copy
@@ -318,51 +271,21 @@ async fn copy_chunk(shared: &Shared, connection: &mut Connection, chunk: &Chunk)
     Ok(())
 }
 
-async fn hand_on(
-    shared: &Shared,
-    table: usize,
-    schema: &Arc<TableSchema>,
-    rows: &mut RowReader,
-    block: &mut Vec<u8>,
-    parsed: &mut usize,
-) -> Result<()> {
-    let count = rows.starts.len() as u64;
+async fn hand_on(shared: &Shared, table: usize, rows: Rows) -> Result<()> {
+    let count = rows.count() as u64;
     if count == 0 {
         return Ok(());
     }
     let first = shared.ordinal.fetch_add(count, Ordering::Relaxed);
-    let mut next = Vec::with_capacity(BLOCK + ROOM);
-    next.extend_from_slice(&block[*parsed..]);
-    let mut full = std::mem::replace(block, next);
-    full.truncate(*parsed);
-    *parsed = 0;
-    let mut builder = BatchBuilder::new();
-    builder.received(Instant::now());
-    builder.begin(Transaction {
+    let transaction = Transaction {
         commit: shared.copy.consistent_point,
         commit_micros: shared.started_micros,
         xid: 0,
         origin: None,
         previous_commit: None,
-    });
-    let index = builder.schema(schema);
-    std::mem::swap(builder.cells(), &mut rows.cells);
-    for (at, start) in rows.starts.drain(..).enumerate() {
-        builder.push(
-            Op::Read,
-            index,
-            first + at as u64,
-            shared.copy.consistent_point,
-            None,
-            Some(start),
-        );
-    }
-    let batch = builder.finish(
-        Arc::clone(&shared.copy.source),
-        Phase::Snapshot,
-        None,
-        Bytes::from(full),
-    );
+    };
+    let schema = &shared.copy.tables[table].1;
+    let batch = rows.into_batch(&shared.copy.source, schema, transaction, first);
     let permit = shared.copy.budget.take(batch.size()).await;
     shared
         .copy
@@ -404,168 +327,5 @@ impl Shared {
             seconds_left = format!("{:.0}", (expected - rows) as f64 / rate.max(1.0)),
             "copying tables"
         );
-    }
-}
-
-/// Reads rows of COPY's text format (PostgreSQL documentation, COPY, *Text Format*), undoing its escapes in place: an
-/// escape is longer than what it stands for.
-struct RowReader {
-    width: usize,
-    cells: Vec<Cell>,
-    /// Where each row's cells begin.
-    starts: Vec<usize>,
-}
-
-impl RowReader {
-    fn new(schema: &TableSchema) -> Self {
-        RowReader {
-            width: usize::from(schema.width),
-            cells: Vec::new(),
-            starts: Vec::new(),
-        }
-    }
-
-    /// Takes in the row `block[start..end]`, which ends in a newline.
-    fn take(&mut self, block: &mut [u8], start: usize, end: usize) -> Result<()> {
-        let first = self.cells.len();
-        let row = &mut block[start..end];
-        let Some((b'\n', _)) = row.split_last().map(|(last, rest)| (*last, rest)) else {
-            return Err(protocol("a row of a copy does not end in a newline"));
-        };
-        let length = row.len() - 1;
-        let mut at = 0;
-        // A table without columns has rows of nothing.
-        while self.width > 0 {
-            let (cell, next) = field(&mut row[..length], at, start)?;
-            self.cells.push(cell);
-            match next {
-                Some(next) => at = next,
-                None => break,
-            }
-        }
-        let found = self.cells.len() - first;
-        if found != self.width {
-            return Err(protocol(format!(
-                "a row of a copy has {found} columns, not {}",
-                self.width
-            )));
-        }
-        self.starts.push(first);
-        Ok(())
-    }
-}
-
-/// The field at `at` of a row that lies at `offset` of its block, and where the next one begins.
-fn field(row: &mut [u8], at: usize, offset: usize) -> Result<(Cell, Option<usize>)> {
-    let text = |from: usize, to: usize| {
-        if to - from > Cell::MAX_LENGTH {
-            return Err(protocol(format!(
-                "a value of {} bytes is larger than lockstep can carry",
-                to - from
-            )));
-        }
-        Ok(Cell::text((offset + from) as u32, (to - from) as u32))
-    };
-    match memchr::memchr2(b'\t', b'\\', &row[at..]) {
-        None => return Ok((text(at, row.len())?, None)),
-        Some(tab) if row[at + tab] == b'\t' => {
-            return Ok((text(at, at + tab)?, Some(at + tab + 1)));
-        }
-        Some(_) => {}
-    }
-    if row[at..].starts_with(b"\\N") && matches!(row.get(at + 2), None | Some(b'\t')) {
-        return Ok((Cell::NULL, (at + 2 < row.len()).then_some(at + 3)));
-    }
-    let (mut from, mut to) = (at, at);
-    while from < row.len() && row[from] != b'\t' {
-        let mut byte = row[from];
-        if byte == b'\\' {
-            from += 1;
-            byte = match row.get(from) {
-                Some(b'b') => 8,
-                Some(b'f') => 12,
-                Some(b'n') => b'\n',
-                Some(b'r') => b'\r',
-                Some(b't') => b'\t',
-                Some(b'v') => 11,
-                Some(other) => *other,
-                None => return Err(protocol("a row of a copy ends inside an escape")),
-            };
-        }
-        row[to] = byte;
-        from += 1;
-        to += 1;
-    }
-    Ok((text(at, to)?, (from < row.len()).then_some(from + 1)))
-}
-
-#[cfg(test)]
-mod tests {
-    use lockstep_core::batch::CellRef;
-
-    use super::*;
-
-    fn read(rows: &[&str]) -> Result<Vec<Vec<Option<String>>>> {
-        let width = rows[0].split('\t').count();
-        let mut reader = RowReader {
-            width,
-            cells: Vec::new(),
-            starts: Vec::new(),
-        };
-        let mut block = Vec::new();
-        for row in rows {
-            let start = block.len();
-            block.extend_from_slice(row.as_bytes());
-            block.push(b'\n');
-            let end = block.len();
-            reader.take(&mut block, start, end)?;
-        }
-        let mut builder = BatchBuilder::new();
-        std::mem::swap(builder.cells(), &mut reader.cells);
-        let source = Arc::new(SourceInfo {
-            name: "s".into(),
-            identity: lockstep_core::position::SourceIdentity {
-                system: 1,
-                timeline: 1,
-                database: "d".into(),
-            },
-        });
-        let cells = builder.cells().clone();
-        let batch = builder.finish(source, Phase::Snapshot, None, Bytes::from(block));
-        Ok(cells
-            .chunks(width)
-            .map(|row| {
-                row.iter()
-                    .map(|cell| match batch.resolve(*cell) {
-                        CellRef::Text(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-                        _ => None,
-                    })
-                    .collect()
-            })
-            .collect())
-    }
-
-    #[test]
-    fn rows_with_nulls_and_escapes() {
-        let rows = read(&[
-            "1\t\\N\ta\\tb\\\\c",
-            "\\N\t\t\\N",
-            "x\\nn\t\\\\N\t\\b\\f\\v\\r",
-        ])
-        .expect("valid");
-        let some = |text: &str| Some(text.to_owned());
-        assert_eq!(rows[0], [some("1"), None, some("a\tb\\c")]);
-        assert_eq!(rows[1], [None, some(""), None]);
-        assert_eq!(
-            rows[2],
-            [some("x\nn"), some("\\N"), some("\u{8}\u{c}\u{b}\r")]
-        );
-    }
-
-    #[test]
-    fn a_row_of_another_width_is_an_error() {
-        assert!(read(&["1\t2", "1"]).is_err());
-        assert!(read(&["1\t2", "1\t2\t3"]).is_err());
-        assert!(read(&["a\\"]).is_err());
     }
 }

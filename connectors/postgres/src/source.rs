@@ -1,5 +1,6 @@
 //! Opens a source: who the server is, what is published, where the slot stands; then copy, then stream.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,15 +10,16 @@ use lockstep_core::check::Finding;
 use lockstep_core::error::{At, Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::TableSchema;
-use lockstep_core::source::{Source, SourceContext, SourceFactory, SourcePhase};
+use lockstep_core::source::{Reloads, Source, SourceContext, SourceFactory, SourcePhase};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Described, Published, require_identity};
 use crate::config::{PostgresConfig, SnapshotMode};
 use crate::error::from_sql;
+use crate::reload::{Desk, Merge, Reader};
 use crate::snapshot::Copy;
 use crate::state::{Copied, State, StateFile};
 use crate::stream::Stream;
@@ -59,6 +61,10 @@ struct PostgresSource {
     info: Arc<SourceInfo>,
     tables: Vec<Arc<TableSchema>>,
     batches: mpsc::Receiver<Result<Batch>>,
+    /// Batches that a pass of the window has made of one, and that are not handed on yet.
+    ready: VecDeque<Batch>,
+    merge: Merge,
+    desk: Arc<Desk>,
     shutdown: CancellationToken,
     driver: Option<JoinHandle<()>>,
 }
@@ -74,7 +80,16 @@ impl Source for PostgresSource {
     }
 
     async fn next(&mut self) -> Result<Option<Batch>> {
-        self.batches.recv().await.transpose()
+        if self.ready.is_empty()
+            && let Some(batch) = self.batches.recv().await.transpose()?
+        {
+            self.ready.extend(self.merge.pass(batch, &self.desk));
+        }
+        Ok(self.ready.pop_front())
+    }
+
+    fn reloads(&self) -> Option<Arc<dyn Reloads>> {
+        Some(Arc::clone(&self.desk) as Arc<dyn Reloads>)
     }
 
     async fn close(&mut self) -> Result<()> {
@@ -115,6 +130,8 @@ enum Start {
 
 /// The parts of an open source that the driver takes along.
 struct Driver {
+    desk: Arc<Desk>,
+    merge: Merge,
     config: PostgresConfig,
     context: SourceContext,
     target: Target,
@@ -222,7 +239,15 @@ impl PostgresSource {
             .map(|(_, _, schema)| Arc::clone(schema))
             .collect();
         let info = Arc::clone(&contact.info);
+        let names = contact
+            .tables
+            .iter()
+            .map(|(table, ..)| table.id.to_string());
+        let desk = Arc::new(Desk::open(&context.state, names.collect())?);
+        let merge = Merge::default();
         let driver = Driver {
+            desk: Arc::clone(&desk),
+            merge: merge.clone(),
             config: config.clone(),
             context,
             target,
@@ -240,6 +265,9 @@ impl PostgresSource {
             info,
             tables: schemas,
             batches,
+            ready: VecDeque::new(),
+            merge,
+            desk,
             shutdown,
             driver: Some(driver),
         })
@@ -475,6 +503,21 @@ impl Driver {
             };
             (self.state.clone(), state)
         });
+        let reader = Reader {
+            target: self.target.clone(),
+            tables: self
+                .tables
+                .iter()
+                .map(|(table, _, schema)| (table.clone(), Arc::clone(schema)))
+                .collect(),
+            desk: self.desk,
+            merge: self.merge,
+            feedback: self.context.feedback.clone(),
+            budget: self.context.budget.clone(),
+        };
+        // Ends with this future: the reader and the stream belong to one connection to the server.
+        let mut beside = JoinSet::new();
+        beside.spawn(reader.run());
         let stream = Stream {
             target: self.target,
             source: self.info,

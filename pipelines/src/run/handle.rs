@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lockstep_core::memory::Budget;
 use lockstep_core::position::Lsn;
-use lockstep_core::source::{SourcePhase, SourceState};
+use lockstep_core::source::{Reload, ReloadRequest, SourcePhase, SourceState};
 use lockstep_core::{Error, ErrorKind, Result};
 use prometheus::core::Collector;
 use prometheus::{Encoder, TextEncoder};
@@ -170,6 +170,51 @@ impl Handle {
         } else {
             Err(problems)
         }
+    }
+
+    /// Asks a source to load a table again while it streams; the one source there is when none is named. Returns the
+    /// source's name and the number of the request.
+    ///
+    /// # Errors
+    /// Of kind `Invalid` when there is no such source or table; `Unavailable` before the source has been open.
+    pub fn reload(&self, source: Option<&str>, request: ReloadRequest) -> Result<(String, u64)> {
+        let sources = &self.0.sources;
+        let names = || {
+            let names: Vec<&str> = sources.iter().map(|source| &*source.name).collect();
+            names.join(", ")
+        };
+        let share = match (source, &sources[..]) {
+            (None, [only]) => only,
+            (None, _) => {
+                let error = Error::new(ErrorKind::Invalid, "which source has the table?");
+                return Err(error.remedy(format!("name one of {}", names())));
+            }
+            (Some(name), _) => {
+                let known = sources.iter().find(|source| *source.name == *name);
+                known.ok_or_else(|| {
+                    Error::new(ErrorKind::Invalid, format!("there is no source {name}"))
+                        .remedy(format!("choose one of {}", names()))
+                })?
+            }
+        };
+        let reloads = share.reloads().ok_or_else(|| {
+            let what = format!(
+                "sources.{} is not open, or cannot load tables again",
+                share.name
+            );
+            Error::new(ErrorKind::Unavailable, what).remedy("see /readyz, then ask again")
+        })?;
+        let place = format!("sources.{}", share.name);
+        let id = reloads.request(request).map_err(|error| error.at(place))?;
+        Ok((share.name.to_string(), id))
+    }
+
+    /// Requests to load tables again, by source: those that wait or are under way, and the last ones that ended.
+    #[must_use]
+    pub fn reloads(&self) -> BTreeMap<String, Vec<Reload>> {
+        let sources = self.0.sources.iter();
+        let open = sources.filter_map(|share| Some((share.name.to_string(), share.reloads()?)));
+        open.map(|(name, reloads)| (name, reloads.list())).collect()
     }
 
     /// For every sink that a source reaches, by name: whether all commits of the source up to `lsn` are durable there.

@@ -121,7 +121,9 @@ impl Pump {
             ));
         }
         let reached = parts.flow.bind(source.tables()).await?;
-        parts.share.opened(Arc::clone(&info), feedback);
+        parts
+            .share
+            .opened(Arc::clone(&info), feedback, source.reloads());
         for (lane, tables) in parts.flow.lanes().zip(reached) {
             let info = Arc::clone(&info);
             lane.announce(parts.index, Announced { info, tables });

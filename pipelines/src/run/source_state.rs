@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use lockstep_core::feedback::Feedback;
 use lockstep_core::position::{Lsn, SourceInfo};
-use lockstep_core::source::{SourceStatus, TableProgress};
+use lockstep_core::source::{Reloads, SourceStatus, TableProgress};
 use tokio::time::Instant;
 
 use super::copying::Copying;
@@ -26,6 +26,7 @@ struct Inner {
     confirmed: Lsn,
     /// Of the source that is open now.
     feedback: Option<Feedback>,
+    reloads: Option<Arc<dyn Reloads>>,
 }
 
 impl SourceShare {
@@ -45,11 +46,22 @@ impl SourceShare {
 
     /// A source has been opened and proved to be the same log as before. Only now does its feedback learn what has been
     /// confirmed: positions of one log mean nothing in another.
-    pub fn opened(&self, info: Arc<SourceInfo>, feedback: Feedback) {
+    pub fn opened(
+        &self,
+        info: Arc<SourceInfo>,
+        feedback: Feedback,
+        reloads: Option<Arc<dyn Reloads>>,
+    ) {
         let mut inner = lock(&self.inner);
         feedback.confirm(inner.confirmed);
         inner.info = Some(info);
         inner.feedback = Some(feedback);
+        inner.reloads = reloads;
+    }
+
+    /// Where requests to load tables again go; `None` before the source has been open, or where it cannot.
+    pub fn reloads(&self) -> Option<Arc<dyn Reloads>> {
+        lock(&self.inner).reloads.clone()
     }
 
     /// Everything up to `lsn` is durable in every sink, and the transforms are persisted.

@@ -14,6 +14,7 @@ mod drain;
 mod examples;
 mod kills;
 mod memory;
+mod reload;
 mod sink_faults;
 mod source_faults;
 mod support;

@@ -1,0 +1,82 @@
+//! Which transactions a snapshot sees.
+
+use lockstep_core::error::Result;
+
+use crate::error::protocol;
+
+/// What `pg_current_snapshot()` says: `xmin:xmax:running,…` (PostgreSQL documentation, *Transaction ID and Snapshot
+/// Information Functions*), in 64 bits, of top-level transactions only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Visible {
+    xmin: u64,
+    xmax: u64,
+    running: Vec<u64>,
+}
+
+impl Visible {
+    /// # Errors
+    /// Of kind `Protocol`, when it is not of that form.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let parse = || {
+            let mut parts = text.split(':');
+            let mut number = || parts.next()?.parse().ok();
+            let (xmin, xmax) = (number()?, number()?);
+            let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
+            Some(Visible {
+                xmin,
+                xmax,
+                running: running.map(|xid| xid.parse().ok()).collect::<Option<_>>()?,
+            })
+        };
+        parse().ok_or_else(|| protocol(format!("`{text}` is not a snapshot")))
+    }
+
+    /// Whether the snapshot sees what a committed transaction wrote. The stream knows transactions by the lower 32 bits of
+    /// their ids: the one meant is the one nearest to the snapshot.
+    pub(super) fn sees(&self, xid: u32) -> bool {
+        let behind = (self.xmax as u32).wrapping_sub(xid).cast_signed();
+        let Some(xid) = self.xmax.checked_add_signed(-i64::from(behind)) else {
+            // Before the first of all.
+            return true;
+        };
+        xid < self.xmin || (xid < self.xmax && !self.running.contains(&xid))
+    }
+}
+
+impl Visible {
+    /// Whether every transaction that this snapshot saw running has ended for a later one.
+    pub(super) fn are_done(&self, later: &Visible) -> bool {
+        let ended = |xid: &u64| *xid < later.xmin || !later.running.contains(xid);
+        self.running.iter().all(ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finished_transactions_are_seen_and_running_ones_are_not() {
+        let snapshot = Visible::parse("10:20:12,15").expect("a snapshot");
+        for (xid, seen) in [(9, true), (10, true), (12, false), (13, true), (15, false)] {
+            assert_eq!(snapshot.sees(xid), seen, "{xid}");
+        }
+        assert!(!snapshot.sees(20) && !snapshot.sees(1000));
+        assert!(Visible::parse("10:10:").expect("idle").sees(9));
+        let later = Visible::parse("15:30:15").expect("a snapshot");
+        assert!(!snapshot.are_done(&later));
+        assert!(snapshot.are_done(&Visible::parse("16:30:20").expect("a snapshot")));
+        for bad in ["", "1", "1:2", "a:b:", "1:2:x"] {
+            assert!(Visible::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_of_32_bits_are_those_near_the_snapshot() {
+        let epoch = 7_u64 << 32;
+        let text = format!("{}:{}:{}", epoch - 5, epoch + 5, epoch + 1);
+        let snapshot = Visible::parse(&text).expect("a snapshot");
+        assert!(snapshot.sees(u32::MAX - 10));
+        assert!(snapshot.sees(0) && !snapshot.sees(1) && snapshot.sees(4) && !snapshot.sees(5));
+    }
+}

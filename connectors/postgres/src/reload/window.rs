@@ -1,0 +1,305 @@
+//! Where rows that are loaded again enter the stream.
+//!
+//! A chunk of rows is read under a snapshot; afterwards a *fence*, a logical message in a transaction of its own, is
+//! committed. Whatever the snapshot sees was committed before the fence, so it has passed in the stream when the fence
+//! comes by. What has passed and the snapshot does not see is newer than the chunk: its keys are taken out of the chunk.
+//! The rest goes on at the place of the fence, with the fence's commit as its version. (An LSN alone could not tell:
+//! a commit may be in the log, and in the stream, before snapshots see it.)
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use lockstep_core::batch::{Batch, CellRef, Change, Op, Row, Transaction};
+use lockstep_core::position::Lsn;
+use lockstep_core::schema::{TableId, TableSchema};
+use tokio::sync::oneshot;
+
+use super::visible::Visible;
+use crate::copy_out::Rows;
+
+/// Prefix of the messages that mark where a chunk belongs.
+pub(super) const FENCE: &str = "lockstep.fence";
+/// Prefix of the messages that ask for something.
+pub(super) const SIGNAL: &str = "lockstep.signal";
+
+/// Transactions remembered as having passed. More than can be committed and not yet seen by snapshots: each of those
+/// holds a connection.
+const RECENT: usize = 4096;
+/// Bytes of keys remembered; beyond, the chunk is read again.
+const MOST_KEYS: usize = 16 << 20;
+
+/// A chunk that waits for its fence.
+pub(super) struct Offer {
+    /// The message's content.
+    pub(super) fence: String,
+    pub(super) schema: Arc<TableSchema>,
+    pub(super) rows: Rows,
+    pub(super) permit: lockstep_core::memory::Permit,
+    pub(super) visible: Visible,
+    pub(super) answer: oneshot::Sender<Merged>,
+}
+
+/// What became of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Merged {
+    /// It went on: durable when more than `fence` is confirmed.
+    Passed {
+        fence: Lsn,
+        rows: u64,
+        superseded: u64,
+    },
+    /// It is to be read again: too much has changed meanwhile, or the table has another shape.
+    Again,
+}
+
+/// What has passed in the stream, as far as chunks need to know.
+#[derive(Default)]
+pub(super) struct Window {
+    recent: VecDeque<u32>,
+    /// The latest shape of each table that has passed, by its name in the database.
+    shapes: HashMap<TableId, Arc<TableSchema>>,
+    watched: Option<Watched>,
+}
+
+/// The table that is being loaded.
+struct Watched {
+    table: TableId,
+    /// The last transaction that changed each key.
+    touched: HashMap<Vec<u8>, u32>,
+    bytes: usize,
+    truncated: Option<u32>,
+    offer: Option<Offer>,
+}
+
+/// What a pass of a batch has found besides.
+#[derive(Default)]
+pub(super) struct Found {
+    /// The batch, and the chunks in it, in order.
+    pub(super) batches: Vec<Batch>,
+    /// The contents of signals.
+    pub(super) signals: Vec<String>,
+}
+
+impl Window {
+    /// Begins to note the changes of a table. Returns the transactions that have passed before: the first snapshot must
+    /// see them all.
+    pub(super) fn watch(&mut self, table: TableId) -> Vec<u32> {
+        self.watched = Some(Watched {
+            table,
+            touched: HashMap::new(),
+            bytes: 0,
+            truncated: None,
+            offer: None,
+        });
+        self.recent.iter().copied().collect()
+    }
+
+    /// Ends it.
+    pub(super) fn rest(&mut self) {
+        self.watched = None;
+    }
+
+    /// Hands over a chunk, before its fence is committed.
+    pub(super) fn offer(&mut self, offer: Offer) {
+        if let Some(watched) = &mut self.watched {
+            watched.offer = Some(offer);
+        }
+    }
+
+    /// The shape in which a table passed last.
+    pub(super) fn shape(&self, table: &TableId) -> Option<Arc<TableSchema>> {
+        self.shapes.get(table).cloned()
+    }
+
+    /// Takes note of a batch of the stream, takes our messages out of it, and puts the chunk that waits at its place.
+    pub(super) fn pass(&mut self, batch: Batch) -> Found {
+        for transaction in batch.transactions() {
+            self.seen(transaction);
+        }
+        for schema in batch.schemas() {
+            if self
+                .shapes
+                .get(&schema.origin)
+                .is_none_or(|known| !Arc::ptr_eq(known, schema))
+            {
+                self.shapes
+                    .insert(schema.origin.clone(), Arc::clone(schema));
+            }
+        }
+        let messages = batch
+            .changes()
+            .iter()
+            .any(|change| change.op == Op::Message);
+        if self.watched.is_none() && !messages {
+            return Found {
+                batches: vec![batch],
+                signals: Vec::new(),
+            };
+        }
+        let mut found = Found::default();
+        let mut kept: Vec<Change> = Vec::with_capacity(batch.changes().len());
+        for change in batch.changes() {
+            match message(&batch, change) {
+                Some((SIGNAL, content)) => found.signals.push(content.to_owned()),
+                Some((FENCE, content)) => {
+                    if let Some(chunk) = self.merge(&batch, change, content) {
+                        found.part(&batch, &mut kept);
+                        found.batches.extend(chunk);
+                    }
+                }
+                _ => {
+                    self.touch(&batch, change);
+                    kept.push(*change);
+                }
+            }
+        }
+        if found.batches.is_empty() || !kept.is_empty() {
+            found.batches.push(batch.with_changes(kept));
+        }
+        for part in &mut found.batches {
+            part.through = None;
+        }
+        if let Some(last) = found.batches.last_mut() {
+            last.through = batch.through;
+        }
+        found
+    }
+
+    fn seen(&mut self, transaction: &Transaction) {
+        if transaction.xid == 0 || self.recent.back() == Some(&transaction.xid) {
+            return;
+        }
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(transaction.xid);
+    }
+
+    fn touch(&mut self, batch: &Batch, change: &Change) {
+        let Some(watched) = &mut self.watched else {
+            return;
+        };
+        let schema = batch.schema(change);
+        if schema.origin != watched.table {
+            return;
+        }
+        let xid = batch.transaction(change).xid;
+        if change.op == Op::Truncate {
+            watched.truncated = Some(xid);
+        }
+        for row in [batch.old_row(change), batch.new_row(change)]
+            .into_iter()
+            .flatten()
+        {
+            match key(schema, row) {
+                Some(key) => watched.note(key, xid),
+                // A large key that was not sent again: the chunk may hold the row.
+                None => watched.bytes = usize::MAX,
+            }
+        }
+    }
+
+    /// The chunk that waits for this fence: `None` when it is not ours, or has been given up.
+    fn merge(&mut self, batch: &Batch, change: &Change, content: &str) -> Option<Option<Batch>> {
+        let watched = self.watched.as_mut()?;
+        let offer = watched.offer.take_if(|offer| offer.fence == content)?;
+        let same_shape = self
+            .shapes
+            .get(&watched.table)
+            .is_none_or(|shape| shape.version == offer.schema.version);
+        if watched.bytes > MOST_KEYS || !same_shape {
+            // Whoever reads may have gone.
+            let _ = offer.answer.send(Merged::Again);
+            return None;
+        }
+        let fence = batch.transaction(change).clone();
+        let commit = fence.commit;
+        let count = offer.rows.count() as u64;
+        let rows = offer
+            .rows
+            .into_batch(&batch.source, &offer.schema, fence, 1);
+        let emptied = watched
+            .truncated
+            .is_some_and(|xid| !offer.visible.sees(xid));
+        let keeps = |change: &&Change| {
+            let key = rows.new_row(change).and_then(|row| key(&offer.schema, row));
+            let newer = key.and_then(|key| watched.touched.get(&key));
+            !emptied && newer.is_none_or(|xid| offer.visible.sees(*xid))
+        };
+        let kept: Vec<Change> = rows.changes().iter().filter(keeps).copied().collect();
+        let superseded = count - kept.len() as u64;
+        watched.forget(&offer.visible);
+        let _ = offer.answer.send(Merged::Passed {
+            fence: commit,
+            rows: kept.len() as u64,
+            superseded,
+        });
+        Some((!kept.is_empty()).then(|| rows.with_changes(kept).with_permit(offer.permit)))
+    }
+}
+
+impl Found {
+    /// What has come before a chunk.
+    fn part(&mut self, batch: &Batch, kept: &mut Vec<Change>) {
+        if !kept.is_empty() {
+            self.batches.push(batch.with_changes(std::mem::take(kept)));
+        }
+    }
+}
+
+impl Watched {
+    fn note(&mut self, key: Vec<u8>, xid: u32) {
+        if self.bytes > MOST_KEYS {
+            return;
+        }
+        let bytes = key.len() + size_of::<(Vec<u8>, u32)>();
+        if self.touched.insert(key, xid).is_none() {
+            self.bytes += bytes;
+        }
+    }
+
+    /// What a snapshot sees, all later ones see.
+    fn forget(&mut self, visible: &Visible) {
+        self.touched.retain(|_, xid| !visible.sees(*xid));
+        self.bytes = self
+            .touched
+            .keys()
+            .map(|key| key.len() + size_of::<(Vec<u8>, u32)>())
+            .sum();
+        self.truncated.take_if(|xid| visible.sees(*xid));
+    }
+}
+
+/// The values of a row's key, told apart from one another; `None` when one was not sent.
+fn key(schema: &TableSchema, row: Row<'_>) -> Option<Vec<u8>> {
+    let mut key = Vec::new();
+    for column in schema.key_columns() {
+        match row.get(column) {
+            CellRef::Text(bytes) | CellRef::Binary(bytes) => {
+                key.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+                key.extend_from_slice(bytes);
+            }
+            CellRef::Null => key.extend_from_slice(&u32::MAX.to_be_bytes()),
+            CellRef::Unchanged => return None,
+        }
+    }
+    Some(key)
+}
+
+/// The prefix and the content of a message of ours.
+fn message<'a>(batch: &'a Batch, change: &Change) -> Option<(&'static str, &'a str)> {
+    if change.op != Op::Message {
+        return None;
+    }
+    let (row, columns) = (batch.new_row(change)?, &batch.schema(change).columns);
+    let text = |at: usize| {
+        let bytes = row.get(columns.get(at)?).text()?;
+        std::str::from_utf8(bytes).ok()
+    };
+    let prefix = text(0)?;
+    let ours = [FENCE, SIGNAL].into_iter().find(|ours| *ours == prefix)?;
+    Some((ours, text(1)?))
+}
+
+#[cfg(test)]
+mod tests;
