@@ -347,7 +347,7 @@ async fn a_slow_reader_does_not_cost_the_connection() {
     let sent = "SELECT pg_stat_get_wal_senders.sent_lsn >= pg_current_wal_lsn() FROM pg_stat_get_wal_senders()";
     let is_sent = async || {
         let row = client.query_opt(sent, &[]).await.expect("an answer");
-        row.is_some_and(|row| row.get(0))
+        row.and_then(|row| row.get(0)).unwrap_or(false)
     };
     wait_for(DEADLINE, "the first to be sent", is_sent).await;
     database
