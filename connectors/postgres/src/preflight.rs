@@ -1,14 +1,16 @@
 //! What `lockstep check` says about a PostgreSQL source. Changes nothing on the server.
 
 use lockstep_core::check::Finding;
-use lockstep_core::error::{Error, Result};
+use lockstep_core::error::{Error, ErrorKind, Result};
 use tokio_postgres::Client;
 
 use crate::catalog::{Catalog, Published, require_identity};
 use crate::config::PostgresConfig;
+use crate::slot::Slot;
 use crate::source::OLDEST_SERVER;
 use crate::sql::quote_ident;
 use crate::types::TypeCache;
+use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 use crate::{publication, slot, sql};
 
@@ -56,8 +58,8 @@ async fn look(config: &PostgresConfig, name: &str, findings: &mut Vec<Finding>) 
         }
         Err(error) => findings.push(failed("replication login", &error)),
     }
-    slots(&client, config, name, &target.database, findings).await?;
-    tables(client, config, version, name, findings).await
+    slots(&client, config, name, &target, findings).await?;
+    tables(client, config, version, name, &target.user, findings).await
 }
 
 async fn setting(client: &Client, name: &str) -> Result<String> {
@@ -116,14 +118,17 @@ async fn slots(
     client: &Client,
     config: &PostgresConfig,
     name: &str,
-    database: &str,
+    target: &Target,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
     let slot_name = config.slot_name(name);
     let subject = format!("slot {slot_name}");
     match slot::read(client, &slot_name).await? {
-        Some(found) => findings.push(match found.require_usable(&slot_name, database) {
+        Some(found) => findings.push(match found.require_usable(&slot_name, &target.database) {
             Ok(()) => Finding::pass(subject, format!("confirmed up to {}", found.confirmed)),
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                in_use(client, subject, &found, target).await?
+            }
             Err(error) => failed(&subject, &error),
         }),
         None => {
@@ -173,11 +178,38 @@ async fn slots(
     Ok(())
 }
 
+/// A slot in use is as it should be while the pipeline runs: its own name tells a lockstep from a stranger.
+async fn in_use(client: &Client, subject: String, slot: &Slot, target: &Target) -> Result<Finding> {
+    let ask = "SELECT application_name FROM pg_catalog.pg_stat_activity WHERE pid = $1";
+    let pid = slot.active_pid.unwrap_or_default();
+    let holder = sql::query_opt(client, "read pg_stat_activity", ask, &[&pid]).await?;
+    // NULL for sessions of roles that ours may not look at.
+    let holder: Option<String> = holder.and_then(|row| row.get(0));
+    Ok(if holder.as_deref() == Some(&*target.application_name) {
+        Finding::warn(
+            subject,
+            format!(
+                "in use by process {pid}, {}; run waits for it",
+                target.application_name
+            ),
+            "nothing to do if that is this pipeline; another one needs a `slot` of its own",
+        )
+    } else {
+        let holder = holder.unwrap_or_else(|| "a session of another role".to_owned());
+        Finding::fail(
+            subject,
+            format!("in use by process {pid}, {holder}"),
+            "stop that process, or choose another name for `slot`",
+        )
+    })
+}
+
 async fn tables(
     client: Client,
     config: &PostgresConfig,
     version: u32,
     name: &str,
+    user: &str,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
     let subject = format!("publication {}", config.publication);
@@ -224,30 +256,18 @@ async fn tables(
             continue;
         };
         let identity = require_identity(&table.id, &facts);
-        let readable = sql::query_one(
-            catalog.client(),
-            "read the table's rights",
-            "SELECT has_table_privilege($1::oid, 'SELECT')",
-            &[&table.relation],
-        )
-        .await?;
-        findings.push(match identity {
-            Err(error) => failed(&subject, &error),
-            Ok(()) if !readable.get::<_, bool>(0) => Finding::fail(
-                subject,
-                "may not be read, so it cannot be copied",
-                format!(
-                    "GRANT SELECT ON {}.{} TO the_user",
-                    quote_ident(&table.id.schema),
-                    quote_ident(&table.id.name)
-                ),
-            ),
-            Ok(()) if facts.primary_key.is_empty() => Finding::warn(
+        let missing = missing_grant(catalog.client(), &table, user).await?;
+        findings.push(match (identity, missing) {
+            (Err(error), _) => failed(&subject, &error),
+            (Ok(()), Some(grant)) => {
+                Finding::fail(subject, "may not be read, so it cannot be copied", grant)
+            }
+            (Ok(()), None) if facts.primary_key.is_empty() => Finding::warn(
                 subject,
                 "has no primary key: queues only, state sinks refuse it",
                 "ADD PRIMARY KEY",
             ),
-            Ok(()) => Finding::pass(
+            (Ok(()), None) => Finding::pass(
                 subject,
                 format!(
                     "key ({}), {:?}",
@@ -258,6 +278,20 @@ async fn tables(
         });
     }
     Ok(())
+}
+
+/// What has to be granted before the table can be read; USAGE of its schema comes first.
+async fn missing_grant(client: &Client, table: &Published, user: &str) -> Result<Option<String>> {
+    let ask = "SELECT has_schema_privilege(relnamespace, 'USAGE'), has_table_privilege(oid, 'SELECT') \
+               FROM pg_catalog.pg_class WHERE oid = $1";
+    let row = sql::query_opt(client, "read the table's rights", ask, &[&table.relation]).await?;
+    let (usage, select) = row.map_or((true, true), |row| (row.get(0), row.get(1)));
+    let (schema, user) = (quote_ident(&table.id.schema), quote_ident(user));
+    let name = quote_ident(&table.id.name);
+    let usage = (!usage).then(|| format!("GRANT USAGE ON SCHEMA {schema} TO {user}"));
+    let select = (!select).then(|| format!("GRANT SELECT ON {schema}.{name} TO {user}"));
+    let grants: Vec<String> = usage.into_iter().chain(select).collect();
+    Ok((!grants.is_empty()).then(|| grants.join("; ")))
 }
 
 async fn may_create(

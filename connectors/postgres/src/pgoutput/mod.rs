@@ -6,10 +6,13 @@
 mod decode;
 mod reader;
 mod tuple;
+mod walk;
 
 pub use decode::{Context, decode};
 pub use reader::Malformed;
 pub use tuple::{Tuple, TupleCells, Value};
+#[doc(hidden)]
+pub use walk::walk;
 
 /// One message.
 #[derive(Clone, Copy, Debug, PartialEq)]

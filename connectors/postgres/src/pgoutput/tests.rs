@@ -418,37 +418,25 @@ proptest! {
     /// Whatever the bytes, decoding ends with a message or an error, never with a panic.
     #[test]
     fn any_bytes(payload in proptest::collection::vec(any::<u8>(), 0..200), in_stream: bool, parallel: bool) {
-        if let Ok((message, _)) = decode(&payload, Context { in_stream, parallel }) {
-            walk(message);
-        }
+        walk(&payload, Context { in_stream, parallel });
     }
 
     /// Cutting or bending a valid message never panics either.
     #[test]
-    fn bent_messages(cut in 0usize..60, at in 0usize..60, bit in 0u8..8) {
+    fn bent_messages(cut in 0usize..60, at in 0usize..60, bit in 0u8..8, in_stream: bool, parallel: bool) {
         for golden in [
             "52000060507075626c69630074006400020169640000000017ffffffff00760000000019ffffffff",
             "55000060504b00027400000001316e4e00027400000001326e",
+            "44000060504f0003740000000131620000000231326e",
+            "5400000002010000605000006051",
             "4d010000000012b9010867747800000000024731",
+            "4b000000000012b904680000000012b904b0000303d9e95c817d0000250e3133313037375f41513d3d5f41673d3d00",
         ] {
             let mut payload = bytes(golden);
             let length = payload.len();
             payload[at % length] ^= 1 << bit;
             payload.truncate(length - cut % length);
-            if let Ok((message, _)) = decode(&payload, Context::default()) {
-                walk(message);
-            }
+            walk(&payload, Context { in_stream, parallel });
         }
-    }
-}
-
-fn walk(message: Message<'_>) {
-    match message {
-        Message::Relation(relation) => {
-            assert_eq!(relation.columns().count(), usize::from(relation.count))
-        }
-        Message::Insert { new, .. } => assert_eq!(new.values().count(), usize::from(new.count())),
-        Message::Truncate { relations, .. } => assert!(relations.iter().count() < 100),
-        _ => {}
     }
 }

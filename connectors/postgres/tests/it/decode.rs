@@ -1,9 +1,11 @@
 //! The decoder over what real servers send, for every protocol version that they know.
 
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
+use lockstep_kit::wait_for;
 use lockstep_postgres::pgoutput::{Context, Message, Old, Tuple, Value, decode};
 use tokio_postgres::Client;
 
+use crate::harness::DEADLINE;
 use crate::stream::MAJORS;
 
 const TABLES: &str = "\
@@ -158,6 +160,12 @@ async fn everything_that_every_version_sends() {
         if prepares {
             write_prepared(&database).await;
         }
+        // Nobody waits for the log of a rollback to be written, and only what is written can be read.
+        let written = "SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()";
+        wait_for(DEADLINE, "the log to be written", async || {
+            database.value(written).await.as_deref() == Some("t")
+        })
+        .await;
         // Since 18 the server looks whether a transaction was rolled back before it streams it.
         let rolled_back = if major >= 18 { "" } else { "SYRIEA" };
         let (held, streamed) = match prepares {

@@ -5,5 +5,6 @@ mod decode;
 mod errors;
 mod harness;
 mod login;
+mod preflight;
 mod stream;
 mod tables;

@@ -36,8 +36,8 @@ async fn the_index_of_the_replica_identity_is_the_key() {
     let database = Postgres::shared(16).await.database("index").await;
     database
         .execute(
-            "CREATE TABLE t (id int PRIMARY KEY, v text, b int NOT NULL, a int NOT NULL, UNIQUE (b, a)); \
-             ALTER TABLE t REPLICA IDENTITY USING INDEX t_b_a_key; INSERT INTO t VALUES (1, 'copied', 1, 2)",
+            "CREATE TABLE t (id int PRIMARY KEY, v text, a int NOT NULL, b int NOT NULL, UNIQUE (b, a)); \
+             ALTER TABLE t REPLICA IDENTITY USING INDEX t_b_a_key; INSERT INTO t VALUES (1, 'copied', 2, 1)",
         )
         .await;
     let state = tempfile::tempdir().expect("a directory");
