@@ -32,6 +32,7 @@ mod port;
 pub mod postgres;
 mod process;
 pub mod proxy;
+pub mod random;
 pub mod redis;
 pub mod redis_cluster;
 mod scratch;
@@ -39,5 +40,6 @@ mod wait;
 
 pub use component::{Component, dir};
 pub use error::Error;
+pub use random::Random;
 pub use scratch::unique;
 pub use wait::{Outcome, wait_for};
