@@ -23,6 +23,7 @@
 
 pub mod certificates;
 pub mod component;
+pub mod disk;
 mod error;
 mod http;
 mod java;

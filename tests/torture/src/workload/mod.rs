@@ -94,7 +94,7 @@ impl Workload {
     /// Between rounds: it bounds how much there is to check.
     fn pause(self) -> Duration {
         Duration::from_millis(match self {
-            Self::Large => 1_500,
+            Self::Large => 4_000,
             Self::Copy => 700,
             Self::Truncate => 150,
             Self::Small => 120,
