@@ -34,7 +34,8 @@ pub(super) fn difference(expected: &Value, found: &Value) -> Option<String> {
     let columns = expected.as_object()?;
     columns.iter().find_map(|(name, value)| {
         let (value, found) = (text(value), text(&found[name]));
-        let shown = |value: &Option<String>| value.as_deref().map_or("NULL".into(), shortened);
+        let shown =
+            |value: &Option<String>| value.as_deref().map_or_else(|| "NULL".into(), shortened);
         (value != found).then(|| format!("{name} is {} and not {}", shown(&found), shown(&value)))
     })
 }

@@ -91,10 +91,19 @@ impl Workload {
         }
     }
 
+    /// Rounds after which a writer makes small commits instead, however long the faults take: there is enough to check.
+    fn most_rounds(self) -> u32 {
+        match self {
+            Self::Large => 3,
+            Self::Copy => 6,
+            _ => 150,
+        }
+    }
+
     /// Between rounds: it bounds how much there is to check.
     fn pause(self) -> Duration {
         Duration::from_millis(match self {
-            Self::Large => 4_000,
+            Self::Large => 1_500,
             Self::Copy => 700,
             Self::Truncate => 150,
             Self::Small => 120,
@@ -139,7 +148,11 @@ impl Load {
             writers.spawn(async move {
                 let mut rounds = 0;
                 while rounds < workload.least_rounds() || !*stopped.borrow() {
-                    writer.round(workload).await;
+                    if rounds < workload.most_rounds() {
+                        writer.round(workload).await;
+                    } else {
+                        writer.small(1).await;
+                    }
                     rounds += 1;
                     // A stop ends the pause; a sender that is gone is one.
                     let _ = tokio::time::timeout(workload.pause(), stopped.wait_for(|&stop| stop))

@@ -89,7 +89,7 @@ impl Writer {
         }
     }
 
-    async fn small(&mut self, commits: u32) {
+    pub(super) async fn small(&mut self, commits: u32) {
         for _ in 0..commits {
             let sql = self.change();
             self.run(&sql).await;
