@@ -2,12 +2,15 @@
 # Builds go to CARGO_TARGET_DIR when it is set.
 
 KIT := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockstep-kit
+TORTURER := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockstep-torture
 LOCKSTEP := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockstep
 # FULL=1: OpenSearch instead of the embedded index.
 FULL ?=
 DEMO ?=
+# TORTURE='--minutes 60 --seed 7', or '--only keys/black-hole --seed 4711' for one cell: see `--help`.
+TORTURE ?=
 
-.PHONY: demo test bench lint install-test
+.PHONY: demo test torture bench lint install-test
 
 demo:
 	tests/kit/install postgres redis kafka $(if $(FULL),opensearch)
@@ -26,6 +29,11 @@ test: install-test
 # A server that cannot be had here is no failure but where CI=true: the run names the tests that it leaves out.
 install-test:
 	tests/kit/install --if-possible all
+
+torture:
+	tests/kit/install postgres redis kafka opensearch
+	cargo build --release -p lockstep -p lockstep-torture
+	$(TORTURER) $(TORTURE)
 
 bench:
 	tests/kit/install postgres redis kafka

@@ -6,9 +6,8 @@
 pub mod child;
 pub mod copies;
 pub mod http;
-pub mod random;
 pub mod topics;
 pub mod work;
 
 pub use child::{Ended, Pipeline, Setup};
-pub use random::Random;
+pub use lockstep_kit::Random;

@@ -23,6 +23,7 @@
 
 pub mod certificates;
 pub mod component;
+pub mod disk;
 mod error;
 mod http;
 mod java;
@@ -32,6 +33,7 @@ mod port;
 pub mod postgres;
 mod process;
 pub mod proxy;
+pub mod random;
 pub mod redis;
 pub mod redis_cluster;
 mod scratch;
@@ -39,5 +41,6 @@ mod wait;
 
 pub use component::{Component, dir};
 pub use error::Error;
+pub use random::Random;
 pub use scratch::unique;
 pub use wait::{Outcome, wait_for};

@@ -279,6 +279,24 @@ impl Postgres {
         self.own().process.kill();
     }
 
+    /// SIGKILL to every process of the cluster: what the loss of the machine looks like to clients, but for the disk.
+    pub fn kill_all(&self) {
+        self.own().process.kill_family();
+    }
+
+    /// An immediate shutdown (SIGQUIT): sessions end at once, nothing is written, the next start recovers.
+    pub async fn stop_immediately(&self) {
+        self.own()
+            .process
+            .stop(Signal::QUIT, Duration::from_secs(10))
+            .await;
+    }
+
+    /// `true` stops every process of the cluster where it is (SIGSTOP), `false` lets them go on.
+    pub fn freeze(&self, freeze: bool) {
+        self.own().process.freeze_family(freeze);
+    }
+
     /// A fast shutdown (SIGINT): it waits for replication clients to confirm all WAL; after 30 s an immediate one.
     pub async fn stop(&self) {
         let process = &self.own().process;

@@ -222,9 +222,38 @@ impl Process {
         }
     }
 
+    /// SIGKILL to it and to all its children; returns when it is gone. It cannot start another meanwhile.
+    pub(crate) fn kill_family(&self) {
+        self.freeze(true);
+        if let Some(id) = self.id() {
+            for child in children(id) {
+                // It can only fail for one that has ended.
+                let _ = kill_process(child, Signal::KILL);
+            }
+        }
+        self.kill();
+    }
+
+    /// SIGSTOP or SIGCONT, to it and to its children.
+    pub(crate) fn freeze_family(&self, freeze: bool) {
+        let signal = if freeze { Signal::STOP } else { Signal::CONT };
+        // The parent first: it starts no child that would be left out.
+        self.signal(signal);
+        for child in self.id().into_iter().flat_map(children) {
+            let _ = kill_process(child, signal);
+        }
+    }
+
+    /// SIGSTOP or SIGCONT.
+    pub(crate) fn freeze(&self, freeze: bool) {
+        self.signal(if freeze { Signal::STOP } else { Signal::CONT });
+    }
+
     /// Asks it to end and waits; after `deadline` it is killed, and `false` returned.
     pub(crate) async fn stop(&self, signal: Signal, deadline: Duration) -> bool {
         self.signal(signal);
+        // One that is stopped would never hear of it.
+        self.signal(Signal::CONT);
         let ended = poll_until(deadline, async || {
             self.exited().is_some() || self.id().is_none()
         })
@@ -258,6 +287,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         if self.launch.end == End::Quit {
             self.signal(Signal::QUIT);
+            self.freeze_family(false);
             let end = Instant::now() + Duration::from_secs(5);
             while self.id().is_some() && self.exited().is_none() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(2));
@@ -265,6 +295,20 @@ impl Drop for Process {
         }
         self.kill();
     }
+}
+
+/// The processes that `parent` has started and that are not yet reaped.
+fn children(parent: u32) -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_child = |id: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        // The name before it may hold spaces and parentheses.
+        let after_name = stat.rsplit_once(')').map(|(_, rest)| rest);
+        let of = after_name.and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        of == Some(parent)
+    };
+    ids.filter(is_child).filter_map(Pid::from_raw).collect()
 }
 
 type Order = (Command, SyncSender<io::Result<Child>>);

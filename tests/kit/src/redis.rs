@@ -226,6 +226,11 @@ impl Redis {
         self.own().process.kill();
     }
 
+    /// `true` stops the process where it is (SIGSTOP), `false` lets it go on.
+    pub fn freeze(&self, freeze: bool) {
+        self.own().process.freeze(freeze);
+    }
+
     /// SIGTERM, and SIGKILL after 10 s.
     pub async fn stop(&self) {
         self.own()

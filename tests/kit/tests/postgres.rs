@@ -252,3 +252,54 @@ async fn a_server_that_does_not_start_says_why() {
     }
     Postgres::start(PostgresOptions::new(16).set("no_such", "1")).await;
 }
+
+#[tokio::test]
+async fn a_cluster_ends_as_a_whole_and_keeps_what_was_committed() {
+    require_own!(NeedsPostgres(16));
+    let server = Postgres::start(PostgresOptions::new(16)).await;
+    server.execute("CREATE TABLE t (id int)").await;
+    for round in 0..2 {
+        let session = server.client().await;
+        let row = session.query_one("SELECT pg_backend_pid()", &[]).await;
+        let backend: i32 = row.unwrap().get(0);
+        session
+            .batch_execute(&format!("INSERT INTO t VALUES ({round})"))
+            .await
+            .unwrap();
+        if round == 0 {
+            server.kill_all();
+        } else {
+            server.stop_immediately().await;
+        }
+        wait_for(
+            Duration::from_secs(10),
+            "the backend to be gone",
+            async || {
+                let stat = std::fs::read_to_string(format!("/proc/{backend}/stat"));
+                // A zombie waits for a parent that may never look.
+                stat.map_or(true, |stat| stat.contains(") Z "))
+            },
+        )
+        .await;
+        assert!(session.simple_query("SELECT 1").await.is_err());
+        server.restart().await;
+        let count = server.value("SELECT count(*) FROM t").await;
+        assert_eq!(count, Some((round + 1).to_string()));
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_cluster_is_silent_until_it_goes_on() {
+    require_own!(NeedsPostgres(16));
+    let server = Postgres::start(PostgresOptions::new(16)).await;
+    let session = server.client().await;
+    server.freeze(true);
+    let query = session.simple_query("SELECT 1");
+    let mut query = std::pin::pin!(query);
+    let look = tokio::time::timeout(Duration::from_millis(200), &mut query).await;
+    assert!(look.is_err(), "it answers");
+    server.freeze(false);
+    query.await.unwrap();
+    server.freeze(true);
+    // The drop ends it all the same.
+}

@@ -128,3 +128,18 @@ async fn a_cluster_redirects_and_heals() {
     cluster.healthy().await;
     assert_eq!(third.command(&["GET", "foo"]).await.unwrap(), text("bar"));
 }
+
+#[tokio::test]
+async fn a_frozen_server_answers_when_it_goes_on() {
+    require_own!(NeedsRedis);
+    let server = Redis::start(RedisOptions::default()).await;
+    server.freeze(true);
+    let ping = server.command(&["PING"]);
+    let mut ping = std::pin::pin!(ping);
+    let look = tokio::time::timeout(Duration::from_millis(100), &mut ping).await;
+    assert!(look.is_err(), "it answers");
+    server.freeze(false);
+    assert_eq!(ping.await.unwrap(), text("PONG"));
+    server.freeze(true);
+    server.stop().await;
+}

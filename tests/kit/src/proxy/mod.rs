@@ -1,22 +1,31 @@
 //! A TCP proxy that misbehaves on demand.
 
+mod line;
+
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+
+pub use line::{Connection, End};
+use line::{Faults, forward};
 
 use crate::port::Port;
 
 /// Listens on a loopback port and forwards to a server, until told to do worse. Lives on the runtime that made it.
+///
+/// What is said to the proxy holds for all connections, also for those to come; what is said to one of
+/// [`Proxy::connections`] for that one. `cut` and `half_close` happen once, to connections that are there.
 #[derive(Debug)]
 pub struct Proxy {
     port: Port,
     orders: watch::Sender<Orders>,
+    lines: Lines,
     listening: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
@@ -25,10 +34,50 @@ pub struct Proxy {
 struct Orders {
     target: String,
     refuse: bool,
-    pause: bool,
-    latency: Duration,
-    /// How often `cut` was called: a connection lives while this stays what it was at its start.
-    cuts: u64,
+}
+
+/// The connections that are there, and what new ones begin with.
+#[derive(Clone, Debug, Default)]
+struct Lines(Arc<Mutex<Board>>);
+
+#[derive(Debug, Default)]
+struct Board {
+    begin_with: Faults,
+    open: Vec<Connection>,
+    accepted: u64,
+}
+
+impl Lines {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> Connection {
+        let mut board = self.board();
+        board.accepted += 1;
+        let line = Connection::new(board.accepted, board.begin_with.clone());
+        board.open.push(line.clone());
+        line
+    }
+
+    fn close(&self, line: &Connection) {
+        self.board()
+            .open
+            .retain(|one| one.number() != line.number());
+    }
+
+    /// From now on, for everyone.
+    fn set(&self, change: impl Fn(&mut Faults)) {
+        let mut board = self.board();
+        change(&mut board.begin_with);
+        for line in &board.open {
+            line.change(&change);
+        }
+    }
+
+    fn each(&self, happens: impl Fn(&Connection)) {
+        self.board().open.iter().for_each(happens);
+    }
 }
 
 impl Proxy {
@@ -40,17 +89,16 @@ impl Proxy {
         let orders = Orders {
             target: target.into(),
             refuse: false,
-            pause: false,
-            latency: Duration::ZERO,
-            cuts: 0,
         };
         let port = Port::reserve().unwrap_or_else(|error| panic!("{error}"));
         let (orders, watched) = watch::channel(orders);
         let (report, listening) = watch::channel(false);
-        let task = tokio::spawn(serve(port.number(), watched, report));
+        let lines = Lines::default();
+        let task = tokio::spawn(serve(port.number(), watched, lines.clone(), report));
         let proxy = Self {
             port,
             orders,
+            lines,
             listening,
             task,
         };
@@ -74,9 +122,19 @@ impl Proxy {
             .send_modify(|orders| orders.target = target.into());
     }
 
+    /// The connections that are open, the oldest first.
+    pub fn connections(&self) -> Vec<Connection> {
+        self.lines.board().open.clone()
+    }
+
     /// Ends all connections at once, with a reset. New ones are accepted.
     pub fn cut(&self) {
-        self.orders.send_modify(|orders| orders.cuts += 1);
+        self.lines.each(Connection::cut);
+    }
+
+    /// As [`Connection::half_close`], for all that are open.
+    pub fn half_close(&self, end: End) {
+        self.lines.each(|line| line.half_close(end));
     }
 
     /// `true` stops listening: new connections are refused, existing ones go on. Returns when that is so.
@@ -93,12 +151,23 @@ impl Proxy {
 
     /// `true` holds all bytes back, both ways: connections stay open and silent. `false` lets them go on.
     pub fn pause(&self, pause: bool) {
-        self.orders.send_modify(|orders| orders.pause = pause);
+        self.lines.set(|faults| faults.pause = pause);
+    }
+
+    /// `true` accepts connections, takes all bytes and never answers; the server hears nothing, not even an end. `false`
+    /// lets new connections through, while one that has lost bytes stays silent until a side gives up, or a cut.
+    pub fn black_hole(&self, black_hole: bool) {
+        self.lines.set(|faults| faults.black_hole = black_hole);
     }
 
     /// Holds each piece of data back for this long, both ways: a round trip takes twice as much more.
     pub fn latency(&self, latency: Duration) {
-        self.orders.send_modify(|orders| orders.latency = latency);
+        self.lines.set(|faults| faults.latency = latency);
+    }
+
+    /// Lets so many bytes per second through in each direction of each connection; `None`: as many as come.
+    pub fn bandwidth(&self, bandwidth: Option<NonZeroU64>) {
+        self.lines.set(|faults| faults.bandwidth = bandwidth);
     }
 
     async fn listens(&self, wanted: bool) {
@@ -118,7 +187,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn serve(port: u16, mut orders: watch::Receiver<Orders>, listening: watch::Sender<bool>) {
+async fn serve(
+    port: u16,
+    mut orders: watch::Receiver<Orders>,
+    lines: Lines,
+    listening: watch::Sender<bool>,
+) {
     // Dropped with this task: its connections end too.
     let mut connections = JoinSet::new();
     loop {
@@ -132,7 +206,12 @@ async fn serve(port: u16, mut orders: watch::Receiver<Orders>, listening: watch:
             tokio::select! {
                 accepted = listener.accept() => {
                     if let Ok((client, _)) = accepted {
-                        connections.spawn(forward(client, given.clone()));
+                        let target = given.borrow().target.clone();
+                        let (line, lines) = (lines.open(), lines.clone());
+                        connections.spawn(async move {
+                            forward(client, &target, &line).await;
+                            lines.close(&line);
+                        });
                     }
                 }
                 Some(_) = connections.join_next() => {}
@@ -152,65 +231,4 @@ fn listen(port: u16) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
     socket.listen(1024)
-}
-
-/// One connection. An end of one direction is passed on; an error of either, or a cut, ends both.
-async fn forward(mut client: TcpStream, mut orders: watch::Receiver<Orders>) {
-    let (target, cuts) = {
-        let now = orders.borrow();
-        (now.target.clone(), now.cuts)
-    };
-    // A server that is down looks like one that hangs up.
-    let Ok(mut server) = TcpStream::connect(target).await else {
-        return;
-    };
-    let pumped = orders.clone();
-    let was_cut = tokio::select! {
-        _ = pump_both(&mut client, &mut server, &pumped) => false,
-        _ = orders.wait_for(|orders| orders.cuts != cuts) => true,
-    };
-    if was_cut {
-        // Then the drop is a reset. It can only fail for a socket that is closed already.
-        let _ = client.set_zero_linger();
-        let _ = server.set_zero_linger();
-    }
-}
-
-async fn pump_both(
-    client: &mut TcpStream,
-    server: &mut TcpStream,
-    orders: &watch::Receiver<Orders>,
-) -> io::Result<()> {
-    client.set_nodelay(true)?;
-    server.set_nodelay(true)?;
-    let (from_client, to_client) = client.split();
-    let (from_server, to_server) = server.split();
-    tokio::try_join!(
-        pump(from_client, to_server, orders.clone()),
-        pump(from_server, to_client, orders.clone()),
-    )?;
-    Ok(())
-}
-
-async fn pump(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
-    mut orders: watch::Receiver<Orders>,
-) -> io::Result<()> {
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let length = from.read(&mut buffer).await?;
-        let latency = {
-            let now = orders
-                .wait_for(|orders| !orders.pause)
-                .await
-                .map_err(io::Error::other)?;
-            now.latency
-        };
-        tokio::time::sleep(latency).await;
-        if length == 0 {
-            return to.shutdown().await;
-        }
-        to.write_all(&buffer[..length]).await?;
-    }
 }

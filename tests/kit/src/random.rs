@@ -34,6 +34,32 @@ impl Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
+    /// Of a seed that this generator gives: another sequence, which does not depend on how far this one is used later.
+    #[must_use]
+    pub fn fork(&mut self) -> Self {
+        Self::seeded(self.below(1 << 32))
+    }
+
+    /// One of them.
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len() as u64) as usize]
+    }
+
+    /// Once in `times`.
+    pub fn once_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+
+    /// Brings them into another order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last as u64 + 1) as usize);
+        }
+    }
+
     /// Less than `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 >> 12;
@@ -45,5 +71,27 @@ impl Random {
     /// From `least` to `most` milliseconds.
     pub fn millis(&mut self, least: u64, most: u64) -> Duration {
         Duration::from_millis(least + self.below(most - least + 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Random;
+
+    #[test]
+    fn a_seed_gives_the_same_again_and_another_one_does_not() {
+        let draw = |seed| {
+            let mut random = Random::seeded(seed);
+            let mut items: Vec<u32> = (0..20).collect();
+            random.shuffle(&mut items);
+            let mut fork = random.fork();
+            (items, fork.below(1_000_000), random.below(1_000_000))
+        };
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+        let (mut items, ..) = draw(9);
+        assert_ne!(items, (0..20).collect::<Vec<_>>());
+        items.sort_unstable();
+        assert_eq!(items, (0..20).collect::<Vec<_>>());
     }
 }

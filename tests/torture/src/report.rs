@@ -1,0 +1,275 @@
+//! The table at the end, and the page that keeps it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::cell::Outcome;
+use crate::check::Counts;
+use crate::fault::{FAULTS, Fault};
+use crate::workload::{WORKLOADS, Workload};
+
+const BEGIN: &str = "<!-- torture: begin, written by `make torture` -->";
+const END: &str = "<!-- torture: end -->";
+
+/// Sums over runs.
+#[derive(Clone, Debug, Default)]
+struct Sum {
+    runs: u64,
+    faults: u64,
+    changes: u64,
+    troubles: u64,
+    counts: Counts,
+}
+
+impl Sum {
+    fn add(&mut self, outcome: &Outcome) {
+        self.runs += 1;
+        self.faults += outcome.faults.len() as u64;
+        self.changes += outcome.checked.changes;
+        self.troubles += outcome.troubles.len() as u64;
+        self.counts.add(&outcome.counts());
+    }
+
+    fn is_right(&self) -> bool {
+        self.counts.is_zero() && self.troubles == 0
+    }
+
+    fn line(&self) -> String {
+        let counts = &self.counts;
+        format!(
+            "{} | {} | {} | {} | {} | {} | {} | {}",
+            self.runs,
+            self.faults,
+            self.changes,
+            counts.lost,
+            counts.doubled,
+            counts.reordered,
+            counts.stale,
+            self.troubles
+        )
+    }
+}
+
+/// Everything that a set of runs gave.
+#[derive(Debug, Default)]
+pub struct Report {
+    outcomes: Vec<Outcome>,
+}
+
+/// What a page says about how it came about.
+#[derive(Clone, Debug)]
+pub struct Circumstances {
+    /// Of the plan.
+    pub seed: u64,
+    /// How long it took.
+    pub took: Duration,
+    /// Of the servers.
+    pub servers: String,
+    /// Of the command under test.
+    pub lockstep: String,
+    /// Names of the sinks.
+    pub sinks: String,
+    /// Today, as `2026-07-01`.
+    pub day: String,
+}
+
+impl Report {
+    /// Adds a run.
+    pub fn add(&mut self, outcome: Outcome) {
+        self.outcomes.push(outcome);
+    }
+
+    /// How many runs there are.
+    pub fn runs(&self) -> usize {
+        self.outcomes.len()
+    }
+
+    /// How many faults were injected.
+    pub fn faults(&self) -> usize {
+        self.outcomes
+            .iter()
+            .map(|outcome| outcome.faults.len())
+            .sum()
+    }
+
+    /// Runs in which something is wrong.
+    pub fn wrong(&self) -> impl Iterator<Item = &Outcome> {
+        self.outcomes.iter().filter(|outcome| !outcome.is_right())
+    }
+
+    /// Whether nothing is.
+    pub fn is_right(&self) -> bool {
+        self.wrong().next().is_none()
+    }
+
+    fn sum(&self, belongs: impl Fn(&Outcome) -> bool) -> Sum {
+        let mut sum = Sum::default();
+        for outcome in self.outcomes.iter().filter(|outcome| belongs(outcome)) {
+            sum.add(outcome);
+        }
+        sum
+    }
+
+    /// Both tables in Markdown, which is readable as it is.
+    pub fn tables(&self) -> String {
+        let mut sums = BTreeMap::new();
+        for workload in WORKLOADS {
+            for fault in FAULTS {
+                let of = |outcome: &Outcome| {
+                    outcome.cell.workload == workload && outcome.cell.fault == fault
+                };
+                sums.insert((workload, fault), self.sum(of));
+            }
+        }
+        let faults = FAULTS.map(Fault::name);
+        let mut rows = vec![[&["workload"], &faults[..]].concat().join(" | ")];
+        rows.push(vec!["---"; faults.len() + 1].join(" | "));
+        for workload in WORKLOADS {
+            let cells = FAULTS.map(|fault| shown(&sums[&(workload, fault)]));
+            rows.push(format!("{} | {}", workload.name(), cells.join(" | ")));
+        }
+        let matrix = aligned(&rows);
+        let mut rows = vec![
+            "workload | runs | faults | changes | lost | doubled | reordered | stale | troubles"
+                .into(),
+            "--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---:".into(),
+        ];
+        for workload in WORKLOADS {
+            let sum = self.sum(|outcome| outcome.cell.workload == workload);
+            rows.push(format!("{} | {}", Workload::name(workload), sum.line()));
+        }
+        rows.push(format!("**all** | {}", self.sum(|_| true).line()));
+        format!("{matrix}\n{}", aligned(&rows))
+    }
+
+    /// What the page says between its marks.
+    pub fn section(&self, about: &Circumstances) -> String {
+        let all = self.sum(|_| true);
+        let mut drained: Vec<Duration> = self.outcomes.iter().map(|one| one.drained).collect();
+        drained.sort_unstable();
+        let at = |part: usize| {
+            drained.get((drained.len() * part / 100).min(drained.len().saturating_sub(1)))
+        };
+        let seconds = |time: Option<&Duration>| time.map_or(0.0, Duration::as_secs_f64);
+        let mut text = format!(
+            "{}: {} runs, {} faults, {} committed changes, each checked in {}. {} took {:.0} minutes on {}; seed {}.\n\n\
+             In a cell: the number of faults injected, ✓ when everything arrived once, in order and as it is in PostgreSQL, \
+             ✗ and what was wrong when not. *Troubles* are runs in which lockstep ended by itself, did not catch up within two \
+             minutes, or did not stop.\n\n{}\n\
+             After the last fault everything was in every sink within {:.1} s (median), {:.1} s (95 %), {:.1} s (longest).\n",
+            about.day,
+            all.runs,
+            all.faults,
+            all.changes,
+            about.sinks,
+            about.lockstep,
+            about.took.as_secs_f64() / 60.0,
+            about.servers,
+            about.seed,
+            self.tables(),
+            seconds(at(50)),
+            seconds(at(95)),
+            seconds(drained.last()),
+        );
+        if !self.is_right() {
+            text += "\nWhat was wrong:\n\n";
+            for outcome in self.wrong() {
+                let first = outcome
+                    .troubles
+                    .first()
+                    .and_then(|trouble| trouble.lines().next());
+                let examples = outcome.checked.sinks.iter().filter_map(|(sink, findings)| {
+                    Some(format!("{sink}: {}", findings.examples.first()?))
+                });
+                let details: Vec<String> = first
+                    .map(str::to_owned)
+                    .into_iter()
+                    .chain(examples)
+                    .collect();
+                // Writing to a String cannot fail.
+                let _ = writeln!(
+                    text,
+                    "- `--only {} --seed {}`: {}; {}",
+                    outcome.cell.name(),
+                    outcome.seed,
+                    outcome.counts(),
+                    details.join("; ")
+                );
+            }
+        }
+        text
+    }
+}
+
+fn shown(sum: &Sum) -> String {
+    if sum.runs == 0 {
+        return String::new();
+    }
+    if sum.is_right() {
+        return format!("{} ✓", sum.faults);
+    }
+    let counts = [
+        (sum.counts.lost, "lost"),
+        (sum.counts.doubled, "doubled"),
+        (sum.counts.reordered, "reordered"),
+        (sum.counts.stale, "stale"),
+        (sum.troubles, "troubles"),
+    ];
+    let wrong: Vec<String> = counts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, name)| format!("{count} {name}"))
+        .collect();
+    format!("{} ✗ {}", sum.faults, wrong.join(", "))
+}
+
+/// Rows of cells separated by ` | ` as a table whose columns stand below each other.
+fn aligned(rows: &[String]) -> String {
+    let rows: Vec<Vec<&str>> = rows.iter().map(|row| row.split(" | ").collect()).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        for (cell, &width) in std::iter::zip(row, &widths) {
+            let _ = write!(text, "| {cell:<width$} ");
+        }
+        text += "|\n";
+    }
+    text
+}
+
+/// The page with this section between its marks; all else in it stays. A page without marks gets them at its end.
+pub fn replaced(page: &str, section: &str) -> String {
+    let new = format!("{BEGIN}\n\n{section}\n{END}");
+    match (page.find(BEGIN), page.find(END)) {
+        (Some(begin), Some(end)) if begin < end => {
+            format!("{}{new}{}", &page[..begin], &page[end + END.len()..])
+        }
+        _ => format!("{page}\n{new}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{aligned, replaced};
+
+    #[test]
+    fn a_section_takes_the_place_of_the_former_one() {
+        let page = replaced("# Title\n\nBefore.\n", "first") + "\nAfter.\n";
+        let page = replaced(&page, "second");
+        assert!(page.starts_with("# Title\n\nBefore.\n"), "{page}");
+        assert!(page.ends_with("\nAfter.\n"), "{page}");
+        assert!(page.contains("second") && !page.contains("first"), "{page}");
+        assert_eq!(page, replaced(&page, "second"));
+    }
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let rows = ["a | ✓".to_owned(), "longer | 1".to_owned()];
+        assert_eq!(aligned(&rows), "| a      | ✓ |\n| longer | 1 |\n");
+    }
+}
