@@ -46,6 +46,9 @@ const TICK: Duration = Duration::from_millis(100);
 const KEEP: Duration = Duration::from_millis(500);
 /// How soon a newly confirmed position is reported.
 const REPORT_AFTER: Duration = Duration::from_secs(1);
+/// How many status intervals a server may take for the answer that we ask for at each of them. By default that makes the
+/// minute after which PostgreSQL's own subscriptions give up, too.
+const UNANSWERED: u32 = 6;
 /// How long the server may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -145,6 +148,8 @@ struct Receiver {
     reported: Lsn,
     reported_at: Instant,
     read_at: Instant,
+    /// When the server was first asked for an answer that has not come yet.
+    asked_at: Option<Instant>,
     /// When the first bytes came after the last silence.
     awake_at: Instant,
     /// When housekeeping was done last.
@@ -192,6 +197,7 @@ impl Receiver {
             reported: Lsn::ZERO,
             reported_at: Instant::now(),
             read_at: Instant::now(),
+            asked_at: None,
             awake_at: Instant::now(),
             kept_at: Instant::now(),
             begun_at: None,
@@ -213,8 +219,25 @@ impl Receiver {
                     let read = read?;
                     self.take_in(read).await?;
                 }
-                _ = self.tick.tick() => self.housekeeping().await?,
+                _ = self.tick.tick() => {
+                    self.housekeeping().await?;
+                    self.is_answered()?;
+                }
             }
+        }
+    }
+
+    /// A connection can be dead without a sign of it: behind a proxy or a lost peer that nothing has told about. Here
+    /// nothing waits to be read, so an answer that is missing has not come.
+    fn is_answered(&self) -> Result<()> {
+        let patience = self.stream.status_interval * UNANSWERED;
+        match self.asked_at.map(|asked| asked.elapsed()) {
+            Some(silence) if silence >= patience => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("no answer from the server for {} s", silence.as_secs()),
+            )
+            .remedy("look at the server and at what is between; the connection is made anew")),
+            _ => Ok(()),
         }
     }
 
@@ -232,6 +255,7 @@ impl Receiver {
             self.read_on(read).await?;
         }
         self.read_at = Instant::now();
+        self.asked_at = None;
         // In the middle of a transaction the rest is on its way: the server sends none before its commit. A flush that
         // had to wait has taken in more.
         while self.assembler.between_transactions() || self.is_due() {
@@ -451,6 +475,7 @@ impl Receiver {
                 read = self.connection.fill(&mut self.block, room), if reads => {
                     read?;
                     self.read_at = Instant::now();
+                    self.asked_at = None;
                     self.begun_at.get_or_insert(self.read_at);
                     self.stream.status.update(|state| state.heard_ms = now_ms());
                     if self.is_asked(&mut looked_at)? {
@@ -527,6 +552,9 @@ impl Receiver {
         out.put_i64(now_micros() - EPOCH_MICROS);
         out.put_u8(u8::from(silent));
         self.connection.send(&out).await?;
+        if silent {
+            self.asked_at.get_or_insert_with(Instant::now);
+        }
         self.reported = confirmed;
         self.reported_at = Instant::now();
         let received = self.received;

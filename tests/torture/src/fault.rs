@@ -31,7 +31,7 @@ pub enum Fault {
     Delay,
     /// One direction of a link's connections ends.
     HalfClose,
-    /// A link takes everything and answers nothing, for a while; then half of the times its connections stay dead.
+    /// A link takes everything and answers nothing, for a while; then half of the times its connections stay so.
     BlackHole,
     /// A link carries little.
     Slow,
@@ -184,10 +184,16 @@ impl<'a> Faults<'a> {
             Fault::BlackHole => {
                 proxy.black_hole(true);
                 sleep(lasting).await;
+                let swallowed = proxy.connections();
                 proxy.black_hole(false);
                 let cut = self.random.once_in(2);
-                if cut {
-                    proxy.cut();
+                for connection in swallowed {
+                    if cut {
+                        connection.cut();
+                    } else {
+                        // Nobody will ever tell lockstep that it is dead.
+                        connection.black_hole(true);
+                    }
                 }
                 format!(
                     "for {lasting:?}, then {}",

@@ -364,6 +364,8 @@ enum Tls {
 
 /// Keepalive that notices a dead server in about half a minute, also behind firewalls that drop idle connections.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+/// The same half a minute for data that is not acknowledged.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn connect(target: &Target, tls: Tls) -> Result<(Stream, Option<Vec<u8>>)> {
     let doing = format!("connect to {}", target.label());
@@ -387,6 +389,9 @@ async fn connect(target: &Target, tls: Tls) -> Result<(Stream, Option<Vec<u8>>)>
     rustix::net::sockopt::set_tcp_keepintvl(&tcp, Duration::from_secs(5))
         .map_err(|error| failed(error.into()))?;
     rustix::net::sockopt::set_tcp_keepcnt(&tcp, 3).map_err(|error| failed(error.into()))?;
+    // While something that we sent is not acknowledged the kernel sends no keepalives, and tries for a quarter of an hour.
+    rustix::net::sockopt::set_tcp_user_timeout(&tcp, USER_TIMEOUT.as_millis() as u32)
+        .map_err(|error| failed(error.into()))?;
     if tls == Tls::No {
         return Ok((Stream::Tcp(tcp), None));
     }

@@ -4,8 +4,9 @@ use lockstep_e2e::child::PATIENCE;
 use lockstep_e2e::{Setup, topics};
 use lockstep_kit::Component::{Postgres as NeedsPostgres, Redis as NeedsRedis};
 use lockstep_kit::postgres::{Auth, Database, Postgres, PostgresOptions};
+use lockstep_kit::proxy::Proxy;
 use lockstep_kit::redis::Redis;
-use lockstep_kit::{require, require_own, unique};
+use lockstep_kit::{require, require_own, unique, wait_for};
 use rustix::process::Signal;
 
 use crate::support::{cache, end_of_log, files, source};
@@ -293,5 +294,42 @@ async fn readyz_turns_red_on_a_silent_server() {
     rustix::process::kill_process(walsender, Signal::CONT).expect("it is still there");
     pipeline.wait_ready().await;
     assert!(said.contains("30 s") || said.contains("31 s"), "{said}");
+    assert!(pipeline.terminate(PATIENCE).await.success());
+}
+
+/// A connection that nobody ends and on which nothing comes any more, as behind a proxy that lost its other half. Every
+/// packet is acknowledged, so no keepalive of the kernel notices.
+#[tokio::test]
+async fn a_dead_connection_that_looks_alive_is_made_anew() {
+    require_own!(NeedsPostgres(16));
+    // The server lets the slot go when it hears nothing.
+    let options = PostgresOptions::new(16).set("wal_sender_timeout", "3s");
+    let server = Postgres::start(options).await;
+    let database = server.database("shop").await;
+    table(&database).await;
+    let direct = format!("127.0.0.1:{}", server.port());
+    let proxy = Proxy::start(&*direct).await;
+    let url = database.url().replace(&direct, &proxy.address());
+    let setup = Setup::new(&unique("dead"), |folder| {
+        source(&url, "dead", &["t"]) + "status_interval = \"1s\"\n" + &files(folder)
+    });
+    let mut pipeline = setup.start_ready().await;
+    pipeline.wait_streaming("shop").await;
+    for connection in proxy.connections() {
+        connection.black_hole(true);
+    }
+    database
+        .execute("INSERT INTO t VALUES (2, 'unheard')")
+        .await;
+    // The server gives up, and lockstep does not hear of it.
+    wait_for(PATIENCE, "the walsender to end", async || {
+        let sql = "SELECT active::text FROM pg_replication_slots WHERE slot_name = 'dead'";
+        database.value(sql).await.as_deref() == Some("false")
+    })
+    .await;
+    let end = end_of_log(&database).await;
+    pipeline.wait_visible("shop", &end, PATIENCE).await;
+    let log = pipeline.log();
+    assert!(log.contains("no answer from the server for"), "{log}");
     assert!(pipeline.terminate(PATIENCE).await.success());
 }
