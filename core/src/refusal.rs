@@ -138,9 +138,11 @@ mod tests {
             commit: Lsn(16),
             ordinal,
         };
-        Error::new(kind, "no")
-            .because(reason::MAPPING)
-            .about(&source, &TableId::new("public", "t"), position)
+        Error::new(kind, "no").because(reason::MAPPING).about(
+            &source,
+            &TableId::new("public", "t"),
+            position,
+        )
     }
 
     #[test]

@@ -347,13 +347,14 @@ impl SinkMetrics {
     ///
     /// Latency runs from the commit in PostgreSQL, by the server's clock, to this moment, by ours. Up to
     /// 32 changes of a batch are looked at, evenly spread over it, and each transaction met is observed once: a batch
-    /// of one transaction counts once, a batch of many counts by its spread. Rows of the initial copy have no latency.
+    /// of one transaction counts once, a batch of many counts by its spread. Rows of the initial copy, and changes that lay aside, have no
+    /// latency.
     pub fn delivered(&self, delivered: &Delivered, batch: &Batch) {
         self.written.inc_by(delivered.written);
         self.stale.inc_by(delivered.stale);
         self.incomplete.inc_by(delivered.incomplete);
         self.bytes.inc_by(delivered.bytes);
-        if batch.phase == Phase::Snapshot {
+        if batch.phase != Phase::Stream {
             return;
         }
         let now = crate::run::now_micros();
