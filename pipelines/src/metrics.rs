@@ -57,6 +57,7 @@ pub struct Metrics {
     latency: HistogramVec,
     pub(crate) duplicates: IntCounterVec,
     pub(crate) dead_letters: IntCounterVec,
+    pub(crate) dead_letters_kept: IntGaugeVec,
     pub(crate) memory_budget: IntGauge,
     pub(crate) memory_used: IntGauge,
 }
@@ -145,6 +146,7 @@ impl Metrics {
             latency: make.add(HistogramVec::new(latency_options, latency.labels))?,
             duplicates: make.counters(names::DUPLICATES)?,
             dead_letters: make.counters(names::DEAD_LETTERS)?,
+            dead_letters_kept: make.gauges(names::DEAD_LETTERS_KEPT)?,
             memory_budget: make.add(int_gauge(names::MEMORY_BUDGET_BYTES))?,
             memory_used: make.add(int_gauge(names::MEMORY_USED_BYTES))?,
             registry: make.0,
@@ -402,6 +404,7 @@ mod tests {
             metrics.latency.desc(),
             metrics.duplicates.desc(),
             metrics.dead_letters.desc(),
+            metrics.dead_letters_kept.desc(),
             metrics.memory_budget.desc(),
             metrics.memory_used.desc(),
         ]
