@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use lockstep_pipelines::{Pipeline, Registry};
 
+use crate::dead_letters::DeadLetters;
 use crate::progress::Bars;
 use crate::{Outcome, check, demo, run, schema, status};
 
@@ -73,6 +74,9 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
+    /// Rows that sinks have refused for good: list, show, replay or discard them.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Print the JSON Schema of the pipeline file.
     Schema,
     /// Search an embedded index, also while a pipeline writes it.
@@ -111,6 +115,7 @@ impl Command {
             Command::Status { url, token, format } => {
                 status::status(&url, token.as_deref(), format).await
             }
+            Command::DeadLetters(command) => crate::dead_letters::run(command, registry).await,
             Command::Schema => schema::schema(registry),
             #[cfg(feature = "search-embedded")]
             Command::Search {

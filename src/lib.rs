@@ -6,6 +6,8 @@
 mod admin;
 mod check;
 mod cli;
+mod client;
+mod dead_letters;
 pub mod demo;
 pub mod figures;
 mod logging;

@@ -4,19 +4,16 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use lockstep_core::{Error, ErrorKind};
 use serde_json::Value;
 
 use crate::cli::Format;
+use crate::client::Client;
 use crate::figures::{Paint, Table, bytes, count, duration};
 use crate::{Outcome, output};
 
-/// How long the endpoint may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Asks and prints. Exit code 0 when the pipeline is ready, 1 when it is not.
 pub async fn status(url: &str, token: Option<&str>, format: Format) -> Outcome {
-    let status = ask(url, token).await?;
+    let status = Client { url, token }.get("/api/status").await?;
     match format {
         Format::Json => output::print(&format!("{status:#}\n")),
         Format::Table => output::print(&table(
@@ -32,34 +29,6 @@ pub async fn status(url: &str, token: Option<&str>, format: Format) -> Outcome {
     } else {
         ExitCode::FAILURE
     })
-}
-
-async fn ask(url: &str, token: Option<&str>) -> Result<Value, Error> {
-    let failed = |error: reqwest::Error| {
-        Error::new(ErrorKind::Unavailable, format!("cannot ask {url}"))
-            .source(error)
-            .remedy("is the pipeline running, with an [admin] section? name its address with --url")
-    };
-    let client = reqwest::Client::builder()
-        .timeout(TIMEOUT)
-        .build()
-        .map_err(failed)?;
-    let mut request = client.get(format!("{}/api/status", url.trim_end_matches('/')));
-    if let Some(token) = token {
-        request = request.bearer_auth(token);
-    }
-    let response = request.send().await.map_err(failed)?;
-    match response.status().as_u16() {
-        200 => response.json().await.map_err(failed),
-        401 => Err(
-            Error::new(ErrorKind::Authentication, format!("{url} asks for a token"))
-                .remedy("give it with --token or LOCKSTEP_ADMIN_TOKEN"),
-        ),
-        code => Err(
-            Error::new(ErrorKind::Unavailable, format!("{url} answered {code}"))
-                .remedy("is it lockstep that listens there?"),
-        ),
-    }
 }
 
 fn table(status: &Value, paint: Paint) -> String {
@@ -110,6 +79,7 @@ fn table(status: &Value, paint: Paint) -> String {
             "written",
             "stale",
             "restarts",
+            "put aside",
         ],
     );
     for (name, sink) in status["sinks"].as_object().into_iter().flatten() {
@@ -127,6 +97,7 @@ fn table(status: &Value, paint: Paint) -> String {
             number(&sink["written"]),
             number(&sink["stale"]),
             number(&sink["errors"]),
+            number(&sink["dead_letters"]),
         ]);
     }
     let _ = write!(out, "\n{}\n{}", sources.render(paint), sinks.render(paint));
