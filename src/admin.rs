@@ -1,20 +1,22 @@
-//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/api/status`, `/api/visible`, `/api/snapshot`.
+//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/api/status`, `/api/visible`, `/api/snapshot`,
+//! `/api/dead-letters`.
 //!
 //! `/healthz` and `/readyz` never ask for the token: probes cannot carry one, and they tell no names.
 
 use std::net::SocketAddr;
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use lockstep_core::config::Secret;
 use lockstep_core::position::Lsn;
 use lockstep_core::{Error, ErrorKind};
 use lockstep_pipelines::Handle;
 use lockstep_pipelines::file::Admin;
+use lockstep_pipelines::letters::Selection;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -67,6 +69,10 @@ fn router(handle: Handle, token: Option<Secret>) -> Router {
         .route("/api/status", get(status))
         .route("/api/visible", get(visible))
         .route("/api/snapshot", get(reloads).post(reload))
+        .route("/api/dead-letters", get(dead_letters))
+        .route("/api/dead-letters/{id}", get(dead_letter))
+        .route("/api/dead-letters/replay", post(replay))
+        .route("/api/dead-letters/discard", post(discard))
         .layer(middleware::from_fn_with_state(token, require_token));
     Router::new()
         .route("/", get(index))
@@ -120,7 +126,8 @@ async fn index(State(handle): State<Handle>) -> String {
          /metrics       for Prometheus\n\
          /api/status    everything, as JSON\n\
          /api/visible   ?source=S&lsn=X: where commits up to X are durable\n\
-         /api/snapshot  tables that are loaded again; POST {{\"source\": S, \"table\": T, \"where\": C}} loads one\n",
+         /api/snapshot  tables that are loaded again; POST {{\"source\": S, \"table\": T, \"where\": C}} loads one\n\
+         /api/dead-letters  rows put aside; /{{id}}; POST replay, discard\n",
         env!("CARGO_PKG_VERSION"),
         handle.status().pipeline,
     )
@@ -208,20 +215,93 @@ async fn reload(State(handle): State<Handle>, Json(wanted): Json<Wanted>) -> Res
     let asked = tokio::task::block_in_place(|| {
         request.and_then(|request| handle.reload(wanted.source.as_deref(), request))
     });
-    match asked {
-        Ok((source, id)) => (
-            StatusCode::ACCEPTED,
-            Json(json!({ "source": source, "id": id })),
-        )
-            .into_response(),
-        Err(error) => {
-            let status = match error.kind() {
-                ErrorKind::Invalid => StatusCode::BAD_REQUEST,
-                _ => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            (status, Json(json!({ "error": error.to_string() }))).into_response()
+    answer(asked.map(|(source, id)| json!({ "source": source, "id": id })))
+}
+
+async fn dead_letters(State(handle): State<Handle>, Query(selection): Query<Listed>) -> Response {
+    let selection = Selection {
+        ids: Vec::new(),
+        sink: selection.sink,
+        table: selection.table,
+        reason: selection.reason,
+    };
+    let letters = handle.dead_letters(selection).await;
+    answer(letters.map(|letters| json!({ "dead_letters": letters })))
+}
+
+/// Which letters to list; `ids` are asked for one by one.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    sink: Option<String>,
+    table: Option<String>,
+    reason: Option<String>,
+}
+
+async fn dead_letter(State(handle): State<Handle>, Path(id): Path<u64>) -> Response {
+    answer(handle.dead_letter(id).await.map(|letter| json!(letter)))
+}
+
+/// Which letters something is done to; all of them only when that is said.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    #[serde(default)]
+    ids: Vec<u64>,
+    sink: Option<String>,
+    table: Option<String>,
+    reason: Option<String>,
+    #[serde(default)]
+    all: bool,
+}
+
+impl Asked {
+    fn selection(self) -> Result<Selection, Error> {
+        let selection = Selection {
+            ids: self.ids,
+            sink: self.sink,
+            table: self.table,
+            reason: self.reason,
+        };
+        if self.all == (selection == Selection::default()) {
+            return Ok(selection);
         }
+        Err(
+            Error::new(ErrorKind::Invalid, "say which dead letters are meant").remedy(
+                "give `ids`, `sink`, `table` or `reason`, or `\"all\": true` and none of them",
+            ),
+        )
     }
+}
+
+async fn replay(State(handle): State<Handle>, Json(asked): Json<Asked>) -> Response {
+    let replayed = match asked.selection() {
+        Ok(selection) => handle.replay(selection).await,
+        Err(error) => Err(error),
+    };
+    answer(replayed.map(|reports| json!(reports)))
+}
+
+async fn discard(State(handle): State<Handle>, Json(asked): Json<Asked>) -> Response {
+    let discarded = match asked.selection() {
+        Ok(selection) => handle.discard(selection).await,
+        Err(error) => Err(error),
+    };
+    answer(discarded.map(|discarded| json!({ "discarded": discarded })))
+}
+
+fn answer(result: Result<Value, Error>) -> Response {
+    let error = match result {
+        Ok(value) => return Json(value).into_response(),
+        Err(error) => error,
+    };
+    let status = match error.kind() {
+        ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+        ErrorKind::Unavailable | ErrorKind::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let body = json!({ "error": error.to_string(), "code": error.kind().code() });
+    (status, Json(body)).into_response()
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use lockstep_core::source::ReloadRequest;
 use lockstep_pipelines::{Pipeline, Registry};
 
+use crate::client::Client;
+use crate::dead_letters::DeadLetters;
 use crate::progress::Bars;
 use crate::{Outcome, check, demo, run, schema, snapshot, status};
 
@@ -94,6 +96,9 @@ pub enum Command {
         #[arg(long, env = "LOCKSTEP_ADMIN_URL")]
         url: Option<String>,
     },
+    /// Rows that sinks have refused for good: list, show, replay or discard them.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Print the JSON Schema of the pipeline file.
     Schema,
     /// Search an embedded index, also while a pipeline writes it.
@@ -140,10 +145,14 @@ impl Command {
                 no_wait,
                 url,
             } => {
-                let endpoint = snapshot::endpoint(&load(&file, registry)?, url)?;
+                let pipeline = load(&file, registry)?;
+                let (url, token) = snapshot::endpoint(&pipeline, url)?;
+                let token = token.map(|token| token.reveal());
+                let client = Client { url: &url, token };
                 let request = ReloadRequest { table, condition };
-                snapshot::snapshot(&endpoint, source, request, !no_wait).await
+                snapshot::snapshot(&client, source, request, !no_wait).await
             }
+            Command::DeadLetters(command) => crate::dead_letters::run(command, registry).await,
             Command::Schema => schema::schema(registry),
             #[cfg(feature = "search-embedded")]
             Command::Search {

@@ -6,8 +6,9 @@
 mod admin;
 mod check;
 mod cli;
+mod client;
+mod dead_letters;
 pub mod demo;
-mod endpoint;
 mod figures;
 mod logging;
 mod output;

@@ -4,12 +4,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
+use lockstep_core::config::Secret;
 use lockstep_core::source::ReloadRequest;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_pipelines::Pipeline;
 use serde_json::{Value, json};
 
-use crate::endpoint::Endpoint;
+use crate::client::Client;
 use crate::figures::count;
 use crate::{Outcome, output};
 
@@ -18,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Asks for it, and waits until all rows are durable in every sink if `wait`. Exit code 1 when it was given up.
 pub async fn snapshot(
-    endpoint: &Endpoint,
+    endpoint: &Client<'_>,
     source: Option<String>,
     request: ReloadRequest,
     wait: bool,
@@ -66,18 +67,17 @@ pub async fn snapshot(
     }
 }
 
-/// Where the running pipeline is asked.
+/// Where the running pipeline is asked: its URL and token.
 ///
 /// # Errors
 /// Of kind `Config`, when it has no admin endpoint.
-pub fn endpoint(pipeline: &Pipeline, url: Option<String>) -> Result<Endpoint> {
+pub fn endpoint(pipeline: &Pipeline, url: Option<String>) -> Result<(String, Option<&Secret>)> {
     let admin = pipeline.admin.as_ref().ok_or_else(|| {
         Error::new(ErrorKind::Config, "the pipeline has no admin endpoint to ask")
             .remedy("give it an [admin] section and start it again; or write a signal: SELECT pg_logical_emit_message(true, 'lockstep.signal', '{\"type\": \"snapshot\", \"table\": \"schema.table\"}')")
     })?;
-    let token = admin.token.as_ref().map(|token| token.reveal());
     let url = url.unwrap_or_else(|| format!("http://{}", admin.listen));
-    Endpoint::new(&url, token)
+    Ok((url, admin.token.as_ref()))
 }
 
 fn done(table: &str, one: &Value) -> String {

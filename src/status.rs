@@ -7,13 +7,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::cli::Format;
-use crate::endpoint::Endpoint;
+use crate::client::Client;
 use crate::figures::{Paint, Table, bytes, count, duration};
 use crate::{Outcome, output};
 
 /// Asks and prints. Exit code 0 when the pipeline is ready, 1 when it is not.
 pub async fn status(url: &str, token: Option<&str>, format: Format) -> Outcome {
-    let status = Endpoint::new(url, token)?.get("/api/status").await?;
+    let status = Client { url, token }.get("/api/status").await?;
     match format {
         Format::Json => output::print(&format!("{status:#}\n")),
         Format::Table => output::print(&table(
@@ -79,6 +79,7 @@ fn table(status: &Value, paint: Paint) -> String {
             "written",
             "stale",
             "restarts",
+            "put aside",
         ],
     );
     for (name, sink) in status["sinks"].as_object().into_iter().flatten() {
@@ -96,6 +97,7 @@ fn table(status: &Value, paint: Paint) -> String {
             number(&sink["written"]),
             number(&sink["stale"]),
             number(&sink["errors"]),
+            number(&sink["dead_letters"]),
         ]);
     }
     let _ = write!(out, "\n{}\n{}", sources.render(paint), sinks.render(paint));

@@ -227,6 +227,9 @@ pub enum Phase {
     Snapshot,
     /// The stream.
     Stream,
+    /// Changes of the stream that were put aside and are written again, each at its own position: like the stream in all but
+    /// one, that their positions say nothing of what a sink holds. Never skipped, never noted as progress.
+    Replay,
 }
 
 /// Changes in commit order. See the module's page.

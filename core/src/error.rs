@@ -4,6 +4,9 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
+
+use crate::refusal::Refusal;
 
 /// `Result` with the house error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -94,16 +97,24 @@ impl ErrorKind {
     }
 }
 
-/// An error that names the place, the cause and the remedy.
+/// An error that names the place, the cause and the remedy. A clone tells the same.
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
     message: String,
     /// Outermost last: `sinks.events`, then the pipeline.
     places: Vec<String>,
     remedy: Option<String>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+    /// A word for counters, see [`Error::because`].
+    reason: Option<&'static str>,
+    /// See [`Error::refusing`].
+    refusals: Vec<Refusal>,
+    /// The refusals are suspects, see [`Error::suspecting`].
+    suspects: bool,
 }
 
 impl Error {
@@ -115,6 +126,9 @@ impl Error {
             places: Vec::new(),
             remedy: None,
             source: None,
+            reason: None,
+            refusals: Vec::new(),
+            suspects: false,
         }))
     }
 
@@ -128,8 +142,51 @@ impl Error {
     /// The error underneath. It is kept, not turned to text.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.0.source = Some(source.into());
+        self.0.source = Some(Arc::from(source.into()));
         self
+    }
+
+    /// One word for the cause of a refusal, from [`crate::refusal::reason`], for counters and lists.
+    #[must_use]
+    pub fn because(mut self, reason: &'static str) -> Self {
+        self.0.reason = Some(reason);
+        self
+    }
+
+    /// Exactly these changes are refused, and nothing but them: without them the sink takes what it was given. For errors
+    /// of kind [`ErrorKind::Refused`]; replaces what was said before.
+    #[must_use]
+    pub fn refusing(mut self, refusals: Vec<Refusal>) -> Self {
+        self.0.refusals = refusals;
+        self.0.suspects = false;
+        self
+    }
+
+    /// These changes were refused together, and at least one of them for good; the sink cannot tell which. The runtime
+    /// writes each by itself to find out.
+    #[must_use]
+    pub fn suspecting(mut self, suspects: Vec<Refusal>) -> Self {
+        self.0.refusals = suspects;
+        self.0.suspects = true;
+        self
+    }
+
+    /// The changes that are refused, or suspected; none when the error is about no change in particular.
+    #[must_use]
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.0.refusals
+    }
+
+    /// Whether [`Error::refusals`] are suspects only.
+    #[must_use]
+    pub fn is_suspicion(&self) -> bool {
+        self.0.suspects
+    }
+
+    /// The word given to [`Error::because`].
+    #[must_use]
+    pub fn reason(&self) -> Option<&'static str> {
+        self.0.reason
     }
 
     /// Names the place it happened in, from the inside out: `.at("table public.orders").at("sources.orders")`.

@@ -39,6 +39,7 @@ metrics! {
     END_TO_END_LATENCY = "lockstep_end_to_end_latency_seconds" ["sink"] "How long from commit in PostgreSQL to durable in the sink?";
     DUPLICATES = "lockstep_duplicates_total" ["transform"] "How many changes repeated an idempotency key?";
     DEAD_LETTERS = "lockstep_dead_letters_total" ["place", "reason"] "How many rows were put aside, and why?";
+    DEAD_LETTERS_KEPT = "lockstep_dead_letters" ["place"] "How many rows lie aside now?";
     MEMORY_BUDGET_BYTES = "lockstep_memory_budget_bytes" [] "How many bytes may batches hold?";
     MEMORY_USED_BYTES = "lockstep_memory_used_bytes" [] "How many bytes do batches hold?";
     BUILD_INFO = "lockstep_build_info" ["version"] "Which version runs?";

@@ -111,6 +111,26 @@ pub struct SourceInfo {
 }
 
 impl SourceInfo {
+    /// What [`SourceInfo::change_id`] was made from.
+    #[must_use]
+    pub fn parse_change_id(id: &str) -> Option<(SourceIdentity, Position)> {
+        let (system, rest) = id.split_once('/')?;
+        let (timeline, rest) = rest.split_once('/')?;
+        // A database's name may hold slashes.
+        let (rest, ordinal) = rest.rsplit_once('/')?;
+        let (database, commit) = rest.rsplit_once('/')?;
+        let identity = SourceIdentity {
+            system: system.parse().ok()?,
+            timeline: timeline.parse().ok()?,
+            database: database.into(),
+        };
+        let position = Position {
+            commit: Lsn(u64::from_str_radix(commit, 16).ok()?),
+            ordinal: ordinal.parse().ok()?,
+        };
+        Some((identity, position))
+    }
+
     /// The idempotency id of a change, `system/timeline/db/commit_lsn/ordinal`, the LSN as 16 hex digits.
     #[must_use]
     pub fn change_id(&self, position: Position) -> String {
@@ -133,6 +153,28 @@ mod tests {
         for bad in ["", "/", "1/", "/1", "x/1", "1/123456789", "12"] {
             assert!(bad.parse::<Lsn>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn change_ids_round_trip() {
+        let source = SourceInfo {
+            name: "orders".into(),
+            identity: SourceIdentity {
+                system: 7,
+                timeline: 2,
+                database: "a/b".into(),
+            },
+        };
+        let position = Position {
+            commit: Lsn(0x16_B374_D848),
+            ordinal: 12,
+        };
+        let id = source.change_id(position);
+        assert_eq!(
+            SourceInfo::parse_change_id(&id),
+            Some((source.identity, position))
+        );
+        assert_eq!(SourceInfo::parse_change_id("7/2/a/12"), None);
     }
 
     #[test]

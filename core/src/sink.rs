@@ -33,7 +33,9 @@ pub trait Sink: Send {
     /// the runtime then re-opens the sink.
     ///
     /// # Errors
-    /// By kind: retried kinds re-open the sink, the others stop the pipeline.
+    /// By kind: retried kinds re-open the sink, the others stop the pipeline. A record that the other side will never take
+    /// is of kind `Refused` and names its change ([`crate::Error::about`]); one error should name all that are known. The
+    /// runtime puts these changes aside and writes the rest to a sink opened anew.
     async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable>;
 
     /// Hurries: everything taken becomes durable as soon as possible. Called when the pipeline drains.
@@ -109,6 +111,13 @@ pub trait SinkFactory: Send + Sync + 'static {
 
     /// Looks at the other side and reports. Changes nothing on it. One that cannot be reached is a finding.
     async fn preflight(config: &Self::Config, pipeline: &str, name: &str) -> Vec<Finding>;
+
+    /// Whether it holds one record per key, the latest, and refuses older versions of it: a cache, an index. A queue holds
+    /// every change.
+    #[must_use]
+    fn keeps_rows() -> bool {
+        false
+    }
 
     /// What it would make of a table: whether the table can be written at all, and what of it would be left out. No I/O.
     fn suits(_config: &Self::Config, _table: &TableSchema) -> Vec<Finding> {

@@ -1,10 +1,11 @@
 //! From a pipeline file to a running pipeline: `config → plan → run`.
 //!
 //! [`registry`] knows the kinds of sources, transforms and sinks, [`file`] reads a pipeline file and reports every
-//! mistake in it, [`plan`] is the graph, [`run`] moves the batches, [`status`] and [`metrics`] say how it goes,
+//! mistake in it, [`plan`] is the graph, [`run`] moves the batches, [`letters`] keeps what sinks refuse, [`status`] and [`metrics`] say how it goes,
 //! [`preflight`] looks at the other sides before a start, and [`schema`] describes the file to editors.
 
 pub mod file;
+pub mod letters;
 pub mod metrics;
 pub mod plan;
 pub mod preflight;
@@ -16,4 +17,4 @@ pub mod status;
 
 pub use file::{Mistake, Mistakes, Pipeline};
 pub use registry::Registry;
-pub use run::{Handle, Running, start};
+pub use run::{Handle, Offline, Report, Reports, Running, start};

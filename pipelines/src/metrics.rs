@@ -57,6 +57,7 @@ pub struct Metrics {
     latency: HistogramVec,
     pub(crate) duplicates: IntCounterVec,
     pub(crate) dead_letters: IntCounterVec,
+    pub(crate) dead_letters_kept: IntGaugeVec,
     pub(crate) memory_budget: IntGauge,
     pub(crate) memory_used: IntGauge,
 }
@@ -145,6 +146,7 @@ impl Metrics {
             latency: make.add(HistogramVec::new(latency_options, latency.labels))?,
             duplicates: make.counters(names::DUPLICATES)?,
             dead_letters: make.counters(names::DEAD_LETTERS)?,
+            dead_letters_kept: make.gauges(names::DEAD_LETTERS_KEPT)?,
             memory_budget: make.add(int_gauge(names::MEMORY_BUDGET_BYTES))?,
             memory_used: make.add(int_gauge(names::MEMORY_USED_BYTES))?,
             registry: make.0,
@@ -347,13 +349,14 @@ impl SinkMetrics {
     ///
     /// Latency runs from the commit in PostgreSQL, by the server's clock, to this moment, by ours. Up to
     /// 32 changes of a batch are looked at, evenly spread over it, and each transaction met is observed once: a batch
-    /// of one transaction counts once, a batch of many counts by its spread. Rows of the initial copy have no latency.
+    /// of one transaction counts once, a batch of many counts by its spread. Rows of the initial copy, and changes that lay aside, have no
+    /// latency.
     pub fn delivered(&self, delivered: &Delivered, batch: &Batch) {
         self.written.inc_by(delivered.written);
         self.stale.inc_by(delivered.stale);
         self.incomplete.inc_by(delivered.incomplete);
         self.bytes.inc_by(delivered.bytes);
-        if batch.phase == Phase::Snapshot {
+        if batch.phase != Phase::Stream {
             return;
         }
         let now = crate::run::now_micros();
@@ -401,6 +404,7 @@ mod tests {
             metrics.latency.desc(),
             metrics.duplicates.desc(),
             metrics.dead_letters.desc(),
+            metrics.dead_letters_kept.desc(),
             metrics.memory_budget.desc(),
             metrics.memory_used.desc(),
         ]

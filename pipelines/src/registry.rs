@@ -47,6 +47,8 @@ pub trait SinkComponent: Send + Sync {
     async fn inspect(&self, context: SinkContext) -> Result<Option<Box<dyn Inspect>>>;
     /// See [`SinkFactory::suits`].
     fn suits(&self, table: &TableSchema) -> Vec<Finding>;
+    /// See [`SinkFactory::keeps_rows`].
+    fn keeps_rows(&self) -> bool;
 }
 
 /// Why a section was not accepted.
@@ -228,5 +230,9 @@ impl<F: SinkFactory> SinkComponent for TypedSink<F> {
 
     fn suits(&self, table: &TableSchema) -> Vec<Finding> {
         F::suits(&self.0, table)
+    }
+
+    fn keeps_rows(&self) -> bool {
+        F::keeps_rows()
     }
 }

@@ -85,6 +85,8 @@ pub struct SinkReport {
     pub incomplete: u64,
     /// How often it failed and was opened again.
     pub errors: u64,
+    /// Rows that it has refused for good and that lie aside now.
+    pub dead_letters: u64,
 }
 
 /// The phases of a sink.

@@ -21,11 +21,14 @@ pub use environment::{Variables, process_variables};
 pub use mistake::{Mistake, Mistakes, nearest};
 pub use path::{KeyPath, PathPart};
 pub use settings::{
-    Admin, DEFAULT_ADMIN_LISTEN, DEFAULT_MEMORY, DEFAULT_SHUTDOWN_TIMEOUT, Section, Settings, State,
+    Admin, DEFAULT_ADMIN_LISTEN, DEFAULT_MAX_LETTER_BYTES, DEFAULT_MAX_LETTERS, DEFAULT_MEMORY,
+    DEFAULT_SHUTDOWN_TIMEOUT, EmbeddedLetters, Later, OnError, Section, Settings, SinkPolicy,
+    State,
 };
 
 use self::lines::Lines;
 use self::report::Report;
+use crate::letters::Limits;
 use crate::plan::{Declared, Plan, PlanError};
 use crate::registry::{
     Kinds, Registry, SectionError, SinkComponent, SourceComponent, TransformComponent, path_part,
@@ -52,6 +55,19 @@ pub struct Pipeline {
     pub transforms: Vec<Arc<dyn TransformComponent>>,
     /// One per [`Plan::sinks`].
     pub sinks: Vec<Arc<dyn SinkComponent>>,
+    /// One per [`Plan::sinks`]: what becomes of rows that it refuses.
+    pub policies: Vec<SinkPolicy>,
+    /// Where they go.
+    pub dead_letters: DeadLettersTo,
+}
+
+/// Where dead letters go.
+#[derive(Clone)]
+pub enum DeadLettersTo {
+    /// To the store in the state directory.
+    Embedded(Limits),
+    /// To a sink.
+    Queue(Arc<dyn SinkComponent>),
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -118,6 +134,7 @@ fn check(
         report,
     );
     let sinks = nodes("sinks", &settings.sinks, registry.sinks(), report);
+    let dead_letters = dead_letters(settings.dead_letters, registry.sinks(), report);
     let plan = match Plan::build(&sources.declared, &transforms.declared, &sinks.declared) {
         Ok(plan) => plan,
         Err(errors) => {
@@ -135,7 +152,13 @@ fn check(
     Some(Pipeline {
         sources: sources.in_order(plan.sources.iter())?,
         transforms: transforms.in_order(plan.transforms.iter().map(|node| &node.name))?,
+        policies: {
+            let policies = sinks.policies(plan.sinks.iter().map(|node| &node.name));
+            waiting_needs_the_store(&plan, &policies, dead_letters.as_ref()?, report);
+            policies
+        },
         sinks: sinks.in_order(plan.sinks.iter().map(|node| &node.name))?,
+        dead_letters: dead_letters?,
         name,
         admin: settings.admin,
         state,
@@ -320,6 +343,8 @@ fn sections_only(root: Value) -> Option<Settings> {
 struct Nodes<C: ?Sized> {
     declared: Vec<Declared>,
     components: Vec<Option<Arc<C>>>,
+    /// Of sinks.
+    policies: Vec<SinkPolicy>,
 }
 
 impl<C: ?Sized> Nodes<C> {
@@ -334,6 +359,66 @@ impl<C: ?Sized> Nodes<C> {
     }
 }
 
+impl<C: ?Sized> Nodes<C> {
+    /// The policies in the order of `names`.
+    fn policies<'a>(&'a self, names: impl Iterator<Item = &'a Arc<str>>) -> Vec<SinkPolicy> {
+        names
+            .map(|name| {
+                let index = self.declared.iter().position(|node| *node.name == **name);
+                index.map_or_else(SinkPolicy::default, |index| self.policies[index])
+            })
+            .collect()
+    }
+}
+
+/// The section `[dead_letters]`; `None` when it is wrong.
+fn dead_letters(
+    mut keys: Section,
+    kinds: &Kinds<dyn SinkComponent>,
+    report: &mut Report,
+) -> Option<DeadLettersTo> {
+    let path = KeyPath::keys(&["dead_letters"]);
+    let kind = keys.get("type").and_then(Value::as_str).map(str::to_owned);
+    if kind.as_deref() == Some("embedded") || !keys.contains_key("type") {
+        keys.shift_remove("type");
+        let limits: EmbeddedLetters = shape::read(Value::Object(keys), &path, report, |value| {
+            serde_path_to_error::deserialize(value).map_err(|error| SectionError::Shape {
+                path: error.path().iter().filter_map(path_part).collect(),
+                message: error.inner().to_string(),
+            })
+        })?;
+        return Some(DeadLettersTo::Embedded(Limits {
+            rows: limits.max,
+            bytes: limits.max_bytes.0,
+        }));
+    }
+    if kind.as_deref() == Some("kafka") {
+        // Letters have an identity of their own to tell repeats by, and no progress to keep.
+        for (key, value) in [("format", "flat".into()), ("exactly_once", false.into())] {
+            keys.entry(key).or_insert(value);
+        }
+    }
+    component(keys, &path, kinds, report).map(DeadLettersTo::Queue)
+}
+
+/// Later changes can only wait behind what can be looked up.
+fn waiting_needs_the_store(
+    plan: &Plan,
+    policies: &[SinkPolicy],
+    to: &DeadLettersTo,
+    report: &mut Report,
+) {
+    if matches!(to, DeadLettersTo::Embedded(_)) {
+        return;
+    }
+    let waits = |(_, policy): &(_, &SinkPolicy)| policy.later == Later::Wait;
+    for (sink, _) in plan.sinks.iter().zip(policies).filter(waits) {
+        let path = KeyPath::keys(&["sinks", &sink.name, "later"]);
+        let message = "`later = \"wait\"` needs `[dead_letters] type = \"embedded\"`";
+        report.mistake(path, message);
+    }
+}
+
 fn nodes<C: ?Sized>(
     section: &'static str,
     nodes: &std::collections::BTreeMap<String, Section>,
@@ -343,6 +428,7 @@ fn nodes<C: ?Sized>(
     let mut read = Nodes {
         declared: Vec::new(),
         components: Vec::new(),
+        policies: Vec::new(),
     };
     for (name, keys) in nodes {
         let path = KeyPath::keys(&[section, name]);
@@ -355,6 +441,10 @@ fn nodes<C: ?Sized>(
         read.declared.push(Declared {
             name: name.clone(),
             inputs,
+        });
+        read.policies.push(match section {
+            "sinks" => policy(&mut keys, &path, report),
+            _ => SinkPolicy::default(),
         });
         read.components.push(component(keys, &path, kinds, report));
     }
@@ -393,6 +483,21 @@ fn component<C: ?Sized>(
     shape::read(Value::Object(keys), path, report, |value| {
         entry.parse(value)
     })
+}
+
+/// Takes the keys that every sink has.
+fn policy(keys: &mut Section, path: &KeyPath, report: &mut Report) -> SinkPolicy {
+    let mut own = Section::new();
+    for key in ["on_error", "later"] {
+        own.extend(keys.shift_remove(key).map(|value| (key.to_owned(), value)));
+    }
+    let read = shape::read(Value::Object(own), path, report, |value| {
+        serde_path_to_error::deserialize(value).map_err(|error| SectionError::Shape {
+            path: error.path().iter().filter_map(path_part).collect(),
+            message: error.inner().to_string(),
+        })
+    });
+    read.unwrap_or_default()
 }
 
 fn inputs(keys: &mut Section, path: &KeyPath, report: &mut Report) -> Vec<String> {

@@ -17,6 +17,12 @@ pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration(std::time::Duration::fro
 /// Where the admin endpoint listens, when the section does not say: this machine only.
 pub const DEFAULT_ADMIN_LISTEN: &str = "127.0.0.1:9187";
 
+/// The most dead letters, when the section does not say: far more than anyone looks through, and no burden to keep.
+pub const DEFAULT_MAX_LETTERS: u64 = 100_000;
+
+/// The most bytes of dead letters, when the section does not say.
+pub const DEFAULT_MAX_LETTER_BYTES: ByteSize = ByteSize(1 << 30);
+
 /// A section of a source, transform or sink: `type`, `inputs`, and the keys of its kind.
 pub type Section = Map<String, Value>;
 
@@ -33,6 +39,9 @@ pub struct Settings {
     /// Where state is kept that must survive a restart.
     #[serde(default)]
     pub state: State,
+    /// Where rows go that a sink refuses for good, and rows that transforms put aside.
+    #[serde(default)]
+    pub dead_letters: Section,
     /// Bytes that batches may hold, all stages together; sources wait when they are spent. Default `32MiB`.
     #[serde(default = "default_memory")]
     pub memory: ByteSize,
@@ -69,6 +78,60 @@ pub struct State {
     /// A directory. Default `.lockstep/<name>` in the working directory.
     #[serde(default)]
     pub dir: Option<String>,
+}
+
+/// Dead letters in the pipeline's state directory, `type = "embedded"`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddedLetters {
+    /// The most letters. A sink that would need more stops with an error. Default 100000.
+    #[serde(default = "default_max")]
+    pub max: u64,
+    /// The most bytes of letters. Default `1GiB`.
+    #[serde(default = "default_max_bytes")]
+    pub max_bytes: ByteSize,
+}
+
+/// What every sink's section may say about rows that it refuses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SinkPolicy {
+    /// What becomes of a row that the sink refuses for good.
+    #[serde(default)]
+    pub on_error: OnError,
+    /// What becomes of later changes of its key.
+    #[serde(default)]
+    pub later: Later,
+}
+
+/// What becomes of a row that a sink refuses for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// It is put aside among the dead letters, and the rest goes on.
+    #[default]
+    DeadLetter,
+    /// The pipeline stops with the error; nothing is acknowledged.
+    Stop,
+}
+
+/// What becomes of later changes of the key of a row that lies aside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Later {
+    /// They go on.
+    #[default]
+    Pass,
+    /// They are put aside behind it, and replayed with it in their order.
+    Wait,
+}
+
+fn default_max() -> u64 {
+    DEFAULT_MAX_LETTERS
+}
+
+fn default_max_bytes() -> ByteSize {
+    DEFAULT_MAX_LETTER_BYTES
 }
 
 fn default_memory() -> ByteSize {

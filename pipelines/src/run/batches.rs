@@ -12,7 +12,7 @@ use crate::selector::Selector;
 pub(super) fn last_position(batch: &Batch) -> Option<Position> {
     match batch.phase {
         Phase::Stream => batch.changes().last().map(|change| batch.position(change)),
-        Phase::Snapshot => None,
+        Phase::Snapshot | Phase::Replay => None,
     }
 }
 
@@ -33,7 +33,7 @@ pub(super) fn after(batch: &Batch, done: Position) -> Rest {
     let Some(first) = changes.first() else {
         return Rest::Whole;
     };
-    if batch.phase == Phase::Snapshot || batch.position(first) > done {
+    if batch.phase != Phase::Stream || batch.position(first) > done {
         return Rest::Whole;
     }
     let cut = changes.partition_point(|change| batch.position(change) <= done);

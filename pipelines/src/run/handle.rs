@@ -1,6 +1,6 @@
 //! A running pipeline, seen from outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,9 @@ use super::copying::remaining;
 use super::lane_state::LaneState;
 use super::node::Node;
 use super::now_micros;
+use super::replay::{self, Reports};
 use super::source_state::SourceShare;
+use crate::letters::{Desk, Head, Letter, Selection};
 use crate::metrics::Metrics;
 use crate::status::{MemoryStatus, SinkPhase, SinkReport, SourceReport, Status, TransformReport};
 
@@ -97,6 +99,7 @@ pub(super) struct Inner {
     pub lanes: Vec<Arc<LaneState>>,
     pub nodes: Vec<Arc<Node>>,
     pub metrics: Metrics,
+    pub desk: Arc<Desk>,
 }
 
 impl Handle {
@@ -113,6 +116,7 @@ impl Handle {
     pub fn status(&self) -> Status {
         let inner = &self.0;
         let problems = self.ready().err().unwrap_or_default();
+        let kept = inner.desk.counts();
         Status {
             pipeline: inner.pipeline.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -142,7 +146,7 @@ impl Handle {
             sinks: inner
                 .lanes
                 .iter()
-                .map(|lane| (lane.name.to_string(), inner.sink_report(lane)))
+                .map(|lane| (lane.name.to_string(), inner.sink_report(lane, &kept)))
                 .collect(),
             dead_letters: Collector::collect(&inner.metrics.dead_letters)
                 .iter()
@@ -241,6 +245,49 @@ impl Handle {
         )
     }
 
+    /// The dead letters that a selection takes, oldest first.
+    ///
+    /// # Errors
+    /// Kind `Invalid` for numbers that there are not, and when letters go to a queue; kind `Storage`.
+    pub async fn dead_letters(&self, selection: Selection) -> Result<Vec<Head>> {
+        replay::list(&self.0.desk, selection).await
+    }
+
+    /// One dead letter.
+    ///
+    /// # Errors
+    /// As for [`Handle::dead_letters`].
+    pub async fn dead_letter(&self, id: u64) -> Result<Letter> {
+        replay::show(&self.0.desk, id).await
+    }
+
+    /// Removes dead letters without writing them anywhere, and says how many.
+    ///
+    /// # Errors
+    /// As for [`Handle::dead_letters`].
+    pub async fn discard(&self, selection: Selection) -> Result<u64> {
+        replay::discard(&self.0.desk, selection).await
+    }
+
+    /// Writes dead letters to their sinks, between the sinks' other writes, and removes those that are durable. Goes on
+    /// when the future is dropped.
+    ///
+    /// # Errors
+    /// As for [`Handle::dead_letters`]; kind `Unavailable` when a sink that is concerned is not open.
+    pub async fn replay(&self, selection: Selection) -> Result<Reports> {
+        let inner = Arc::clone(&self.0);
+        let concerned = replay::list(&inner.desk, selection.clone()).await?;
+        for lane in &inner.lanes {
+            let place = format!("sinks.{}", lane.name);
+            if concerned.iter().any(|head| head.place == place)
+                && let Some(problem) = replay::unready(lane)
+            {
+                return Err(problem);
+            }
+        }
+        replay::replay(&inner.desk, &inner.lanes, &selection).await
+    }
+
     /// All metrics in Prometheus' text format.
     ///
     /// # Errors
@@ -282,7 +329,8 @@ impl Inner {
         }
     }
 
-    fn sink_report(&self, lane: &LaneState) -> SinkReport {
+    fn sink_report(&self, lane: &LaneState, kept: &HashMap<String, u64>) -> SinkReport {
+        let place = format!("sinks.{}", lane.name);
         let (waiting, since) = lane.inbox.waiting();
         let view = lane.view();
         SinkReport {
@@ -301,6 +349,7 @@ impl Inner {
             stale: view.stale,
             incomplete: view.incomplete,
             errors: view.errors,
+            dead_letters: kept.get(&place).copied().unwrap_or(0),
         }
     }
 
@@ -329,8 +378,20 @@ impl Inner {
             set_or_remove_float(&metrics.snapshot_rate, labels, rate);
             set_or_remove_float(&metrics.snapshot_remaining, labels, left);
         }
+        let kept = self.desk.counts();
+        // A transform whose last letter is gone must not keep its last value; sinks are set below.
+        metrics.dead_letters_kept.reset();
+        for (place, letters) in &kept {
+            let gauge = metrics.dead_letters_kept.with_label_values(&[place]);
+            gauge.set(signed(*letters));
+        }
         for lane in &self.lanes {
-            let report = self.sink_report(lane);
+            let report = self.sink_report(lane, &kept);
+            let place = format!("sinks.{}", lane.name);
+            metrics
+                .dead_letters_kept
+                .with_label_values(&[&place])
+                .set(signed(report.dead_letters));
             let labels = &[&*lane.name];
             metrics
                 .sink_lag

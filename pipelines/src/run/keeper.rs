@@ -8,10 +8,10 @@ use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters::DeadLetterFile;
 use super::lane_state::LaneState;
 use super::node::Node;
 use super::source_state::SourceShare;
+use crate::letters::Desk;
 
 /// The shortest time between two confirmations. Persisting transforms may cost a disk flush each; nobody waits for a
 /// confirmation, it only lets the server drop log.
@@ -23,7 +23,7 @@ pub(super) struct Keeper {
     pub sources: Vec<Arc<SourceShare>>,
     pub lanes: Vec<Arc<LaneState>>,
     pub nodes: Vec<Arc<Node>>,
-    pub dead_letters: Arc<DeadLetterFile>,
+    pub dead_letters: Arc<Desk>,
     /// Woken by lanes when something became durable.
     pub wake: Arc<Notify>,
 }

@@ -3,24 +3,30 @@
 //! What is not durable is kept. After any error the sink is dropped and opened again, says how far it can prove it
 //! holds each source, and gets the rest again from the oldest batch on. So the sink and the lane together lose nothing,
 //! and a sink that keeps its position with its data gets nothing twice.
+//!
+//! Changes that the sink refuses for good are put aside first, and the sink that is opened next gets the rest. Letters that
+//! are replayed go the same way as batches: as entries of the queue, while the inbox waits.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
-use lockstep_core::batch::Batch;
+use lockstep_core::batch::{Batch, Change};
 use lockstep_core::durable::{Delivered, Durable};
 use lockstep_core::error::{At, Policy};
 use lockstep_core::position::Position;
+use lockstep_core::refusal::Refusal;
 use lockstep_core::sink::{Sink, SinkContext};
-use lockstep_core::{Error, Result};
-use tokio::sync::Notify;
+use lockstep_core::{Error, ErrorKind, Result};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::aside::Aside;
 use super::backoff::Backoff;
 use super::batches::{self, Rest};
+use super::course::{Course, Request, Tag};
 use super::inbox::{Entry, ride};
 use super::lane_state::LaneState;
 use crate::metrics::SinkMetrics;
@@ -38,6 +44,7 @@ pub(super) struct Parts {
     pub pipeline: Arc<str>,
     pub directory: PathBuf,
     pub metrics: SinkMetrics,
+    pub aside: Aside,
     /// Woken when something became durable.
     pub keeper: Arc<Notify>,
     /// The pipeline stops: no new attempts once something fails.
@@ -59,13 +66,47 @@ pub(super) struct Lane {
     backoff: Backoff,
     /// The last problem that was logged.
     logged: Option<String>,
+    /// Replays that are asked for.
+    requests: mpsc::Receiver<Request>,
+    /// The replay under way. What is pending then is its letters, once all else is durable.
+    course: Option<Course>,
+    /// It is opened anew because rows were put aside.
+    after_aside: bool,
 }
 
 struct Pending {
     entry: Entry,
     batch: Arc<Batch>,
     durable: Option<Durable>,
+    /// Written with nothing else on its way, so that an error can only be about it.
+    alone: bool,
+    /// The letter that it is.
+    letter: Option<Tag>,
 }
+
+impl Pending {
+    fn new(entry: Entry, batch: Arc<Batch>) -> Self {
+        Pending {
+            entry,
+            batch,
+            durable: None,
+            alone: false,
+            letter: None,
+        }
+    }
+
+    fn letter(tag: Tag, batch: Arc<Batch>, alone: bool) -> Self {
+        let entry = Entry::new(NO_SOURCE, Some(Arc::clone(&batch)), None);
+        Pending {
+            alone,
+            letter: Some(tag),
+            ..Pending::new(entry, batch)
+        }
+    }
+}
+
+/// The source index of letters: they belong to no source's progress.
+const NO_SOURCE: usize = usize::MAX;
 
 /// How serving a sink ended, when it did not fail.
 enum End {
@@ -78,6 +119,9 @@ enum End {
 impl Lane {
     pub fn new(parts: Parts) -> Self {
         Lane {
+            requests: parts.state.requests(),
+            course: None,
+            after_aside: false,
             parts,
             pending: VecDeque::new(),
             written: 0,
@@ -131,8 +175,16 @@ impl Lane {
             self.pending
                 .iter_mut()
                 .for_each(|pending| pending.durable = None);
+            if self.put_aside(&failed).await? {
+                self.after_aside = true;
+                continue;
+            }
             self.failed(&failed);
             if failed.kind().policy() == Policy::Stop {
+                // One that only a letter has met ends its replay, not the line.
+                if self.give_up_replay(&failed) {
+                    continue;
+                }
                 return Err(failed);
             }
             // A sink that was down before the pipeline began to stop is not waited for; one that fails meanwhile gets
@@ -194,7 +246,9 @@ impl Lane {
         view.moved = Instant::now();
         drop(view);
         self.backoff.opened();
-        if self.logged.take().is_some() {
+        if std::mem::take(&mut self.after_aside) {
+            tracing::debug!(sink = %state.name, "open again without the rows that were put aside");
+        } else if self.logged.take().is_some() {
             tracing::info!(sink = %state.name, attempts = self.backoff.failures(), "open again");
         } else {
             tracing::info!(sink = %state.name, "open");
@@ -206,10 +260,14 @@ impl Lane {
     async fn serve(&mut self, mut sink: Box<dyn Sink>) -> Result<End> {
         let abort = self.parts.abort.clone();
         loop {
-            if self.written < self.pending.len() {
+            if self.may_write() {
                 if let Some(end) = self.write(sink.as_mut()).await? {
                     return Ok(end);
                 }
+                continue;
+            }
+            if self.course.is_some() && self.pending.is_empty() {
+                self.next_letters().await?;
                 continue;
             }
             tokio::select! {
@@ -218,9 +276,13 @@ impl Lane {
                 delivered = front(&mut self.pending) => self.settle(delivered?),
                 // 2. Time is up.
                 () = abort.cancelled() => return Ok(End::Aborted),
-                // 3. More work, when there is room for it.
-                entry = self.parts.state.inbox.pop(), if self.pending.len() < MAX_IN_FLIGHT => match entry {
-                    Some(entry) => self.accept(entry),
+                // 3. A replay, which begins when all that has come is durable.
+                Some(request) = self.requests.recv(), if self.course.is_none() => {
+                    self.course = Some(Course::new(request));
+                }
+                // 4. More work, when there is room for it.
+                entry = self.parts.state.inbox.pop(), if self.course.is_none() && self.pending.len() < MAX_IN_FLIGHT => match entry {
+                    Some(entry) => self.accept(entry)?,
                     None => return self.finish(sink).await,
                 },
             }
@@ -228,31 +290,39 @@ impl Lane {
     }
 
     /// Takes an entry from the inbox. One without changes counts as durable once everything before it is.
-    fn accept(&mut self, entry: Entry) {
+    fn accept(&mut self, entry: Entry) -> Result<()> {
         let queued = self
             .pending
             .iter_mut()
             .rev()
             .map(|pending| &mut pending.entry);
         if ride(&entry, queued) {
-            return;
+            return Ok(());
         }
         match entry.batch.clone() {
             Some(batch) => {
+                self.parts.aside.arrived(&batch)?;
                 let mut view = self.parts.state.view();
                 if self.pending.is_empty() {
                     view.moved = Instant::now();
                     view.oldest = Some(entry.since);
                 }
-                self.pending.push_back(Pending {
-                    entry,
-                    batch,
-                    durable: None,
-                });
+                self.pending.push_back(Pending::new(entry, batch));
                 view.in_flight = self.pending.len();
             }
             None => self.advance(&entry),
         }
+        Ok(())
+    }
+
+    /// Whether a batch is to be written now: one that goes alone waits for all before it, and all after wait for it.
+    fn may_write(&self) -> bool {
+        let Some(next) = self.pending.get(self.written) else {
+            return false;
+        };
+        let last = self.written.checked_sub(1);
+        let alone = next.alone || last.is_some_and(|last| self.pending[last].alone);
+        self.written == 0 || !alone
     }
 
     /// Writes the oldest batch that has not been written, settling receipts meanwhile.
@@ -261,8 +331,15 @@ impl Lane {
             return Ok(None);
         };
         let (source, batch) = (pending.entry.source, Arc::clone(&pending.batch));
-        let durable = match self.rest(source, batch) {
-            // The sink has proved that it holds all of it.
+        let mut rest = Some(batch);
+        if pending.letter.is_none() {
+            rest = rest.and_then(|batch| self.rest(source, batch));
+            if let Some(batch) = rest {
+                rest = self.parts.aside.sift(batch).await?;
+            }
+        }
+        let durable = match rest {
+            // The sink has proved that it holds all of it, or all of it lies aside.
             None => Durable::now(Delivered::default()),
             Some(batch) => {
                 let mut write = pin!(sink.write(batch));
@@ -307,7 +384,15 @@ impl Lane {
         };
         self.written -= 1;
         self.backoff.reset();
-        let Pending { entry, batch, .. } = pending;
+        let Pending {
+            entry,
+            batch,
+            letter,
+            ..
+        } = pending;
+        if let (Some(tag), Some(course)) = (letter, &mut self.course) {
+            course.settled(tag.id, delivered);
+        }
         if let Some(position) = batches::last_position(&batch) {
             self.durable.insert(entry.source, position);
         }
@@ -369,6 +454,200 @@ impl Lane {
         Ok(End::Drained)
     }
 
+    /// The letters that come next, or the end of the replay.
+    async fn next_letters(&mut self) -> Result<()> {
+        let Some(mut course) = self.course.take() else {
+            return Ok(());
+        };
+        let (desk, place) = (Arc::clone(self.parts.aside.desk()), self.place());
+        let (waits, keeps_rows) = (self.parts.aside.waits(), self.parts.aside.keeps_rows());
+        let stopping = self.parts.draining.is_cancelled();
+        let (mut course, letters) = desk
+            .blocking(move |store| {
+                if stopping {
+                    course.clear(store)?;
+                    return Ok((course, Vec::new()));
+                }
+                let letters = course.next(store, &place, waits)?;
+                Ok((course, letters))
+            })
+            .await?;
+        if letters.is_empty() {
+            let stopped = Error::new(ErrorKind::Stopping, "the pipeline stops");
+            course.answer(stopping.then_some(&stopped));
+            return Ok(());
+        }
+        for letter in letters {
+            if keeps_rows && letter.head.overtaken.is_some() {
+                course.stale(letter.head.id);
+                continue;
+            }
+            let batch = Arc::new(letter.batch(&mut course.schemas)?);
+            self.pending
+                .push_back(Pending::letter(Tag::of(&letter.head), batch, waits));
+        }
+        self.course = Some(course);
+        let mut view = self.parts.state.view();
+        view.in_flight = self.pending.len();
+        view.moved = Instant::now();
+        Ok(())
+    }
+
+    fn place(&self) -> String {
+        self.parts.aside.place().to_owned()
+    }
+
+    /// Puts aside what the sink refuses for good, so that the next one gets the rest. False when the error is none of that
+    /// kind, or the sink is to stop on it.
+    ///
+    /// # Errors
+    /// When it can be kept nowhere.
+    async fn put_aside(&mut self, error: &Error) -> Result<bool> {
+        if self.pending.iter().any(|pending| pending.letter.is_some()) {
+            return self.refused_again(error).await;
+        }
+        if !self.parts.aside.takes(error) {
+            return Ok(false);
+        }
+        if error.is_suspicion() && self.isolate(error.refusals()) {
+            return Ok(true);
+        }
+        let refusals = by_position(error.refusals());
+        let (mut letters, mut rests) = (Vec::new(), Vec::new());
+        for (index, pending) in self.pending.iter().enumerate() {
+            let batch = &pending.batch;
+            let mut rest: Vec<Change> = Vec::with_capacity(batch.changes().len());
+            for change in batch.changes() {
+                match refusal_of(&refusals, batch, change) {
+                    Some(refusal) => {
+                        letters.push(self.parts.aside.letter(batch, change, refusal));
+                    }
+                    None => rest.push(*change),
+                }
+            }
+            if rest.len() < batch.changes().len() {
+                rests.push((index, Arc::new(batch.with_changes(rest))));
+            }
+        }
+        if letters.is_empty() {
+            return Ok(false);
+        }
+        let rows = letters.len();
+        self.parts.aside.keep(letters).await?;
+        for (index, rest) in rests {
+            self.pending[index].batch = rest;
+        }
+        self.parts.metrics.failed(error.kind().code());
+        self.parts.state.view().errors += 1;
+        tracing::warn!(
+            sink = %self.parts.state.name, rows, %error,
+            "refused for good: put aside among the dead letters, the rest goes on"
+        );
+        Ok(true)
+    }
+
+    /// The sink cannot tell which of these it refuses: each goes by itself from now on. False when all do already.
+    fn isolate(&mut self, suspects: &[Refusal]) -> bool {
+        let suspects = by_position(suspects);
+        let mut isolated = false;
+        let pending = std::mem::take(&mut self.pending);
+        for pending in pending {
+            let batch = &pending.batch;
+            let is_suspect = |change: &Change| refusal_of(&suspects, batch, change).is_some();
+            if pending.alone || !batch.changes().iter().any(is_suspect) {
+                self.pending.push_back(pending);
+                continue;
+            }
+            isolated = true;
+            if pending.letter.is_some() {
+                self.pending.push_back(Pending {
+                    alone: true,
+                    ..pending
+                });
+                continue;
+            }
+            let runs = batch
+                .changes()
+                .chunk_by(|a, b| !is_suspect(a) && !is_suspect(b));
+            let last = runs.clone().count() - 1;
+            for (index, run) in runs.enumerate() {
+                let mut entry = pending.entry.clone();
+                entry.through = entry.through.filter(|_| index == last);
+                let part = Arc::new(batch.with_changes(run.to_vec()));
+                self.pending.push_back(Pending {
+                    alone: is_suspect(&run[0]),
+                    ..Pending::new(entry, part)
+                });
+            }
+        }
+        self.parts.state.view().in_flight = self.pending.len();
+        isolated
+    }
+
+    /// Letters that are refused once more stay where they are.
+    async fn refused_again(&mut self, error: &Error) -> Result<bool> {
+        if error.kind() != ErrorKind::Refused || error.refusals().is_empty() {
+            return Ok(false);
+        }
+        if error.is_suspicion() && self.isolate(error.refusals()) {
+            return Ok(true);
+        }
+        let refusals = by_position(error.refusals());
+        let Some(course) = &mut self.course else {
+            return Ok(false);
+        };
+        let mut tried: Vec<(u64, Refusal)> = Vec::new();
+        self.pending.retain(|pending| {
+            let batch = &pending.batch;
+            let mut changes = batch.changes().iter();
+            let refusal = changes.find_map(|change| refusal_of(&refusals, batch, change));
+            if let (Some(refusal), Some(tag)) = (refusal, &pending.letter) {
+                tried.push((tag.id, refusal.clone()));
+                course.refused(tag, refusal);
+            }
+            refusal.is_none()
+        });
+        if tried.is_empty() {
+            return Ok(false);
+        }
+        if self.parts.aside.waits() {
+            self.pending.retain(|pending| {
+                let tag = pending.letter.as_ref();
+                !tag.is_some_and(|tag| course.is_stuck(tag))
+            });
+        }
+        self.parts.metrics.failed(error.kind().code());
+        let now = super::now_micros();
+        let desk = Arc::clone(self.parts.aside.desk());
+        desk.blocking(move |store| {
+            tried.iter().try_for_each(|(id, refusal)| {
+                store.tried(*id, refusal.reason, &refusal.message, now)
+            })
+        })
+        .await?;
+        Ok(true)
+    }
+
+    /// Ends a replay whose letters have met an error that only a person can mend. False when none is under way.
+    fn give_up_replay(&mut self, error: &Error) -> bool {
+        if !self.pending.iter().any(|pending| pending.letter.is_some()) {
+            return false;
+        }
+        self.pending.clear();
+        self.parts.state.view().in_flight = 0;
+        let Some(mut course) = self.course.take() else {
+            return false;
+        };
+        // What was delivered meanwhile stays a letter if this fails: better twice than lost.
+        if let Some(store) = self.parts.aside.desk().store()
+            && let Err(error) = course.clear(store)
+        {
+            tracing::warn!(sink = %self.parts.state.name, %error, "delivered letters were not removed");
+        }
+        course.answer(Some(error));
+        true
+    }
+
     /// Counts a failure and logs it, unless it is the one that was logged last.
     fn failed(&mut self, error: &Error) {
         self.parts.metrics.failed(error.kind().code());
@@ -387,6 +666,29 @@ impl Lane {
             self.logged = Some(text);
         }
     }
+}
+
+/// Refusals by position; a position may have several, of different tables or sources.
+fn by_position(refusals: &[Refusal]) -> HashMap<Position, Vec<&Refusal>> {
+    let mut by_position: HashMap<Position, Vec<&Refusal>> = HashMap::new();
+    for refusal in refusals {
+        by_position
+            .entry(refusal.position)
+            .or_default()
+            .push(refusal);
+    }
+    by_position
+}
+
+fn refusal_of<'r>(
+    refusals: &HashMap<Position, Vec<&'r Refusal>>,
+    batch: &Batch,
+    change: &Change,
+) -> Option<&'r Refusal> {
+    let at = refusals.get(&batch.position(change))?;
+    at.iter()
+        .find(|refusal| refusal.is_of(batch, change))
+        .copied()
 }
 
 /// The answer for the oldest batch; pends while there is none. Cancel-safe. Looking at the oldest is enough: a receipt

@@ -6,12 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::Trouble;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use super::course::Request;
 use super::inbox::Inbox;
 use super::lock;
 use crate::status::SinkPhase;
+
+/// Replays that may wait for a lane.
+const REQUESTS: usize = 16;
 
 /// See the module's page.
 pub(super) struct LaneState {
@@ -26,6 +30,9 @@ pub(super) struct LaneState {
     view: Mutex<View>,
     announced: Mutex<BTreeMap<usize, Announced>>,
     changed: Notify,
+    /// To the lane, and until it takes them over its end of them.
+    asking: mpsc::Sender<Request>,
+    asked: Mutex<Option<mpsc::Receiver<Request>>>,
 }
 
 /// A source that reaches the lane, and its tables as they arrive.
@@ -54,7 +61,10 @@ pub(super) struct View {
 
 impl LaneState {
     pub fn new(name: Arc<str>, sources: Vec<usize>) -> Self {
+        let (asking, asked) = mpsc::channel(REQUESTS);
         LaneState {
+            asking,
+            asked: Mutex::new(Some(asked)),
             name,
             inbox: Inbox::default(),
             sources,
@@ -74,6 +84,21 @@ impl LaneState {
             announced: Mutex::default(),
             changed: Notify::new(),
         }
+    }
+
+    /// Asks the lane for a replay; pends while many are asked for.
+    ///
+    /// # Errors
+    /// The request, when the lane has ended.
+    pub async fn ask(&self, request: Request) -> Result<(), Request> {
+        self.asking.send(request).await.map_err(|error| error.0)
+    }
+
+    /// The lane's end of what it is asked. For the lane, once.
+    pub fn requests(&self) -> mpsc::Receiver<Request> {
+        lock(&self.asked)
+            .take()
+            .unwrap_or_else(|| mpsc::channel(1).1)
     }
 
     pub fn view(&self) -> MutexGuard<'_, View> {

@@ -9,10 +9,11 @@
 //! Work is done per batch. Changes are looked at one by one only where an input takes a part of a batch, or a resume
 //! point cuts one.
 
+mod aside;
 mod backoff;
 mod batches;
 mod copying;
-mod dead_letters;
+pub(crate) mod course;
 mod flow;
 mod handle;
 mod inbox;
@@ -22,12 +23,15 @@ mod lane_state;
 mod node;
 mod pump;
 pub(crate) mod rehearsal;
+mod replay;
 mod source_state;
 mod supervisor;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use course::{Refused, Report};
 pub use handle::{Handle, Running};
+pub use replay::{Offline, Reports};
 pub use supervisor::start;
 
 /// Locks a mutex whose holders do not panic half-way through a change: a poisoned value is still whole.

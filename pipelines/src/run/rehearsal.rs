@@ -8,11 +8,11 @@ use lockstep_core::Result;
 use lockstep_core::check::Finding;
 use lockstep_core::schema::TableSchema;
 
-use super::dead_letters::DeadLetterFile;
 use super::flow::Flow;
 use super::lane_state::LaneState;
 use super::supervisor::open_transforms;
 use crate::file::Pipeline;
+use crate::letters::{Desk, Limits, Store};
 use crate::metrics::Metrics;
 
 /// The tables of one source, in the order of the plan; `None` when they are not known.
@@ -36,7 +36,9 @@ pub(crate) async fn rehearse(
 ) -> Result<Rehearsed> {
     let plan = &pipeline.plan;
     let metrics = Metrics::new(plan)?;
-    let dead_letters = DeadLetterFile::new(state.join("dead-letters"), metrics.dead_letters());
+    let limits = Limits { rows: 0, bytes: 0 };
+    let store = Store::new(state.join("dead-letters"), limits);
+    let dead_letters = Desk::embedded(store, metrics.dead_letters());
     let nodes = open_transforms(pipeline, state, &Arc::new(dead_letters)).await?;
     let lanes: Vec<_> = plan
         .sinks

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lockstep_core::error::At;
 use lockstep_core::memory::Budget;
+use lockstep_core::sink::{SinkContext, Trouble};
 use lockstep_core::source::{Source, SourcePhase};
 use lockstep_core::transform::{DeadLetters, Transform, TransformContext};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -16,7 +17,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters::DeadLetterFile;
+use super::aside::Aside;
 use super::flow::Flow;
 use super::handle::{Handle, Inner, Running};
 use super::keeper::Keeper;
@@ -25,7 +26,8 @@ use super::lane_state::LaneState;
 use super::node::Node;
 use super::pump::{self, Pump};
 use super::source_state::SourceShare;
-use crate::file::Pipeline;
+use crate::file::{DeadLettersTo, Pipeline};
+use crate::letters::{Desk, Queue, Store};
 use crate::metrics::Metrics;
 
 /// How long a source may take to send its last confirmation.
@@ -43,10 +45,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<Running> {
     let state_lock = claim(&pipeline.state)?;
     let metrics = Metrics::new(&pipeline.plan)?;
-    let dead_letters = Arc::new(DeadLetterFile::new(
-        pipeline.state.join("dead-letters.jsonl"),
-        metrics.dead_letters(),
-    ));
+    let dead_letters = Arc::new(desk(pipeline, &metrics)?);
     let nodes = open_transforms(pipeline, &pipeline.state, &dead_letters).await?;
     let plan = &pipeline.plan;
     let sources: Vec<_> = plan
@@ -67,7 +66,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         sources: sources.clone(),
         lanes: lanes.clone(),
         nodes: nodes.clone(),
-        dead_letters,
+        dead_letters: Arc::clone(&dead_letters),
         wake: Arc::new(Notify::new()),
     };
     let handle = Handle::new(Inner {
@@ -78,6 +77,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         lanes,
         nodes,
         metrics,
+        desk: dead_letters,
     });
     let mut supervisor = Supervisor {
         handle: handle.clone(),
@@ -100,8 +100,30 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
     Ok(Running::new(handle, finished))
 }
 
+/// Where the pipeline's dead letters go.
+pub(super) fn desk(pipeline: &Pipeline, metrics: &Metrics) -> Result<Desk> {
+    let folder = pipeline.state.join("dead-letters");
+    Ok(match &pipeline.dead_letters {
+        DeadLettersTo::Embedded(limits) => {
+            Desk::embedded(Store::new(folder, *limits), metrics.dead_letters())
+        }
+        DeadLettersTo::Queue(component) => {
+            let context = SinkContext {
+                pipeline: Arc::clone(&pipeline.name),
+                name: "dead-letters".into(),
+                state: directory(&pipeline.state, "queues", "dead-letters")?,
+                sources: Vec::new(),
+                tables: Vec::new(),
+                trouble: Trouble::default(),
+            };
+            let queue = Queue::start(Arc::clone(component), context);
+            Desk::queue(queue, metrics.dead_letters())
+        }
+    })
+}
+
 /// Makes the state directory and claims it for this process, for as long as the file lives.
-fn claim(directory: &Path) -> Result<File> {
+pub(super) fn claim(directory: &Path) -> Result<File> {
     let path = directory.join("lock");
     let storage = |error: std::io::Error| {
         Error::new(
@@ -133,7 +155,7 @@ fn claim(directory: &Path) -> Result<File> {
 }
 
 /// The directory of one node, made when missing.
-fn directory(state: &Path, section: &str, name: &str) -> Result<std::path::PathBuf> {
+pub(super) fn directory(state: &Path, section: &str, name: &str) -> Result<std::path::PathBuf> {
     let path = state.join(section).join(name);
     std::fs::create_dir_all(&path).map_err(|error| {
         Error::new(
@@ -149,7 +171,7 @@ fn directory(state: &Path, section: &str, name: &str) -> Result<std::path::PathB
 pub(super) async fn open_transforms(
     pipeline: &Pipeline,
     state: &Path,
-    dead_letters: &Arc<DeadLetterFile>,
+    dead_letters: &Arc<Desk>,
 ) -> Result<Vec<Arc<Node>>> {
     let mut nodes = Vec::new();
     for (index, (consumer, component)) in pipeline
@@ -258,6 +280,12 @@ impl Supervisor {
                 pipeline: Arc::clone(&pipeline.name),
                 directory: directory(&pipeline.state, "sinks", &state.name)?,
                 metrics: inner.metrics.sink(index),
+                aside: Aside::new(
+                    Arc::clone(&inner.desk),
+                    &state.name,
+                    pipeline.policies[index],
+                    pipeline.sinks[index].keeps_rows(),
+                ),
                 keeper: Arc::clone(&self.keeper.wake),
                 draining: self.draining.clone(),
                 abort: self.abort.clone(),

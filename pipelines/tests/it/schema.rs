@@ -23,7 +23,7 @@ fn sections_are_described_by_their_type() {
     let properties = case["then"]["properties"].as_object().expect("an object");
     assert_eq!(
         properties.keys().collect::<Vec<_>>(),
-        ["script", "type", "inputs"]
+        ["script", "type", "inputs", "on_error", "later"]
     );
     let source = &schema["properties"]["sources"]["additionalProperties"]["allOf"][0]["then"];
     assert!(source["properties"].get("inputs").is_none());

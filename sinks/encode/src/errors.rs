@@ -1,5 +1,6 @@
 //! The errors that several formats share.
 
+use lockstep_core::refusal::reason;
 use lockstep_core::schema::{Column, TableSchema};
 use lockstep_core::{Error, ErrorKind};
 
@@ -19,6 +20,7 @@ pub(crate) fn absent(schema: &TableSchema, column: &Column) -> Error {
         ErrorKind::Refused,
         "the row does not carry the value of this key column",
     )
+    .because(reason::KEY)
     .remedy(format!(
         "let the log carry the key: ALTER TABLE {} REPLICA IDENTITY DEFAULT (or FULL)",
         schema.origin

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use lockstep_core::Result;
 use lockstep_core::batch::{Batch, Cell, Change, Op, Row};
 use lockstep_core::position::Position;
+use lockstep_core::refusal::Refusals;
 use lockstep_core::schema::{Column, TableId, TableSchema};
 
 use crate::errors::{no_image, no_key};
@@ -172,8 +173,8 @@ impl Folded<'_> {
 /// [`Write::Delete`] of the old key and a [`Write::Upsert`] of the new one. Logical messages are skipped.
 ///
 /// # Errors
-/// Kind `Setup` for a table without a key; kind `Refused` for a row that does not carry its key, or a key that is not
-/// UTF-8.
+/// Kind `Setup` for a table without a key; kind `Refused`, naming all changes of the batch that it is about, for rows that do
+/// not carry their key, and keys that are not UTF-8.
 pub fn fold(batch: &Batch) -> Result<Vec<Part<'_>>> {
     let mut fold = Fold {
         batch,
@@ -182,9 +183,13 @@ pub fn fold(batch: &Batch) -> Result<Vec<Part<'_>>> {
         moves: Vec::new(),
         tables: Tables::default(),
     };
+    let mut refusals = Refusals::default();
     for change in batch.changes() {
-        fold.take(change)?;
+        let (table, position) = (&batch.schema(change).id, batch.position(change));
+        let taken = fold.take(change);
+        refusals.take(taken.map_err(|error| error.about(&batch.source, table, position)))?;
     }
+    refusals.finish()?;
     fold.cut();
     Ok(fold.parts)
 }

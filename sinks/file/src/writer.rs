@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     /// The sink is gone.
     pub(crate) dropped: AtomicBool,
     /// Why the thread ended.
-    failure: Mutex<Option<Arc<Error>>>,
+    failure: Mutex<Option<Error>>,
     /// Room in the inbox, in batches.
     pub(crate) room: Arc<Semaphore>,
 }
@@ -53,16 +53,7 @@ impl Shared {
 
     pub(crate) fn failure(&self) -> Option<Error> {
         let slot = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.as_ref().map(again)
-    }
-}
-
-/// The same error once more, for another batch that it took down.
-fn again(error: &Arc<Error>) -> Error {
-    let copy = Error::new(error.kind(), "an earlier write failed").source(Arc::clone(error));
-    match error.remedy_text() {
-        Some(remedy) => copy.remedy(remedy),
-        None => copy,
+        slot.clone()
     }
 }
 
@@ -89,21 +80,21 @@ impl Writer {
                 }
                 return;
             }
-            Err(error) => Arc::new(error),
+            Err(error) => error,
         };
         *self
             .shared
             .failure
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&error));
+            .unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
         self.shared.room.close();
         for (receipt, _) in self.awaiting.drain(..) {
-            receipt.resolve(Err(again(&error)));
+            receipt.resolve(Err(error.clone()));
         }
         while let Ok(order) = inbox.try_recv() {
             match order {
-                Order::Write { receipt, .. } => receipt.resolve(Err(again(&error))),
-                Order::Close(done) => drop(done.send(Err(again(&error)))),
+                Order::Write { receipt, .. } => receipt.resolve(Err(error.clone())),
+                Order::Close(done) => drop(done.send(Err(error.clone()))),
             }
         }
     }
@@ -149,7 +140,7 @@ impl Writer {
 
     fn take(&mut self, batch: &Batch) -> Result<Delivered> {
         let mut total = Delivered::default();
-        for change in batch.changes() {
+        for (index, change) in batch.changes().iter().enumerate() {
             if self.shared.is_dropped() {
                 return Err(Error::new(ErrorKind::Stopping, "the sink was dropped"));
             }
@@ -165,11 +156,15 @@ impl Writer {
                 }
                 output.appended()
             });
-            encoded.at(format!(
+            let encoded = encoded.at(format!(
                 "change {} of table {}",
                 batch.source.change_id(batch.position(change)),
                 schema.origin
-            ))?;
+            ));
+            if let Err(refused) = encoded {
+                let rest = &batch.changes()[index + 1..];
+                return Err(self.encoder.survey(batch, rest, refused, &mut |_| Ok(())));
+            }
         }
         // Rows of an initial copy come from several readers at once: their positions say nothing of each other.
         if let (Phase::Stream, Some(last)) = (batch.phase, batch.changes().last()) {

@@ -1,5 +1,6 @@
 //! From librdkafka's codes to the house kinds.
 
+use lockstep_core::refusal::{Refusal, reason};
 use lockstep_core::{Error, ErrorKind};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
@@ -9,6 +10,10 @@ pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
     pub(crate) message: String,
     pub(crate) remedy: Option<String>,
+    pub(crate) reason: Option<&'static str>,
+    /// The changes that are refused, or suspected to be.
+    pub(crate) refusals: Vec<Refusal>,
+    pub(crate) suspects: bool,
 }
 
 impl Failure {
@@ -21,6 +26,9 @@ impl Failure {
             kind,
             message: message.into(),
             remedy: Some(remedy.into()),
+            reason: None,
+            refusals: Vec::new(),
+            suspects: false,
         }
     }
 
@@ -31,6 +39,9 @@ impl Failure {
                 kind: kind_without_code(error),
                 message: format!("{what}: {error}"),
                 remedy: None,
+                reason: None,
+                refusals: Vec::new(),
+                suspects: false,
             };
         };
         // The text of a transaction error says more than its code.
@@ -48,21 +59,31 @@ impl Failure {
             kind,
             message: format!("{what}: {detail}"),
             remedy: remedy_of(code, kind).map(str::to_owned),
+            reason: reason_of(code),
+            refusals: Vec::new(),
+            suspects: false,
         }
     }
 
     /// The failure as the house error.
     pub(crate) fn error(&self) -> Error {
-        let error = Error::new(self.kind, self.message.clone());
-        match &self.remedy {
-            Some(remedy) => error.remedy(remedy.clone()),
-            None => error,
+        let mut error = Error::new(self.kind, self.message.clone());
+        if let Some(remedy) = &self.remedy {
+            error = error.remedy(remedy.clone());
+        }
+        if let Some(reason) = self.reason {
+            error = error.because(reason);
+        }
+        match (self.refusals.is_empty(), self.suspects) {
+            (true, _) => error,
+            (false, true) => error.suspecting(self.refusals.clone()),
+            (false, false) => error.refusing(self.refusals.clone()),
         }
     }
 }
 
 impl From<&Error> for Failure {
-    /// Keeps kind, places, causes and remedy; the places and causes become part of the sentence.
+    /// Keeps kind, places, causes, remedy and refusals; the places and causes become part of the sentence.
     fn from(error: &Error) -> Self {
         let remedy = error.remedy_text().map(str::to_owned);
         let shown = error.to_string();
@@ -79,6 +100,9 @@ impl From<&Error> for Failure {
             kind: error.kind(),
             message: message.to_owned(),
             remedy,
+            reason: error.reason(),
+            refusals: error.refusals().to_vec(),
+            suspects: error.is_suspicion(),
         }
     }
 }
@@ -132,6 +156,15 @@ pub(crate) fn kind_of(code: Code) -> ErrorKind {
         // The library's calls were made in the wrong order.
         Code::State | Code::NotConfigured => ErrorKind::Protocol,
         _ => ErrorKind::Unavailable,
+    }
+}
+
+fn reason_of(code: Code) -> Option<&'static str> {
+    match code {
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
+            Some(reason::TOO_LARGE)
+        }
+        _ => None,
     }
 }
 

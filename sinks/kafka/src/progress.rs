@@ -239,6 +239,9 @@ pub(crate) fn stopped() -> Failure {
         kind: ErrorKind::Stopping,
         message: "the sink was dropped while it was opened".to_owned(),
         remedy: None,
+        reason: None,
+        refusals: Vec::new(),
+        suspects: false,
     }
 }
 

@@ -12,6 +12,8 @@ use rdkafka::producer::ProducerContext;
 
 use crate::error::{Failure, kind_of};
 use lockstep_core::ErrorKind;
+use lockstep_core::position::SourceInfo;
+use lockstep_core::refusal::{Refusal, reason};
 use lockstep_core::sink::Trouble;
 use lockstep_encode::envelope::HEADER_ID;
 
@@ -35,6 +37,8 @@ struct State {
     seen: u64,
     /// The first record that was not delivered.
     failed: Option<Failure>,
+    /// The changes whose records the broker refuses.
+    refused: Vec<Refusal>,
     /// The last thing a broker or the network complained about that matters.
     trouble: Option<Failure>,
 }
@@ -108,9 +112,17 @@ impl Reports {
         self.state().seen
     }
 
-    /// Why the first record that was not delivered was not.
+    /// Why the first record that was not delivered was not. Records share a request and are refused together, so those
+    /// refused are suspects, unless there is but one and nothing else under way.
     pub(crate) fn failed(&self) -> Option<Failure> {
-        self.state().failed.clone()
+        let state = self.state();
+        let mut failure = state.failed.clone()?;
+        if failure.kind == ErrorKind::Refused {
+            let complete = |count: &Count| count.reported >= count.produced;
+            failure.refusals.clone_from(&state.refused);
+            failure.suspects = state.refused.len() > 1 || !state.counts.iter().all(complete);
+        }
+        Some(failure)
     }
 
     /// A broker has answered.
@@ -139,27 +151,45 @@ impl ProducerContext for Reports {
         if result.is_ok() && state.trouble.take().is_some() {
             self.told.clear();
         }
-        if let Err((error, message)) = result
-            && state.failed.is_none()
-        {
-            state.failed = Some(not_delivered(error, message));
+        if let Err((error, message)) = result {
+            let id = change_id(message);
+            let failure = not_delivered(error, message, id.as_deref());
+            state
+                .refused
+                .extend(id.and_then(|id| refusal(&failure, &id)));
+            state.failed.get_or_insert(failure);
         }
     }
 }
 
-fn not_delivered(error: &KafkaError, message: &BorrowedMessage<'_>) -> Failure {
-    let id = message
-        .headers()
-        .and_then(|headers| headers.iter().find(|header| header.key == HEADER_ID))
-        .and_then(|header| header.value)
-        .map(String::from_utf8_lossy);
+fn change_id(message: &BorrowedMessage<'_>) -> Option<String> {
+    let headers = message.headers()?;
+    let id = headers.iter().find(|header| header.key == HEADER_ID)?;
+    Some(String::from_utf8_lossy(id.value?).into_owned())
+}
+
+fn not_delivered(error: &KafkaError, message: &BorrowedMessage<'_>, id: Option<&str>) -> Failure {
     let what = format!(
         "change {} ({} bytes) was not delivered to topic `{}`",
-        id.as_deref().unwrap_or("without id"),
+        id.unwrap_or("without id"),
         message.payload_len(),
         message.topic()
     );
     Failure::of(what, error)
+}
+
+fn refusal(failure: &Failure, id: &str) -> Option<Refusal> {
+    if failure.kind != ErrorKind::Refused {
+        return None;
+    }
+    let (source, position) = SourceInfo::parse_change_id(id)?;
+    Some(Refusal {
+        source,
+        table: None,
+        position,
+        reason: failure.reason.unwrap_or(reason::REFUSED),
+        message: failure.error().to_string(),
+    })
 }
 
 impl ClientContext for Reports {

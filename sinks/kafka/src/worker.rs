@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use lockstep_core::batch::{Batch, Change, Op, Phase};
 use lockstep_core::durable::{Delivered, Receipt};
 use lockstep_core::error::At;
-use lockstep_core::{ErrorKind, Result};
-use lockstep_encode::envelope::Encoder;
+use lockstep_core::refusal::reason;
+use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_encode::envelope::{Encoder, Record};
+use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::Producer;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -221,7 +223,10 @@ impl Worker {
             }
             let ticket = ticket.expect("plain mode opened one, transactions have one");
             let topic = &*topics[usize::from(change.schema)];
-            let sent = self.send(batch, change, topic, ticket)?;
+            let sent = match self.send(batch, change, topic, ticket) {
+                Ok(sent) => sent,
+                Err(error) => return Err(self.survey(batch, index, error)),
+            };
             total += sent;
             self.note(batch, change, sent.written);
             if index % PUMP_EVERY == PUMP_EVERY - 1 {
@@ -282,6 +287,37 @@ impl Worker {
                 batch.schema(change).origin
             )),
         }
+    }
+
+    /// Adds to a refusal what else of the batch would be refused for the same causes: each refusal costs a new producer. What
+    /// is at least as large as a record that is too large is so as well.
+    fn survey(&mut self, batch: &Batch, index: usize, refused: Error) -> Error {
+        if refused.refusals().is_empty() || refused.is_suspicion() {
+            return refused;
+        }
+        let mut limit = None;
+        if refused.reason() == Some(reason::TOO_LARGE) {
+            let mut largest = 0;
+            let measured = self
+                .encoder
+                .encode(batch, &batch.changes()[index], &mut |record| {
+                    largest = largest.max(size(&record));
+                    Ok(())
+                });
+            limit = measured.is_ok().then_some(largest);
+        }
+        self.encoder.survey(
+            batch,
+            &batch.changes()[index + 1..],
+            refused,
+            &mut |record| {
+                let size = size(&record);
+                match limit {
+                    Some(limit) if size >= limit => Err(too_large(size, limit)),
+                    _ => Ok(()),
+                }
+            },
+        )
     }
 
     fn note(&mut self, batch: &Batch, change: &Change, records: u64) {
@@ -365,6 +401,19 @@ impl Worker {
         }
         Ok(names)
     }
+}
+
+/// Bytes of a record as the client counts them, up to a constant per record and per header.
+fn size(record: &Record<'_>) -> usize {
+    let headers = record.headers.iter();
+    let headers: usize = headers.map(|(name, value)| name.len() + value.len()).sum();
+    record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + headers
+}
+
+fn too_large(size: usize, limit: usize) -> Error {
+    let what = format!("a record of {size} bytes is too large: one of {limit} bytes was refused");
+    let failure = Failure::of_code(what, Code::MessageSizeTooLarge, "message size too large");
+    failure.error()
 }
 
 #[cfg(test)]

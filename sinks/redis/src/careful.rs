@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
-use lockstep_core::Result;
 use lockstep_core::batch::Batch;
 use lockstep_core::durable::Delivered;
 use lockstep_core::error::At;
 use lockstep_core::position::Position;
-use lockstep_core::schema::TableSchema;
+use lockstep_core::refusal::Refusals;
+use lockstep_core::schema::{TableId, TableSchema};
+use lockstep_core::{Error, Result};
 use lockstep_encode::fold::held::{Looked, Place, Seen, locate};
 use lockstep_encode::fold::{Part, Write};
 use redis::Value;
@@ -53,6 +54,7 @@ impl Writer {
     async fn apply_rows(&mut self, batch: &Batch, writes: &[&Write<'_>]) -> Result<Delivered> {
         let mut bases = self.read_bases(batch, writes).await?.into_iter();
         let (mut delivered, mut incomplete) = (Delivered::default(), 0);
+        let mut refusals = Refusals::default();
         let mut flush = Flush::default();
         for write in writes {
             let base = match write {
@@ -66,7 +68,10 @@ impl Writer {
                 delivered.stale += 1;
                 continue;
             };
-            let (done, gaps) = self.put_one(batch, write, &base, &mut flush).await?;
+            let put = self.put_one(batch, write, &base, &mut flush).await;
+            let Some((done, gaps)) = refusals.take(put)? else {
+                continue;
+            };
             delivered += done;
             incomplete += u64::from(gaps > 0);
             if flush.is_full() {
@@ -74,6 +79,7 @@ impl Writer {
             }
         }
         incomplete += self.send_now(&mut flush, &mut delivered).await?;
+        refusals.finish()?;
         delivered.incomplete += incomplete;
         if incomplete > 0 {
             tracing::warn!(
@@ -145,6 +151,8 @@ impl Writer {
                 ValueFormat::Hash => table.unchanged(row.row(batch)).map(str::to_owned).collect(),
             };
             wanted.push(Wanted {
+                table: &schema.id,
+                position: *position,
                 from: table.key(from),
                 to: table.key(key),
                 version: Version::new(epoch, batch.phase, *position),
@@ -162,18 +170,24 @@ impl Writer {
         }
         let mut replies = self.link.ask(commands).await?.into_iter();
         let mut bases = Vec::with_capacity(wanted.len());
+        let mut refusals = Refusals::default();
         for want in &wanted {
             if want.merge {
                 bases.push(Some(Base::Merge));
                 continue;
             }
-            let from = self.held(&want.from, &mut replies)?;
+            // Both are taken from the replies, also when the first is refused.
+            let from = self.held(&want.from, &mut replies);
             let to = match want.from == want.to {
-                true => None,
-                false => Some(self.held(&want.to, &mut replies)?),
+                true => Ok(None),
+                false => self.held(&want.to, &mut replies).map(Some),
             };
-            bases.push(want.choose(from, to));
+            let both = from.and_then(|from| Ok((from, to?)));
+            let about = |error: Error| error.about(&batch.source, want.table, want.position);
+            let both = refusals.take(both.map_err(about))?;
+            bases.push(both.and_then(|(from, to)| want.choose(from, to)));
         }
+        refusals.finish()?;
         Ok(bases)
     }
 
@@ -184,7 +198,8 @@ impl Writer {
             let reply = replies.next().unwrap_or(Value::Nil);
             self.link.check(&reply).at(place()).map(|()| reply)
         };
-        let (values, version) = (next()?, next()?);
+        let (values, version) = (next(), next());
+        let (values, version) = (values?, version?);
         let version = match version {
             Value::BulkString(text) => Version::parse(&text),
             _ => None,
@@ -259,7 +274,9 @@ async fn clear(link: &Link, per_call: usize, found: &[Vec<u8>], floor: Version) 
 }
 
 /// A row that keeps values which the server holds under `from`.
-struct Wanted {
+struct Wanted<'a> {
+    table: &'a TableId,
+    position: Position,
     from: Vec<u8>,
     to: Vec<u8>,
     version: Version,
@@ -289,7 +306,7 @@ impl Held {
     }
 }
 
-impl Wanted {
+impl Wanted<'_> {
     fn read(&self, data: &[u8]) -> Command {
         if self.columns.is_empty() {
             return Command::on_key("GET", data);
@@ -372,7 +389,10 @@ mod tests {
 
     /// The value chosen; `-` for none, `stale` for a replay.
     fn choose(from: Held, to: Option<Held>) -> String {
+        let table = TableId::new("public", "t");
         let want = Wanted {
+            table: &table,
+            position: Position::default(),
             from: b"a".into(),
             to: b"b".into(),
             version: version(12),

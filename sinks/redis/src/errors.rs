@@ -1,5 +1,6 @@
 //! What the server's and the client's errors mean for the pipeline.
 
+use lockstep_core::refusal::reason;
 use lockstep_core::{Error, ErrorKind};
 use redis::{RedisError, ServerErrorKind, Value};
 
@@ -49,6 +50,10 @@ pub(crate) fn of_reply(code: &str, detail: &str, cluster: bool) -> Error {
         return Error::new(ErrorKind::Setup, "the server is a node of a Redis Cluster")
             .remedy("write cluster = true in the sink's section");
     }
+    let error = match kind {
+        ErrorKind::Refused => error.because(reason::WRONG_TYPE),
+        _ => error,
+    };
     match remedy(code, detail, kind) {
         Some(remedy) => error.remedy(remedy),
         None => error,
@@ -95,8 +100,7 @@ fn remedy(code: &str, detail: &str, kind: ErrorKind) -> Option<&'static str> {
             "raise the server's maxmemory, or give the sink a `ttl`; writing goes on when there is room"
         }
         ErrorKind::Refused => {
-            "a key of the sink holds something else: delete it, or give the sink keys of its own by `key`, \
-             then load the table anew"
+            "a key of the sink holds something else: delete it, or give the sink keys of its own by `key`"
         }
         ErrorKind::Permission => "see `lockstep check` for the rights that the user needs",
         ErrorKind::Authentication => "correct user and password in the URL",

@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
+use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::refusal::{Refusals, reason};
+use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 use redis::cluster_routing::Slot;
 
@@ -38,6 +42,8 @@ pub(crate) struct Flush {
     /// Where words of writes are in `bytes`.
     words: Vec<Range<usize>>,
     writes: Vec<Write>,
+    /// Where the writes come from; neighbours share an entry.
+    origins: Vec<(Arc<SourceInfo>, Arc<TableSchema>)>,
     /// Batches whose last write is in here.
     pub(crate) jobs: usize,
 }
@@ -46,6 +52,9 @@ struct Write {
     script: Script,
     key: Range<usize>,
     version: Version,
+    /// Index into `origins`, and the position of the change there.
+    origin: usize,
+    position: Position,
     /// Indices into `words`.
     args: Range<usize>,
     payload: usize,
@@ -69,11 +78,21 @@ impl Flush {
         self.bytes.len() >= FULL_BYTES || self.writes.len() >= FULL_WRITES
     }
 
-    /// Begins a write; `key` appends the key, `args` appends the words. Returns the payload's size.
+    /// Says which change the next writes come from, when it is not that of the last ones.
+    pub(crate) fn of(&mut self, source: &Arc<SourceInfo>, table: &Arc<TableSchema>) {
+        let same = |(known, schema): &(Arc<SourceInfo>, Arc<TableSchema>)| {
+            Arc::ptr_eq(known, source) && Arc::ptr_eq(schema, table)
+        };
+        if !self.origins.last().is_some_and(same) {
+            self.origins.push((Arc::clone(source), Arc::clone(table)));
+        }
+    }
+
+    /// Begins a write of the change at `position`, of the table last named to [`Flush::of`]; `key` appends the key, `args` appends the words. Returns the payload's size.
     pub(crate) fn write(
         &mut self,
         script: Script,
-        version: Version,
+        (version, position): (Version, Position),
         key: impl FnOnce(&mut Vec<u8>),
         args: impl FnOnce(&mut Words<'_>) -> Result<()>,
     ) -> Result<usize> {
@@ -91,12 +110,15 @@ impl Flush {
                     String::from_utf8_lossy(&self.bytes[key])
                 ),
             )
+            .because(reason::TOO_LARGE)
             .remedy("leave the large column out with a `project` transform"));
         }
         self.writes.push(Write {
             script,
             key,
             version,
+            origin: self.origins.len().saturating_sub(1),
+            position,
             args: first..self.words.len(),
             payload,
         });
@@ -106,20 +128,64 @@ impl Flush {
     /// Sends everything and reads every reply.
     ///
     /// # Errors
-    /// The first error of any call; others may have been carried out.
+    /// The first error of any call; others may have been carried out. A refusal names every change that is refused.
     pub(crate) async fn send(&self, link: &Link, limits: Limits) -> Result<Tally> {
         let calls = self.calls(link.is_cluster(), limits);
-        let replies = scripts::run(link, calls.len(), |index, how| {
+        let mut tally = Tally::default();
+        let mut refused = self.call(link, limits, &calls, &mut tally).await?;
+        if refused.is_empty() {
+            return Ok(tally);
+        }
+        // A call ends at the first key that the server refuses: each write by itself shows which those are. Versions make
+        // it harmless that some are carried out twice.
+        let alone: Vec<Call> = refused
+            .drain(..)
+            .flat_map(|(call, _)| calls[call].each())
+            .collect();
+        let mut refusals = Refusals::default();
+        for (call, error) in self.call(link, limits, &alone, &mut tally).await? {
+            let write = &self.writes[alone[call].writes[0]];
+            refusals.take::<()>(Err(self.about(write, error)))?;
+        }
+        refusals.finish()?;
+        Ok(tally)
+    }
+
+    /// Makes the calls; gives those that the server refuses for good.
+    async fn call(
+        &self,
+        link: &Link,
+        limits: Limits,
+        calls: &[Call],
+        tally: &mut Tally,
+    ) -> Result<Vec<(usize, Error)>> {
+        let replies = scripts::replies(link, calls.len(), |index, how| {
             self.command(&calls[index], how, limits)
         })
         .await?;
-        let mut tally = Tally::default();
-        for (call, reply) in calls.iter().zip(&replies) {
-            let (stale, gaps) = scripts::counts(link, call.script, reply)?;
-            tally.stale += stale;
-            tally.gaps += gaps;
+        let mut refused = Vec::new();
+        for (index, (call, reply)) in calls.iter().zip(&replies).enumerate() {
+            match link.check(reply) {
+                Ok(()) => {
+                    let (stale, gaps) = scripts::counts(link, call.script, reply)?;
+                    tally.stale += stale;
+                    tally.gaps += gaps;
+                }
+                Err(error) if error.kind() == ErrorKind::Refused => refused.push((index, error)),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(tally)
+        Ok(refused)
+    }
+
+    /// The error is about this write.
+    fn about(&self, write: &Write, error: Error) -> Error {
+        let key = String::from_utf8_lossy(&self.bytes[write.key.clone()]);
+        let error = error.at(format!("key {key}"));
+        match self.origins.get(write.origin) {
+            Some((source, schema)) => error.about(source, &schema.id, write.position),
+            None => error,
+        }
     }
 
     /// Groups the writes: one script per call and, in a cluster, one slot.
@@ -186,6 +252,18 @@ struct Call {
     slot: Option<Slot>,
     writes: Vec<usize>,
     payload: usize,
+}
+
+impl Call {
+    /// Each of its writes as a call of its own.
+    fn each(&self) -> impl Iterator<Item = Call> + '_ {
+        self.writes.iter().map(|&write| Call {
+            script: self.script,
+            slot: self.slot,
+            writes: vec![write],
+            payload: 0,
+        })
+    }
 }
 
 /// The words of one write.

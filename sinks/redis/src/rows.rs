@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use lockstep_core::batch::{CellRef, Row};
+use lockstep_core::position::Position;
 use lockstep_core::schema::{Column, TableSchema};
 use lockstep_core::template::Template;
 use lockstep_core::{Error, ErrorKind, Result};
@@ -132,7 +133,7 @@ impl Table {
         flush: &mut Flush,
         key: &str,
         row: Row<'_>,
-        version: Version,
+        version: (Version, Position),
         base: &Base,
     ) -> Result<Written> {
         let mut gaps = 0;
@@ -152,7 +153,12 @@ impl Table {
     }
 
     /// Puts a delete into `flush`.
-    pub(crate) fn delete(&self, flush: &mut Flush, key: &str, version: Version) -> Result<()> {
+    pub(crate) fn delete(
+        &self,
+        flush: &mut Flush,
+        key: &str,
+        version: (Version, Position),
+    ) -> Result<()> {
         let render = |out: &mut Vec<u8>| self.space.render(key, out);
         flush
             .write(Script::Drop, version, render, |_| Ok(()))

@@ -106,10 +106,21 @@ pub(crate) async fn load(link: &Link) -> Result<()> {
     link.expect(loads.into()).await.map(|_| ())
 }
 
-/// Makes `count` calls at once, which `build` puts together by their number, and returns their replies in order. The first
-/// error reply of any is the error. A server that has lost a script (restart, failover, SCRIPT FLUSH) gets it again with
-/// the call.
+/// As [`replies`]; the first error reply of any is the error.
 pub(crate) async fn run(
+    link: &Link,
+    count: usize,
+    build: impl Fn(usize, How) -> Command,
+) -> Result<Vec<Value>> {
+    let replies = replies(link, count, build).await?;
+    replies.iter().try_for_each(|reply| link.check(reply))?;
+    Ok(replies)
+}
+
+/// Makes `count` calls at once, which `build` puts together by their number, and returns their replies in order, errors
+/// among them. A server that has lost a script (restart, failover, SCRIPT FLUSH) gets it again with
+/// the call.
+pub(crate) async fn replies(
     link: &Link,
     count: usize,
     build: impl Fn(usize, How) -> Command,
@@ -129,7 +140,6 @@ pub(crate) async fn run(
             replies[index] = reply;
         }
     }
-    replies.iter().try_for_each(|reply| link.check(reply))?;
     Ok(replies)
 }
 

@@ -42,6 +42,10 @@ impl SinkFactory for RedisFactory {
     const KIND: &'static str = "redis";
     type Config = RedisConfig;
 
+    fn keeps_rows() -> bool {
+        true
+    }
+
     fn validate(config: &RedisConfig) -> Result<()> {
         config.validate()
     }

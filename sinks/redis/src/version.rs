@@ -26,7 +26,7 @@ impl Version {
             Phase::Snapshot => 0,
             // A transaction of more than four thousand million changes: the last ones share a version and are then
             // accepted in the order they come.
-            Phase::Stream => u32::try_from(position.ordinal).unwrap_or(u32::MAX),
+            Phase::Stream | Phase::Replay => u32::try_from(position.ordinal).unwrap_or(u32::MAX),
         };
         let mut text = [0; LENGTH];
         hex(&mut text[..4], u64::from(epoch));

@@ -14,6 +14,7 @@ use futures_util::stream::FuturesOrdered;
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::durable::{Delivered, Receipt};
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::refusal::Refusals;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::fold::{Part, Write, fold, is_independent};
 use tokio::sync::mpsc;
@@ -35,7 +36,7 @@ pub(crate) struct Job {
 
 /// Why the writer ended, for those who come after.
 #[derive(Clone, Default)]
-pub(crate) struct Fate(Arc<OnceLock<(ErrorKind, String)>>);
+pub(crate) struct Fate(Arc<OnceLock<Error>>);
 
 impl Fate {
     /// The error that ended the writer, or the general one when it ended without.
@@ -48,7 +49,7 @@ impl Fate {
     /// The error that ended the writer, if one did.
     pub(crate) fn outcome(&self) -> Result<()> {
         match self.0.get() {
-            Some((kind, text)) => Err(Error::new(*kind, format!("the writer has stopped: {text}"))),
+            Some(error) => Err(error.clone()),
             None => Ok(()),
         }
     }
@@ -122,7 +123,7 @@ impl Writer {
         };
         tracing::debug!(%error, "the Redis writer stops");
         // Set once: this is the only place, at the task's end.
-        let _ = self.fate.0.set((error.kind(), error.to_string()));
+        let _ = self.fate.0.set(error.clone());
         if let Some(oldest) = self.waiting.pop_front() {
             oldest.receipt.resolve(Err(error));
         }
@@ -186,6 +187,7 @@ impl Writer {
 
     async fn put_all(&mut self, batch: &Batch, writes: &[Write<'_>]) -> Result<Delivered> {
         let mut delivered = Delivered::default();
+        let mut refusals = Refusals::default();
         let mut writes = writes.iter();
         while !writes.as_slice().is_empty() {
             let source = self
@@ -193,15 +195,15 @@ impl Writer {
                 .get(&self.link, &self.names, &batch.source)
                 .await?;
             for write in writes.by_ref() {
-                delivered += put(
+                let put = put(
                     &mut self.tables,
                     &mut self.current,
                     source,
                     batch,
                     write,
                     &Base::Whole,
-                )?
-                .0;
+                );
+                delivered += refusals.take(put)?.unwrap_or_default().0;
                 if self.current.is_full() {
                     break;
                 }
@@ -210,6 +212,7 @@ impl Writer {
                 self.submit().await?;
             }
         }
+        refusals.finish()?;
         Ok(delivered)
     }
 
@@ -332,13 +335,17 @@ pub(crate) fn put(
         return Ok((stale, 0));
     }
     let table = tables.get(schema)?;
+    flush.of(&batch.source, schema);
+    let version = (version, write.position());
+    let about = |error: Error| error.about(&batch.source, &schema.id, write.position());
     let (bytes, gaps) = match write {
         Write::Upsert { key, row, .. } => {
-            let written = table.upsert(flush, key, row.row(batch), version, base)?;
+            let written = table.upsert(flush, key, row.row(batch), version, base);
+            let written = written.map_err(about)?;
             (written.bytes, written.gaps)
         }
         Write::Delete { key, .. } => {
-            table.delete(flush, key, version)?;
+            table.delete(flush, key, version).map_err(about)?;
             (0, 0)
         }
         Write::Truncate { .. } => return Ok((Delivered::default(), 0)),

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Incomplete {
-    /// The pipeline stops with an error that names the row.
+    /// The row is refused: put aside, or with `on_error = "stop"` the end of the pipeline.
     #[default]
     Error,
     /// The document is written without the field, and a warning is logged.

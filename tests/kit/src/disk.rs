@@ -72,7 +72,10 @@ impl SmallDisk {
 
     /// The folder, as this process sees it.
     pub fn seen(&self) -> PathBuf {
-        let path = self.path().strip_prefix("/").unwrap_or_else(|_| self.path());
+        let path = self
+            .path()
+            .strip_prefix("/")
+            .unwrap_or_else(|_| self.path());
         PathBuf::from(format!("/proc/{}/root", self.holder.id())).join(path)
     }
 

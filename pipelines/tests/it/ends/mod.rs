@@ -72,12 +72,16 @@ pub fn load(directory: &Path, body: &str) -> Pipeline {
 pub struct Run {
     pub running: Running,
     pub shutdown: CancellationToken,
-    _directory: tempfile::TempDir,
+    pub directory: tempfile::TempDir,
 }
 
 impl Run {
     pub async fn start(body: &str) -> Run {
-        let directory = tempfile::tempdir().expect("directory");
+        Run::start_in(tempfile::tempdir().expect("directory"), body).await
+    }
+
+    /// As [`Run::start`], with the state of an earlier run.
+    pub async fn start_in(directory: tempfile::TempDir, body: &str) -> Run {
         let pipeline = load(directory.path(), body);
         let shutdown = CancellationToken::new();
         let running = lockstep_pipelines::start(&pipeline, shutdown.clone())
@@ -86,7 +90,7 @@ impl Run {
         Run {
             running,
             shutdown,
-            _directory: directory,
+            directory,
         }
     }
 
@@ -94,6 +98,13 @@ impl Run {
     pub async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
         self.running.wait().await
+    }
+
+    /// Stops in order, and leaves the state.
+    pub async fn stop_for_later(self) -> tempfile::TempDir {
+        self.shutdown.cancel();
+        self.running.wait().await.expect("stops in order");
+        self.directory
     }
 }
 

@@ -1,6 +1,6 @@
 //! A sink whose store outlives it, with a script of faults.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use lockstep_core::batch::{Batch, CellRef, Phase};
 use lockstep_core::check::Finding;
 use lockstep_core::durable::{Delivered, Durable, Receipt};
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
-use lockstep_core::{ErrorKind, Result};
+use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, mpsc};
 
 use super::{Config, Ends, LogRow, error, find};
@@ -63,6 +64,12 @@ pub struct StoreState {
     pub flushed: usize,
     pub closed: usize,
     pub holding: bool,
+    /// Keys that are refused for good.
+    pub poison: BTreeSet<u64>,
+    /// The refusal names all changes of the batch, and not which of them it is about.
+    pub vague: bool,
+    /// The kind of the errors of `poison`.
+    pub poison_kind: ErrorKind,
     /// Writes handed over, and taken by `write`.
     pub taken: usize,
     pub tables: Vec<String>,
@@ -81,6 +88,9 @@ impl Store {
                 flushed: 0,
                 closed: 0,
                 holding: true,
+                poison: BTreeSet::new(),
+                vague: false,
+                poison_kind: ErrorKind::Refused,
                 taken: 0,
                 tables: Vec::new(),
             }),
@@ -116,6 +126,41 @@ impl Store {
             (held.position, LogRow { table, key })
         })
         .collect()
+    }
+
+    /// The keys that are held, in the order of their writes, of all phases.
+    pub fn keys(&self) -> Vec<u64> {
+        let state = self.state();
+        let keys = state.held.iter().map(|held| held.key.parse());
+        keys.collect::<std::result::Result<_, _>>()
+            .expect("numbers")
+    }
+
+    /// What the sink would say to a batch.
+    fn refuse(&self, batch: &Batch) -> Result<()> {
+        let state = self.state();
+        if state.poison.is_empty() {
+            return Ok(());
+        }
+        let mut refusals = Refusals::default();
+        let mut all = Vec::new();
+        for change in batch.changes() {
+            let schema = batch.schema(change);
+            let row = batch.new_row(change).expect("a row");
+            let key = row.get(&schema.columns[1]).text().expect("text");
+            let key: u64 = std::str::from_utf8(key).unwrap().parse().unwrap();
+            let refused = Error::new(state.poison_kind, format!("{key} is poison"))
+                .because(reason::MAPPING)
+                .about(&batch.source, &schema.id, batch.position(change));
+            all.extend_from_slice(refused.refusals());
+            if state.poison.contains(&key) {
+                refusals.take::<()>(Err(refused))?;
+            }
+        }
+        match refusals.finish() {
+            Err(error) if state.vague => Err(error.suspecting(all)),
+            other => other,
+        }
     }
 
     fn apply(&self, batch: &Batch) -> Delivered {
@@ -203,6 +248,9 @@ impl SinkFactory for MemorySink {
 
 async fn work_off(store: Arc<Store>, mut inbox: mpsc::Receiver<Work>) {
     while let Some((batch, fault, receipt)) = inbox.recv().await {
+        if let Err(error) = store.refuse(&batch) {
+            return receipt.resolve(Err(error));
+        }
         match fault {
             Fault::None | Fault::Reject(_) => receipt.resolve(Ok(store.apply(&batch))),
             Fault::FailAfterWrite(kind) => {

@@ -171,7 +171,7 @@ impl Body {
         out.extend_from_slice(&self.source);
         write_number(transaction.commit_micros.div_euclid(1000), out);
         out.extend_from_slice(match phase {
-            Phase::Stream => &self.stream,
+            Phase::Stream | Phase::Replay => &self.stream,
             Phase::Snapshot => &self.snapshot,
         });
         match transaction.previous_commit {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use lockstep_core::Result;
 use lockstep_core::batch::{Batch, CellRef, Change, Op, Row};
 use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::refusal::Refusals;
 use lockstep_core::schema::TableSchema;
+use lockstep_core::{Error, Result};
 
 use super::clock::{Clock, Now};
 use super::{Format, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, Record, debezium, flat};
@@ -106,8 +107,9 @@ impl Encoder {
     /// tombstone; an update that changes the key gives delete, tombstone, create; anything else one record.
     ///
     /// # Errors
-    /// What `emit` returns; kind `Refused`, naming table and column, for a value that its type cannot have or a row
-    /// without its key. Records emitted before stay emitted.
+    /// What `emit` returns; kind `Refused`, naming the change, table and column, for a value that its type cannot have or a
+    /// row without its key. Records emitted before stay emitted. What `emit` refuses without naming a change is taken to be
+    /// about this one.
     pub fn encode(
         &mut self,
         batch: &Batch,
@@ -138,6 +140,34 @@ impl Encoder {
             emit,
         };
         work.run(&mut self.key, &mut self.old_key, &mut self.value)
+            .map_err(|error| error.about(&batch.source, &schema.id, batch.position(change)))
+    }
+
+    /// After a refusal: looks through the changes that follow, so that all that are refused are known at once. Gives the
+    /// refusal back with those found added.
+    pub fn survey(
+        &mut self,
+        batch: &Batch,
+        rest: &[Change],
+        refused: Error,
+        emit: &mut dyn FnMut(Record<'_>) -> Result<()>,
+    ) -> Error {
+        if refused.refusals().is_empty() || refused.is_suspicion() {
+            return refused;
+        }
+        let mut refusals = Refusals::default();
+        for change in rest {
+            if let Err(other) = refusals.take(self.encode(batch, change, emit)) {
+                return other;
+            }
+        }
+        match refusals.finish() {
+            Ok(()) => refused,
+            Err(more) => {
+                let all = [refused.refusals(), more.refusals()].concat();
+                refused.refusing(all)
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can be wrong with a value, before table and column are known.
 
+use lockstep_core::refusal::reason;
 use lockstep_core::schema::{Column, TableSchema};
 use lockstep_core::{Error, ErrorKind};
 
@@ -21,12 +22,14 @@ impl Bad {
         let place = format!("table {}: column {}", schema.origin, column.name);
         match self {
             Bad::NotUtf8 => Error::new(ErrorKind::Refused, "the value is not UTF-8 text")
+                .because(reason::ENCODING)
                 .remedy("repair the row in the database, or drop the column with a `project` transform")
                 .at(place),
             Bad::Malformed(expected) => Error::new(
                 ErrorKind::Refused,
                 format!("the value is not {expected}, as type {} prints it", column.ty.name),
             )
+            .because(reason::ENCODING)
             .remedy("when a transform replaces this column's values, let it replace a text column, or drop the column with a `project` transform")
             .at(place),
             Bad::Binary => Error::new(

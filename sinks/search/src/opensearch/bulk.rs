@@ -6,6 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::refusal::reason;
+use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 
 use super::epoch::Version;
@@ -33,10 +36,37 @@ pub(super) struct Item {
     pub(super) id: String,
     /// Number of the batch it belongs to.
     pub(super) batch: u64,
+    /// `None` for what is not a change of a row: the documents that a TRUNCATE finds.
+    origin: Option<Origin>,
     /// Its lines in the body.
     pub(super) lines: Range<usize>,
     /// A later item of the same bulk writes the same key.
     superseded: bool,
+}
+
+/// The change that an item comes from.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    pub(super) source: Arc<SourceInfo>,
+    pub(super) schema: Arc<TableSchema>,
+    pub(super) position: Position,
+}
+
+impl Origin {
+    /// The error is about this change.
+    pub(super) fn of(&self, error: Error) -> Error {
+        error.about(&self.source, &self.schema.id, self.position)
+    }
+}
+
+impl Item {
+    /// The error is about the change that the item comes from.
+    pub(super) fn of(&self, error: Error) -> Error {
+        match &self.origin {
+            Some(origin) => origin.of(error),
+            None => error,
+        }
+    }
 }
 
 /// Appends a document to a body.
@@ -84,7 +114,7 @@ impl Bulk {
         key: KeyHash,
         id: &str,
         version: Version,
-        batch: u64,
+        (batch, origin): (u64, Option<Origin>),
         write: Option<WriteDocument<'_>>,
     ) -> Result<Option<u64>> {
         check(target, id)?;
@@ -104,6 +134,7 @@ impl Bulk {
             index: Arc::clone(&target.index),
             id: id.to_owned(),
             batch,
+            origin,
             lines: start..self.body.len(),
             superseded: false,
         });
@@ -177,6 +208,7 @@ impl Request {
 fn check(target: &Target, id: &str) -> Result<()> {
     let wrong = |what: String, remedy: &str| {
         Err(Error::new(ErrorKind::Refused, what)
+            .because(reason::KEY)
             .remedy(remedy)
             .at(format!("index {}", target.index)))
     };
@@ -197,7 +229,7 @@ fn check(target: &Target, id: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::document::Documents;
-    use lockstep_core::schema::TableSchema;
+    use lockstep_core::position::SourceIdentity;
 
     fn target() -> Target {
         let schema = Arc::new(TableSchema::message("orders".into()));
@@ -206,6 +238,21 @@ mod tests {
             documents: Documents::new(&schema),
             index_action: r#"{"index":{"_index":"x","_id":"#.into(),
             delete_action: r#"{"delete":{"_index":"x","_id":"#.into(),
+        }
+    }
+
+    fn origin() -> Origin {
+        Origin {
+            source: Arc::new(SourceInfo {
+                name: "orders".into(),
+                identity: SourceIdentity {
+                    system: 1,
+                    timeline: 1,
+                    database: "shop".into(),
+                },
+            }),
+            schema: Arc::new(TableSchema::message("orders".into())),
+            position: Position::default(),
         }
     }
 
@@ -223,7 +270,7 @@ mod tests {
             KeyHash::of("x", id),
             id,
             Version(version),
-            batch,
+            (batch, Some(origin())),
             write,
         )
         .expect("legal")
@@ -259,7 +306,7 @@ mod tests {
                 KeyHash::of("x", "k"),
                 &"k".repeat(513),
                 Version(1),
-                0,
+                (0, Some(origin())),
                 None,
             )
             .expect_err("too long");

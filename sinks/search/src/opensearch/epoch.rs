@@ -54,9 +54,9 @@ impl Epoch {
         let (lsn, rest) = (position.commit.0 / ALIGNMENT, position.commit.0 % ALIGNMENT);
         let step = match phase {
             Phase::Snapshot => 0,
-            Phase::Stream => step(position.ordinal),
+            Phase::Stream | Phase::Replay => step(position.ordinal),
         };
-        if lsn >> LSN_BITS != 0 || (rest != 0 && phase == Phase::Stream) {
+        if lsn >> LSN_BITS != 0 || (rest != 0 && phase != Phase::Snapshot) {
             return Err(Error::new(
                 ErrorKind::Protocol,
                 format!(

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use lockstep_core::refusal::reason;
 use lockstep_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 
@@ -123,12 +124,25 @@ impl Reply {
     pub(super) fn error(&self, what: &str) -> Error {
         let cause = self.cause();
         let (kind, remedy) = meaning(self.status, &cause);
-        Error::new(
+        let error = Error::new(
             kind,
             format!("{what} was answered with status {}", self.status),
         )
         .source(cause.text())
-        .remedy(remedy)
+        .remedy(remedy);
+        match reason_of(self.status) {
+            Some(reason) => error.because(reason),
+            None => error,
+        }
+    }
+}
+
+/// The word for what a status refuses.
+pub(super) fn reason_of(status: u16) -> Option<&'static str> {
+    match status {
+        413 => Some(reason::TOO_LARGE),
+        400 => Some(reason::MAPPING),
+        _ => None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use lockstep_core::durable::Delivered;
+use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::{Error, ErrorKind, Result};
 use reqwest::Method;
 use serde::Deserialize;
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use super::bulk::{Item, Request};
 use super::client::{Body, Client};
 use super::config::Refresh;
-use super::reply::{Cause, Reply, meaning};
+use super::reply::{Cause, Reply, meaning, reason_of};
 
 /// Tries of an item that the cluster is too busy for, before the pipeline's own pauses take over.
 const TRIES: u32 = 6;
@@ -64,7 +65,8 @@ enum Verdict {
 /// Sends a bulk request until every item is written, is stale, or has failed for good. The answers are per batch.
 ///
 /// # Errors
-/// The first failure; items that did not fail have been carried out all the same.
+/// The first failure; items that did not fail have been carried out all the same. A refusal names every item that is
+/// refused; where the request was refused as a whole, all its items are suspects.
 pub(super) async fn send(
     client: &Client,
     refresh: Refresh,
@@ -72,11 +74,12 @@ pub(super) async fn send(
 ) -> Result<Vec<Answer>> {
     let mut answers = Vec::new();
     let mut failure = None;
+    let mut refusals = Refusals::default();
     let mut pause = FIRST_PAUSE;
     for attempt in 1.. {
         let reply = post(client, refresh, &request).await?;
         let (again, error) = if reply.is_success() {
-            sort(&request, &reply, &mut answers, &mut failure)?
+            sort(&request, &reply, &mut answers, &mut failure, &mut refusals)?
         } else {
             let error = refused(&request, &reply);
             if reply.status != 429 {
@@ -96,7 +99,7 @@ pub(super) async fn send(
         pause *= 2;
     }
     match failure {
-        None => Ok(answers),
+        None => refusals.finish().map(|()| answers),
         Some(error) => Err(error),
     }
 }
@@ -128,14 +131,20 @@ fn refused(request: &Request, reply: &Reply) -> Error {
     let error = reply.error(&what);
     match &*request.items {
         [item] => at(item, error),
+        items if error.kind() == ErrorKind::Refused => {
+            let about = |item: &Item| item.of(error.clone()).refusals().to_vec();
+            let suspects = items.iter().flat_map(about).collect();
+            error.suspecting(suspects)
+        }
         _ => error,
     }
 }
 
 fn at(item: &Item, error: Error) -> Error {
-    error
+    let error = error
         .at(format!("document {}", item.id))
-        .at(format!("index {}", item.index))
+        .at(format!("index {}", item.index));
+    item.of(error)
 }
 
 /// Sorts the answers of the items. Returns which items are to be sent again, and why.
@@ -144,6 +153,7 @@ fn sort(
     reply: &Reply,
     answers: &mut Vec<Answer>,
     failure: &mut Option<Error>,
+    refusals: &mut Refusals,
 ) -> Result<(Vec<bool>, Option<Error>)> {
     let outcomes = reply.json::<BulkReply<'_>>("a bulk request")?.items;
     if outcomes.len() != request.items.len() {
@@ -172,7 +182,9 @@ fn sort(
                 continue;
             }
             Verdict::Failed(error) => {
-                failure.get_or_insert(error);
+                if let Err(other) = refusals.take::<()>(Err(error)) {
+                    failure.get_or_insert(other);
+                }
                 continue;
             }
         }
@@ -233,6 +245,7 @@ fn failed(item: &Item, status: u16, cause: &Cause) -> Error {
     let (kind, remedy) = meaning(status, cause);
     let error = Error::new(kind, format!("the row was answered with status {status}"))
         .source(cause.text())
+        .because(reason_of(status).unwrap_or(reason::REFUSED))
         .remedy(remedy);
     at(item, error)
 }

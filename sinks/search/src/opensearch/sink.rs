@@ -37,6 +37,10 @@ impl SinkFactory for OpenSearch {
     const KIND: &'static str = "opensearch";
     type Config = Config;
 
+    fn keeps_rows() -> bool {
+        true
+    }
+
     fn validate(config: &Config) -> Result<()> {
         config.validate()
     }
@@ -62,6 +66,10 @@ impl SinkFactory for OpenSearch {
 impl SinkFactory for Elasticsearch {
     const KIND: &'static str = "elasticsearch";
     type Config = Config;
+
+    fn keeps_rows() -> bool {
+        true
+    }
 
     fn validate(config: &Config) -> Result<()> {
         config.validate()

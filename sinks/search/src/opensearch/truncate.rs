@@ -141,7 +141,7 @@ pub(super) async fn truncate(
         let mut bulk = Bulk::default();
         for hit in page.hits.hits {
             let key = KeyHash::of(index, &hit.id);
-            bulk.add(target, key, &hit.id, version, 0, None)?;
+            bulk.add(target, key, &hit.id, version, (0, None), None)?;
         }
         for answer in send(client, Refresh::None, bulk.finish()).await? {
             delivered += answer.delivered;

@@ -8,13 +8,14 @@ use lockstep_core::batch::{Batch, Phase, Row};
 use lockstep_core::durable::{Delivered, Receipt};
 use lockstep_core::error::At;
 use lockstep_core::position::Position;
+use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::fold::{Write, fold};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::bulk::{Bulk, KeyHash, WriteDocument};
+use super::bulk::{Bulk, KeyHash, Origin, WriteDocument};
 use super::client::Client;
 use super::config::Config;
 use super::epoch::{Epoch, Epochs, Version};
@@ -94,16 +95,19 @@ impl Writer {
 
     /// Runs until the inbox is closed and empty, or something fails. A failure is reported to the oldest batch.
     pub(super) async fn run(mut self) {
-        let Err(error) = self.work().await else {
+        let Err(mut error) = self.work().await else {
             return;
         };
         // What is under way may still land, and then need not be written again; and nothing old is left to land later.
         while let Some(landed) = self.flights.next().await {
-            if let Ok(answers) = landed {
-                for answer in answers {
-                    self.ledger
-                        .answered(answer.batch, answer.items, answer.delivered);
+            match landed {
+                Ok(answers) => {
+                    for answer in answers {
+                        self.ledger
+                            .answered(answer.batch, answer.items, answer.delivered);
+                    }
                 }
+                Err(other) => error = joined(error, other),
             }
         }
         self.settle();
@@ -201,9 +205,15 @@ impl Writer {
     /// Adds the writes of a round, in which no write reads what another one wrote before it.
     async fn add(&mut self, batch: &Batch, writes: &[&Write<'_>], number: u64) -> Result<()> {
         let mut held = HashMap::new();
+        let mut refusals = Refusals::default();
         for (place, write) in writes.iter().enumerate() {
             let target = self.indexes.target(write.schema()).await?;
             let version = self.epoch.version(batch.phase, write.position())?;
+            let origin = Origin {
+                source: Arc::clone(&batch.source),
+                schema: Arc::clone(write.schema()),
+                position: write.position(),
+            };
             match write {
                 Write::Upsert {
                     key,
@@ -213,8 +223,9 @@ impl Writer {
                 } => {
                     let row = row.row(batch);
                     let mut write = |out: &mut Vec<u8>| target.documents.write(row, out);
-                    self.push(&target, key, version, number, Some(&mut write))
-                        .await?;
+                    let item = (number, origin);
+                    let pushed = self.push(&target, key, version, item, Some(&mut write));
+                    refusals.take(pushed.await)?;
                 }
                 Write::Upsert {
                     key,
@@ -227,17 +238,19 @@ impl Writer {
                     }
                     let found = held.remove(&place).unwrap_or(Held::Nowhere);
                     let row = row.row(batch);
-                    self.push_spliced(&target, (from, key), row, version, number, found)
-                        .await?;
+                    let item = (number, origin);
+                    let pushed = self.push_spliced(&target, (from, key), row, version, item, found);
+                    refusals.take(pushed.await)?;
                 }
                 Write::Delete { key, .. } => {
-                    self.push(&target, key, version, number, None).await?;
+                    let pushed = self.push(&target, key, version, (number, origin), None);
+                    refusals.take(pushed.await)?;
                 }
                 // Alone in its part.
                 Write::Truncate { .. } => {}
             }
         }
-        Ok(())
+        refusals.finish()
     }
 
     /// Adds an item to the bulk, and starts the bulk when that fills it.
@@ -246,12 +259,14 @@ impl Writer {
         target: &Target,
         id: &str,
         version: Version,
-        number: u64,
+        (number, origin): (u64, Origin),
         write: Option<WriteDocument<'_>>,
     ) -> Result<()> {
         let key = KeyHash::of(&target.index, id);
         self.bulk.must_wait |= self.flights.has(key);
-        let replaced = self.bulk.add(target, key, id, version, number, write)?;
+        let item = (number, Some(origin.clone()));
+        let added = self.bulk.add(target, key, id, version, item, write);
+        let replaced = added.map_err(|error| origin.of(error))?;
         if let Some(earlier) = replaced {
             self.ledger.answered(earlier, 1, Delivered::default());
         }
@@ -268,7 +283,7 @@ impl Writer {
         (from, id): (&str, &str),
         row: Row<'_>,
         version: Version,
-        number: u64,
+        (number, origin): (u64, Origin),
         held: Held,
     ) -> Result<()> {
         let source = match &held {
@@ -286,7 +301,8 @@ impl Writer {
         let mut document = Vec::new();
         let absent = target
             .documents
-            .splice(row, &fields(source)?, &mut document)?;
+            .splice(row, &fields(source)?, &mut document)
+            .map_err(|error| origin.of(error))?;
         if !absent.is_empty() {
             let place = format!(
                 "an update left {} unchanged, and document {from} of index {} does not hold it",
@@ -294,9 +310,10 @@ impl Writer {
                 target.index
             );
             if self.config.incomplete == Incomplete::Error {
-                return Err(Error::new(ErrorKind::Refused, place).remedy(
+                let error = Error::new(ErrorKind::Refused, place).because(reason::INCOMPLETE).remedy(
                     "load the table again after setting incomplete = \"write\" for as long as the pipeline needs to pass this row; REPLICA IDENTITY FULL on the table keeps it from happening",
-                ));
+                );
+                return Err(origin.of(error));
             }
             tracing::warn!("{place}: document {id} is written without it");
             let incomplete = Delivered {
@@ -309,7 +326,7 @@ impl Writer {
             out.extend_from_slice(&document);
             Ok(())
         };
-        self.push(target, id, version, number, Some(&mut write))
+        self.push(target, id, version, (number, origin), Some(&mut write))
             .await
     }
 
@@ -437,6 +454,18 @@ impl Writer {
 
     fn settle(&mut self) {
         self.ledger.settle(|mark| self.progress.advance(mark));
+    }
+}
+
+/// Two refusals as one; else the first error.
+fn joined(first: Error, other: Error) -> Error {
+    let mut refusals = Refusals::default();
+    let exact = [first.clone(), other]
+        .into_iter()
+        .all(|error| refusals.take::<()>(Err(error)).is_ok());
+    match refusals.finish() {
+        Err(both) if exact => both,
+        _ => first,
     }
 }
 

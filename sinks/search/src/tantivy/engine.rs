@@ -14,6 +14,7 @@ use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::durable::Delivered;
 use lockstep_core::error::At;
 use lockstep_core::position::{Lsn, Position};
+use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::fold::{Part, Write, fold};
@@ -152,70 +153,17 @@ impl Engine {
         let batch = rest.as_ref().unwrap_or(batch);
         let parts = fold(batch)?;
         let writes = || parts.iter().flat_map(Part::writes);
-        self.settle(writes())?;
+        self.settle(batch, writes())?;
         // In more than one part, a write may need what an earlier one of the batch wrote.
         self.own = (parts.len() > 1).then(OwnWrites::default);
+        let mut refusals = Refusals::default();
         for write in writes() {
-            match write {
-                Write::Upsert {
-                    key,
-                    schema,
-                    row,
-                    missing_from,
-                    position,
-                    ..
-                } => {
-                    let table = self.table(schema);
-                    let key_term = self.layout.key(&table, key)?;
-                    if self.is_newer(reached, position.commit, &key_term)? {
-                        delivered.stale += 1;
-                        continue;
-                    }
-                    let row = row.row(batch);
-                    let mut document = Vec::new();
-                    let incomplete = match missing_from {
-                        None => table.documents.write(row, &mut document).map(|()| false),
-                        Some(from) => self.splice(&table, from, |held| {
-                            table.documents.splice(row, &fields(held)?, &mut document)
-                        }),
-                    }
-                    .at(format!("row {key}"))
-                    .at(format!("table {}", table.name))?;
-                    delivered.bytes += document.len() as u64;
-                    delivered.written += 1;
-                    delivered.incomplete += u64::from(incomplete);
-                    self.put(&table, key_term, key, position.commit, &document)?;
-                }
-                Write::Delete {
-                    key,
-                    schema,
-                    position,
-                    ..
-                } => {
-                    let table = self.table(schema);
-                    let key_term = self.layout.key(&table, key)?;
-                    if self.is_newer(reached, position.commit, &key_term)? {
-                        delivered.stale += 1;
-                        continue;
-                    }
-                    self.uncommitted.insert(hash(&key_term));
-                    if let Some(own) = &mut self.own {
-                        own.documents.insert(key_term.clone(), None);
-                    }
-                    self.writer.delete_term(key_term);
-                    delivered.written += 1;
-                }
-                Write::Truncate { schema, .. } => {
-                    let table = self.table(schema);
-                    self.writer.delete_term(self.layout.rows_of(&table));
-                    self.truncated = true;
-                    if let Some(own) = &mut self.own {
-                        own.truncate(&table);
-                    }
-                    delivered.written += 1;
-                }
-            }
+            let about =
+                |error: Error| error.about(&batch.source, &write.schema().id, write.position());
+            let done = self.write(batch, write, reached).map_err(about);
+            delivered += refusals.take(done)?.unwrap_or_default();
         }
+        refusals.finish()?;
         if batch.phase == Phase::Stream
             && let Some(last) = batch.changes().last()
         {
@@ -223,6 +171,75 @@ impl Engine {
             self.progress.advance(&batch.source, position);
         }
         self.own = None;
+        Ok(delivered)
+    }
+
+    fn write(
+        &mut self,
+        batch: &Batch,
+        write: &Write<'_>,
+        reached: Option<Position>,
+    ) -> Result<Delivered> {
+        let mut delivered = Delivered::default();
+        match write {
+            Write::Upsert {
+                key,
+                schema,
+                row,
+                missing_from,
+                position,
+                ..
+            } => {
+                let table = self.table(schema);
+                let key_term = self.layout.key(&table, key)?;
+                if self.is_newer(reached, position.commit, &key_term)? {
+                    delivered.stale = 1;
+                    return Ok(delivered);
+                }
+                let row = row.row(batch);
+                let mut document = Vec::new();
+                let incomplete = match missing_from {
+                    None => table.documents.write(row, &mut document).map(|()| false),
+                    Some(from) => self.splice(&table, from, |held| {
+                        table.documents.splice(row, &fields(held)?, &mut document)
+                    }),
+                }
+                .at(format!("row {key}"))
+                .at(format!("table {}", table.name))?;
+                delivered.bytes = document.len() as u64;
+                delivered.written = 1;
+                delivered.incomplete = u64::from(incomplete);
+                self.put(&table, key_term, key, position.commit, &document)?;
+            }
+            Write::Delete {
+                key,
+                schema,
+                position,
+                ..
+            } => {
+                let table = self.table(schema);
+                let key_term = self.layout.key(&table, key)?;
+                if self.is_newer(reached, position.commit, &key_term)? {
+                    delivered.stale = 1;
+                    return Ok(delivered);
+                }
+                self.uncommitted.insert(hash(&key_term));
+                if let Some(own) = &mut self.own {
+                    own.documents.insert(key_term.clone(), None);
+                }
+                self.writer.delete_term(key_term);
+                delivered.written = 1;
+            }
+            Write::Truncate { schema, .. } => {
+                let table = self.table(schema);
+                self.writer.delete_term(self.layout.rows_of(&table));
+                self.truncated = true;
+                if let Some(own) = &mut self.own {
+                    own.truncate(&table);
+                }
+                delivered.written = 1;
+            }
+        }
         Ok(delivered)
     }
 
@@ -245,7 +262,11 @@ impl Engine {
 
     /// Commits first when a batch needs documents that the reader does not see yet: at this point, and not in the middle of a
     /// batch, the index is the state at its position.
-    fn settle<'w>(&mut self, writes: impl Iterator<Item = &'w Write<'w>>) -> Result<()> {
+    fn settle<'w>(
+        &mut self,
+        batch: &Batch,
+        writes: impl Iterator<Item = &'w Write<'w>>,
+    ) -> Result<()> {
         for write in writes {
             let Write::Upsert {
                 missing_from: Some(from),
@@ -256,7 +277,8 @@ impl Engine {
                 continue;
             };
             let table = self.table(schema);
-            let key = self.layout.key(&table, from)?;
+            let about = |error: Error| error.about(&batch.source, &schema.id, write.position());
+            let key = self.layout.key(&table, from).map_err(about)?;
             if self.is_hidden(&key) {
                 return self.commit();
             }
@@ -286,6 +308,7 @@ impl Engine {
     ) -> Result<()> {
         let source = std::str::from_utf8(document).map_err(|error| {
             Error::new(ErrorKind::Refused, format!("row {id} is not UTF-8"))
+                .because(reason::ENCODING)
                 .source(error)
                 .remedy("leave the column out with a `project` transform")
                 .at(format!("table {}", table.name))
@@ -339,7 +362,7 @@ impl Engine {
             absent.join(", ")
         );
         match self.incomplete {
-            Incomplete::Error => Err(Error::new(ErrorKind::Refused, what).remedy(
+            Incomplete::Error => Err(Error::new(ErrorKind::Refused, what).because(reason::INCOMPLETE).remedy(
                 "load the table again after setting incomplete = \"write\" for as long as the pipeline needs to pass this row; REPLICA IDENTITY FULL on the table keeps it from happening",
             )),
             Incomplete::Write => {
@@ -365,7 +388,7 @@ impl Engine {
 fn beyond(batch: &Batch, reached: Option<Position>, delivered: &mut Delivered) -> Option<Batch> {
     let reached = reached?;
     let first = batch.changes().first()?;
-    if batch.phase == Phase::Snapshot || batch.position(first) > reached {
+    if batch.phase != Phase::Stream || batch.position(first) > reached {
         return None;
     }
     let changes: Vec<_> = batch

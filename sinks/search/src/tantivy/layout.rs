@@ -11,6 +11,7 @@ use ::tantivy::schema::{
 };
 use ::tantivy::{Searcher, TantivyDocument, Term};
 use lockstep_core::position::Lsn;
+use lockstep_core::refusal::reason;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 
@@ -103,6 +104,7 @@ impl Layout {
                     id.len()
                 ),
             )
+            .because(reason::KEY)
             .remedy("leave the row out with a `filter`, or give the table a shorter key")
             .at(format!("table {}", table.name)));
         }

@@ -31,6 +31,10 @@ impl SinkFactory for Tantivy {
     const KIND: &'static str = "tantivy";
     type Config = Config;
 
+    fn keeps_rows() -> bool {
+        true
+    }
+
     fn validate(config: &Config) -> Result<()> {
         config.validate()
     }

@@ -9,6 +9,7 @@
 mod admin;
 mod check;
 mod config;
+mod dead_letters;
 mod demo;
 mod drain;
 mod examples;

@@ -230,7 +230,9 @@ async fn a_row_that_redis_refuses_stops_the_pipeline_at_its_key_until_the_cause_
         .await;
     let name = unique("wrongtype");
     let setup = Setup::new(&name, |_| {
-        source(database.url(), &name, &["t"]) + &cache(redis.url(), &name) + "value = \"hash\"\n"
+        source(database.url(), &name, &["t"])
+            + &cache(redis.url(), &name)
+            + "value = \"hash\"\non_error = \"stop\"\n"
     });
     let mut pipeline = setup.start_ready().await;
     pipeline
@@ -269,7 +271,7 @@ async fn a_row_that_is_too_large_for_kafka_stops_the_pipeline_at_its_place_until
     require!(NeedsPostgres(17), NeedsKafka);
     let (database, kafka) = tokio::join!(table(10), Kafka::shared());
     let name = unique("large");
-    let small = "properties = { \"message.max.bytes\" = 100000 }";
+    let small = "on_error = \"stop\"\nproperties = { \"message.max.bytes\" = 100000 }";
     let setup = Setup::new(&name, |_| {
         source(database.url(), &name, &["t"]) + &events(kafka.bootstrap(), &name, small)
     });
