@@ -239,7 +239,10 @@ struct Listed {
 }
 
 async fn dead_letter(State(handle): State<Handle>, Path(id): Path<u64>) -> Response {
-    answer(handle.dead_letter(id).await.map(|letter| json!(letter)))
+    match handle.dead_letter(id).await {
+        Err(error) if error.kind() == ErrorKind::Invalid => told(StatusCode::NOT_FOUND, &error),
+        letter => answer(letter.map(|letter| json!(letter))),
+    }
 }
 
 /// Which letters something is done to; all of them only when that is said.
@@ -300,6 +303,10 @@ fn answer(result: Result<Value, Error>) -> Response {
         ErrorKind::Unavailable | ErrorKind::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
+    told(status, &error)
+}
+
+fn told(status: StatusCode, error: &Error) -> Response {
     let body = json!({ "error": error.to_string(), "code": error.kind().code() });
     (status, Json(body)).into_response()
 }

@@ -12,7 +12,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lockstep_core::batch::{Batch, Change, Row};
 use lockstep_core::transform::DeadLetters;
@@ -59,7 +59,9 @@ impl Selection {
 /// Where dead letters go; shared by lanes, transforms and the keeper.
 pub(crate) struct Desk {
     to: To,
-    dirty: AtomicBool,
+    /// Letters that came from transforms, and how many of them are safe.
+    came: AtomicU64,
+    safe: AtomicU64,
     kept: IntCounterVec,
 }
 
@@ -73,7 +75,8 @@ impl Desk {
     pub(crate) fn embedded(store: Store, kept: IntCounterVec) -> Self {
         Desk {
             to: To::Store(store),
-            dirty: AtomicBool::new(false),
+            came: AtomicU64::new(0),
+            safe: AtomicU64::new(0),
             kept,
         }
     }
@@ -82,7 +85,8 @@ impl Desk {
     pub(crate) fn queue(queue: Queue, kept: IntCounterVec) -> Self {
         Desk {
             to: To::Queue(queue),
-            dirty: AtomicBool::new(false),
+            came: AtomicU64::new(0),
+            safe: AtomicU64::new(0),
             kept,
         }
     }
@@ -157,7 +161,7 @@ impl Desk {
 
     /// Whether letters came that are not safe yet.
     pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty.load(Ordering::Acquire)
+        self.came.load(Ordering::Acquire) > self.safe.load(Ordering::Acquire)
     }
 
     /// Makes what came from transforms safe against power loss. Waits: for a blocking thread.
@@ -165,17 +169,16 @@ impl Desk {
     /// # Errors
     /// As for [`Desk::put`].
     pub(crate) fn persist(&self) -> Result<()> {
-        if !self.dirty.swap(false, Ordering::AcqRel) {
+        let came = self.came.load(Ordering::Acquire);
+        if came <= self.safe.load(Ordering::Acquire) {
             return Ok(());
         }
-        let persisted = match &self.to {
-            To::Store(store) => store.persist(),
-            To::Queue(queue) => queue.blocking_persist(),
-        };
-        if persisted.is_err() {
-            self.dirty.store(true, Ordering::Release);
+        match &self.to {
+            To::Store(store) => store.persist()?,
+            To::Queue(queue) => queue.blocking_persist()?,
         }
-        persisted
+        self.safe.fetch_max(came, Ordering::AcqRel);
+        Ok(())
     }
 
     /// Letters kept now, by place; none when they go to a queue.
@@ -205,7 +208,7 @@ impl DeadLetters for Desk {
                 true
             }
         };
-        self.dirty.store(true, Ordering::Release);
+        self.came.fetch_add(1, Ordering::AcqRel);
         self.count(counts.iter().zip([new]));
         Ok(())
     }

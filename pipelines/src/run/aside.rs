@@ -97,11 +97,15 @@ impl Aside {
             return Ok(Some(batch));
         }
         let (pass, behind) = self.split(store, &batch)?;
-        if behind.is_empty() {
-            return Ok(Some(batch));
-        }
+        let pass = match behind.is_empty() {
+            true => batch,
+            false => Arc::new(batch.with_changes(pass)),
+        };
         self.keep(behind).await?;
-        Ok((!pass.is_empty()).then(|| Arc::new(batch.with_changes(pass))))
+        if self.keeps_rows {
+            self.note_passing(store, &pass)?;
+        }
+        Ok((!pass.changes().is_empty()).then_some(pass))
     }
 
     /// Keeps letters, and returns when they are safe.
@@ -109,6 +113,9 @@ impl Aside {
     /// # Errors
     /// See [`Desk::put`].
     pub async fn keep(&self, letters: Vec<Letter>) -> Result<()> {
+        if letters.is_empty() {
+            return Ok(());
+        }
         self.desk.put(letters).await.at("dead letters")
     }
 

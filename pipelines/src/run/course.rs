@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use lockstep_core::durable::Delivered;
-use lockstep_core::refusal::Refusal;
+use lockstep_core::refusal::{Refusal, reason};
 use lockstep_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -180,13 +180,22 @@ impl Course {
 
     /// A letter was refused again.
     pub fn refused(&mut self, tag: &Tag, refusal: &Refusal) {
+        self.stays(tag, refusal.reason, refusal.message.clone());
+    }
+
+    /// A letter cannot be made a change again.
+    pub fn unreadable(&mut self, tag: &Tag, error: &Error) {
+        self.stays(tag, reason::REFUSED, error.to_string());
+    }
+
+    fn stays(&mut self, tag: &Tag, reason: &str, message: String) {
         self.report.refused += 1;
         self.stuck.extend(tag.keys.iter().cloned());
         if self.report.refusals.len() < TOLD {
             self.report.refusals.push(Refused {
                 id: tag.id,
-                reason: refusal.reason.to_owned(),
-                message: refusal.message.clone(),
+                reason: reason.to_owned(),
+                message,
             });
         }
     }

@@ -464,14 +464,21 @@ impl Lane {
         let stopping = self.parts.draining.is_cancelled();
         let (mut course, letters) = desk
             .blocking(move |store| {
-                if stopping {
-                    course.clear(store)?;
-                    return Ok((course, Vec::new()));
-                }
-                let letters = course.next(store, &place, waits)?;
+                let letters = match stopping {
+                    true => course.clear(store).map(|()| Vec::new()),
+                    false => course.next(store, &place, waits),
+                };
                 Ok((course, letters))
             })
             .await?;
+        let letters = match letters {
+            Ok(letters) => letters,
+            // The line does not need what the replay could not read.
+            Err(error) => {
+                course.answer(Some(&error));
+                return Ok(());
+            }
+        };
         if letters.is_empty() {
             let stopped = Error::new(ErrorKind::Stopping, "the pipeline stops");
             course.answer(stopping.then_some(&stopped));
@@ -482,9 +489,14 @@ impl Lane {
                 course.stale(letter.head.id);
                 continue;
             }
-            let batch = Arc::new(letter.batch(&mut course.schemas)?);
-            self.pending
-                .push_back(Pending::letter(Tag::of(&letter.head), batch, waits));
+            let tag = Tag::of(&letter.head);
+            match letter.batch(&mut course.schemas) {
+                Ok(batch) => {
+                    let pending = Pending::letter(tag, Arc::new(batch), waits);
+                    self.pending.push_back(pending);
+                }
+                Err(error) => course.unreadable(&tag, &error),
+            }
         }
         self.course = Some(course);
         let mut view = self.parts.state.view();

@@ -373,8 +373,11 @@ impl Supervisor {
 
     /// Confirms what has become durable in the end, and closes the sources.
     async fn confirm_and_close(&mut self) {
-        if let Err(error) = self.keeper.confirm().await {
-            self.fail(error);
+        match tokio::time::timeout(CLOSE_TIMEOUT, self.keeper.confirm()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.fail(error),
+            // A queue for dead letters may be away: what waits for it comes again.
+            Err(_) => tracing::warn!("the last positions were not confirmed in time"),
         }
         let closing = self.idle.drain(..).map(|(index, mut source)| {
             let share = Arc::clone(&self.handle.inner().sources[index]);

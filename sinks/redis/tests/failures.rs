@@ -61,6 +61,14 @@ async fn a_key_of_another_type_is_refused_and_named() {
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
         assert!(error.to_string().contains(&lab.key(seven)), "{error}");
         assert!(error.remedy_text().is_some());
+        // Of all the writes that went along, this one alone.
+        let named: Vec<_> = error
+            .refusals()
+            .iter()
+            .map(|refusal| (refusal.position.ordinal, refusal.reason))
+            .collect();
+        assert_eq!(named, [(301, "wrong_type")]);
+        assert!(!error.is_suspicion());
         assert_eq!(
             sink.resume(&lab.source).await.expect("asked"),
             None,

@@ -386,9 +386,17 @@ async fn a_refused_row_is_named_and_the_others_are_written() {
         .insert(&orders, &row("1", "1"))
         .insert(&orders, &row("2", "not a number"))
         .insert(&orders, &row("3", "3"))
+        .insert(&orders, &row("4", "nor is this"))
         .finish();
     let error = put_err(&mut sink, batch).await;
     assert_eq!(error.kind(), ErrorKind::Refused);
+    let named: Vec<_> = error
+        .refusals()
+        .iter()
+        .map(|refusal| (refusal.position.ordinal, refusal.reason))
+        .collect();
+    assert_eq!(named, [(2, "mapping"), (4, "mapping")]);
+    assert!(error.refusals()[1].message.contains("document 4"));
     assert_eq!(error.kind().policy(), Policy::Stop);
     let shown = error.to_string();
     for part in [&*index, "document 2", "status", "not a number"] {

@@ -215,6 +215,34 @@ async fn a_table_that_comes_later_gets_its_topic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_records_of_a_batch_that_are_too_large_are_named_at_once() {
+    require!(Component::Kafka);
+    let prefix = unique("larger");
+    let feed = Feed::new(&prefix);
+    let more = serde_json::json!({ "properties": { "message.max.bytes": "100000" } });
+    let config = config(Kafka::shared().await.bootstrap(), &prefix, &more);
+    let mut sink = open(&config, &prefix, &[&feed]).await.expect("opens");
+    let (large, larger) = ("x".repeat(120_000), "y".repeat(130_000));
+    let rows = [
+        (1, "small"),
+        (2, &*large),
+        (3, "small"),
+        (4, &*larger),
+        (5, &*large),
+    ];
+    let batch = feed.batch(1, &rows.map(|(key, note)| insert(key, note)));
+    let durable = sink.write(batch).await.expect("taken");
+    let error = durable.await.expect_err("too large");
+    let named: Vec<u64> = error
+        .refusals()
+        .iter()
+        .map(|refusal| refusal.position.ordinal)
+        .collect();
+    assert_eq!(named, [2, 4, 5], "{error}");
+    assert!(!error.is_suspicion());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_is_too_large_is_refused_and_not_durable() {
     require!(Component::Kafka);
     let kafka = Kafka::shared().await;
@@ -244,6 +272,11 @@ async fn a_record_that_is_too_large_is_refused_and_not_durable() {
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
         assert!(error.to_string().contains("message.max.bytes"), "{error}");
         assert!(error.to_string().contains(&feed.id(2, 1)), "{error}");
+        let [named] = error.refusals() else {
+            panic!("{:?}", error.refusals());
+        };
+        let place = (named.position.commit, named.position.ordinal);
+        assert_eq!((place, named.reason), ((Lsn(2), 1), "too_large"));
         let again = sink
             .write(feed.batch(3, &[insert(1, "after")]))
             .await

@@ -198,6 +198,7 @@ async fn the_token_is_asked_for_where_it_matters() {
         "/metrics",
         "/api/status",
         "/api/visible?source=shop&lsn=0/0",
+        "/api/dead-letters",
     ] {
         for token in [None, Some("wrong"), Some("")] {
             let (code, body) = http::get(address, path, token).await.expect("an answer");
