@@ -108,6 +108,22 @@ impl Catalog {
         facts(&self.client, relation).await
     }
 
+    /// The name that a table has now; `None` when it was dropped.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn name(&self, relation: u32) -> Result<Option<TableId>> {
+        let row = sql::query_opt(
+            &self.client,
+            "read the catalog",
+            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+            &[&relation],
+        )
+        .await?;
+        Ok(row.map(|row| TableId::new(row.get(0), row.get(1))))
+    }
+
     /// The description that the stream would send for a published table, from the catalog.
     ///
     /// # Errors
@@ -297,15 +313,87 @@ fn key_of(described: &Described, facts: Option<&TableFacts>) -> Vec<u16> {
         ReplicaIdentity::Full | ReplicaIdentity::Nothing => facts
             .and_then(|facts| named(&facts.primary_key))
             .unwrap_or_default(),
-        // The catalog may already be ahead of the stream: its order counts only for the same columns.
-        ReplicaIdentity::Default => facts
-            .and_then(|facts| named(&facts.primary_key))
-            .filter(same_set)
-            .unwrap_or(flagged),
-        ReplicaIdentity::Index => facts
-            .and_then(|facts| named(&facts.identity_index))
-            .filter(same_set)
-            .unwrap_or(flagged),
+        // The catalog may already be ahead of the stream: its order counts only for the same columns, which may have
+        // been renamed since.
+        ReplicaIdentity::Default | ReplicaIdentity::Index => {
+            let order = facts.map(|facts| match described.identity {
+                ReplicaIdentity::Index => (facts, &facts.identity_index),
+                _ => (facts, &facts.primary_key),
+            });
+            order
+                .and_then(|(facts, names)| {
+                    named(names)
+                        .filter(same_set)
+                        .or_else(|| placed(described, facts, names).filter(same_set))
+                })
+                .unwrap_or(flagged)
+        }
+    }
+}
+
+/// Indices of the columns that have these names in the catalog, when names are all that has changed of the columns there
+/// were: later ones come behind them.
+fn placed(described: &Described, facts: &TableFacts, names: &[String]) -> Option<Vec<u16>> {
+    let same_types = described.columns.len() <= facts.columns.len()
+        && described
+            .columns
+            .iter()
+            .zip(&facts.columns)
+            .all(|(column, now)| column.1 == now.type_oid);
+    let place = |name: &String| {
+        let at = facts
+            .columns
+            .iter()
+            .position(|column| column.name == *name)?;
+        (at < described.columns.len()).then_some(at as u16)
+    };
+    same_types
+        .then(|| names.iter().map(place).collect())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(columns: &[(&str, bool)]) -> Described {
+        let column = |(name, key): &(&str, bool)| ((*name).to_owned(), 23, -1, *key);
+        Described {
+            relation: 1,
+            id: TableId::new("public", "t"),
+            identity: ReplicaIdentity::Default,
+            columns: columns.iter().map(column).collect(),
+        }
+    }
+
+    fn facts(columns: &[(&str, u32)], key: &[&str]) -> TableFacts {
+        let column = |(name, type_oid): &(&str, u32)| ColumnFacts {
+            name: (*name).to_owned(),
+            type_oid: *type_oid,
+            typmod: -1,
+            not_null: true,
+            generated: false,
+        };
+        TableFacts {
+            columns: columns.iter().map(column).collect(),
+            primary_key: key.iter().map(|&name| name.to_owned()).collect(),
+            identity_index: Vec::new(),
+            identity: ReplicaIdentity::Default,
+            deferrable_key: false,
+        }
+    }
+
+    #[test]
+    fn the_order_of_a_key_survives_what_has_happened_since() {
+        let then = described(&[("a", true), ("b", true), ("c", false)]);
+        let key = |facts| key_of(&then, Some(&facts));
+        let now = [("a", 23), ("b", 23), ("c", 23)];
+        assert_eq!(key(facts(&now, &["b", "a"])), [1, 0]);
+        let renamed = [("a", 23), ("z", 23), ("c", 23), ("new", 25)];
+        assert_eq!(key(facts(&renamed, &["z", "a"])), [1, 0], "renamed since");
+        assert_eq!(key(facts(&now, &["c"])), [0, 1], "another key since");
+        let shifted = [("b", 23), ("c", 23)];
+        assert_eq!(key(facts(&shifted, &["b", "c"])), [0, 1], "dropped since");
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `wire` speaks the protocol, `pgoutput` reads its payloads (pure, no I/O), `catalog` knows types and keys,
 //! `publication` and `slot` keep the server's side in order, `snapshot` copies tables, `stream` follows the log, `reload` loads tables again inside it,
-//! `assemble` turns messages into batches. Everything that is plain SQL goes through `tokio-postgres`.
+//! `assemble` turns messages into batches, `lookout` sees what the stream never says. Everything that is plain SQL goes through `tokio-postgres`.
 
 #[doc(hidden)]
 pub mod assemble;
@@ -10,6 +10,7 @@ mod catalog;
 mod config;
 mod copy_out;
 mod error;
+mod lookout;
 pub mod pgoutput;
 mod preflight;
 mod publication;

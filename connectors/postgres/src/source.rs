@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, Described, Published, require_identity};
 use crate::config::{PostgresConfig, SnapshotMode};
 use crate::error::from_sql;
+use crate::lookout::Lookout;
 use crate::reload::{Desk, Merge, Reader};
 use crate::snapshot::Copy;
 use crate::state::{Copied, State, StateFile};
@@ -217,6 +218,7 @@ impl PostgresSource {
         context.status.update(|state| {
             state.phase = SourcePhase::Connecting;
             state.snapshot.clear();
+            state.notices.clear();
         });
         let target = config.target()?;
         let slot = config.slot_name(&context.name);
@@ -473,6 +475,11 @@ impl Driver {
             self.target.clone(),
             self.slot.clone(),
             self.context.clone(),
+            Lookout::new(
+                &self.config.publication,
+                &self.config.tables,
+                self.tables.iter().map(|(_, _, schema)| &**schema),
+            ),
         ));
         let result = self.copy_then_stream(start).await;
         watch.abort();
@@ -631,9 +638,9 @@ impl Driver {
 /// How long the stream may take to say goodbye before it is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(8);
 
-/// Looks at the slot every few seconds, for metrics and the status page. A failure is retried: the stream itself is
+/// Looks at the slot and at the tables every few seconds, for metrics and the status page. A failure is retried: the stream itself is
 /// what reports a server that is gone.
-async fn watch(target: Target, slot: String, context: SourceContext) {
+async fn watch(target: Target, slot: String, context: SourceContext, mut lookout: Lookout) {
     const LOOK: &str = "SELECT pg_catalog.pg_wal_lsn_diff(here, restart_lsn)::int8, \
         pg_catalog.pg_wal_lsn_diff(here, '0/0')::int8 \
         FROM (SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
@@ -663,6 +670,10 @@ async fn watch(target: Target, slot: String, context: SourceContext) {
             Err(error) => {
                 tracing::debug!(source = &*context.name, %error, "cannot look at the slot")
             }
+        }
+        match lookout.look(open).await {
+            Ok(notices) => context.status.update(|state| state.notices = notices),
+            Err(error) => tracing::debug!(source = &*context.name, %error, "{error}"),
         }
     }
 }
