@@ -1,7 +1,8 @@
 //! PostgreSQL as a source: its logical replication stream and its tables, as batches.
 //!
 //! `wire` speaks the protocol, `pgoutput` reads its payloads (pure, no I/O), `catalog` knows types and keys,
-//! `publication` and `slot` keep the server's side in order, `snapshot` copies tables, `stream` follows the log,
+//! `publication` and `slot` keep the server's side in order, `standing` judges whether the log can be continued,
+//! `opening` decides what to do about it, `snapshot` copies tables, `stream` follows the log, `ledger` records how far,
 //! `assemble` turns messages into batches. Everything that is plain SQL goes through `tokio-postgres`.
 
 #[doc(hidden)]
@@ -9,17 +10,22 @@ pub mod assemble;
 mod catalog;
 mod config;
 mod error;
+mod ledger;
+mod opening;
 pub mod pgoutput;
 mod preflight;
 mod publication;
+mod server;
 mod slot;
 mod snapshot;
 mod source;
 mod sql;
+mod standing;
 mod state;
 mod stream;
 mod types;
+mod watch;
 pub mod wire;
 
-pub use config::{PostgresConfig, SnapshotMode};
+pub use config::{OnSlotLost, PostgresConfig, SnapshotMode};
 pub use source::{PostgresFactory, describe};

@@ -1,21 +1,25 @@
 //! What `lockstep check` says about a PostgreSQL source. Changes nothing on the server.
 
+use std::path::Path;
+
 use lockstep_core::check::Finding;
 use lockstep_core::error::{Error, Result};
 use tokio_postgres::Client;
 
 use crate::catalog::{Catalog, require_identity};
-use crate::config::PostgresConfig;
+use crate::config::{OnSlotLost, PostgresConfig, SnapshotMode};
 use crate::source::OLDEST_SERVER;
 use crate::sql::quote_ident;
+use crate::standing::Standing;
+use crate::state::StateFile;
 use crate::types::TypeCache;
 use crate::wire::{Connection, Mode};
-use crate::{publication, slot, sql};
+use crate::{opening, publication, slot, sql, watch};
 
-/// Looks at everything `run` would need.
-pub async fn run(config: &PostgresConfig, name: &str) -> Vec<Finding> {
+/// Looks at everything `run` would need, and at what it remembers in `state`.
+pub async fn run(config: &PostgresConfig, name: &str, state: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Err(error) = look(config, name, &mut findings).await {
+    if let Err(error) = look(config, name, state, &mut findings).await {
         findings.push(failed("server", &error));
     }
     findings
@@ -26,7 +30,12 @@ fn failed(subject: &str, error: &Error) -> Finding {
     Finding::fail(subject, error.to_string(), remedy)
 }
 
-async fn look(config: &PostgresConfig, name: &str, findings: &mut Vec<Finding>) -> Result<()> {
+async fn look(
+    config: &PostgresConfig,
+    name: &str,
+    state: &Path,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
     let target = config.target()?;
     let client = sql::connect(&target).await?;
     findings.push(Finding::pass(
@@ -50,13 +59,14 @@ async fn look(config: &PostgresConfig, name: &str, findings: &mut Vec<Finding>) 
     wal_level(&client, findings).await?;
     rights(&client, findings).await?;
     match Connection::open(&target, Mode::Replication).await {
-        Ok(connection) => {
-            connection.terminate().await;
+        Ok(mut connection) => {
             findings.push(Finding::pass("replication login", "works"));
+            slot(&client, &mut connection, config, name, state, findings).await?;
+            connection.terminate().await;
         }
         Err(error) => findings.push(failed("replication login", &error)),
     }
-    slots(&client, config, name, &target.database, findings).await?;
+    senders(&client, findings).await?;
     tables(client, config, version, name, findings).await
 }
 
@@ -112,46 +122,107 @@ async fn rights(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
     Ok(())
 }
 
-async fn slots(
+/// How the slot, the server and what is remembered go together.
+async fn slot(
     client: &Client,
+    connection: &mut Connection,
     config: &PostgresConfig,
     name: &str,
-    database: &str,
+    state: &Path,
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
     let slot_name = config.slot_name(name);
     let subject = format!("slot {slot_name}");
-    match slot::read(client, &slot_name).await? {
-        Some(found) => findings.push(match found.require_usable(&slot_name, database) {
-            Ok(()) => Finding::pass(subject, format!("confirmed up to {}", found.confirmed)),
-            Err(error) => failed(&subject, &error),
-        }),
-        None => {
+    let looked = match StateFile::new(state).read() {
+        Ok(state) => opening::look(config, connection, state.as_ref(), &slot_name).await,
+        Err(error) => Err(error),
+    };
+    match looked {
+        Ok((_, Standing::New)) => {
             findings.push(Finding::pass(subject, "will be created"));
-            let row = sql::query_one(
-                client,
-                "count the slots",
-                "SELECT current_setting('max_replication_slots')::int8 - \
-                     (SELECT count(*) FROM pg_catalog.pg_replication_slots), current_setting('max_replication_slots')",
-                &[],
-            )
-            .await?;
-            let (free, all): (i64, String) = (row.get(0), row.get(1));
-            findings.push(if free > 0 {
-                Finding::pass("free slots", format!("{free} of {all}"))
-            } else {
-                Finding::fail(
-                    "free slots",
-                    format!("none of {all}"),
-                    "drop a slot that nobody reads, or raise max_replication_slots and restart",
-                )
-            });
-            findings.push(match slot::require_no_prepared(client).await {
-                Ok(()) => Finding::pass("prepared transactions", "none open"),
-                Err(error) => failed("prepared transactions", &error),
-            });
+            room_for_a_slot(client, findings).await?;
         }
+        Ok((_, standing)) => findings.push(stands(config, subject, standing)),
+        Err(error) => findings.push(failed(&subject, &error)),
     }
+    if let Some(warning) = watch::warning(client, &slot_name).await? {
+        let subject = format!("log kept by {slot_name}");
+        let remedy = "see which sink lags, or raise max_slot_wal_keep_size";
+        findings.push(Finding::warn(subject, warning, remedy));
+    }
+    if config.failover && connection.server_version() >= 170_000 {
+        let waits = setting(client, "synchronized_standby_slots").await?;
+        findings.push(if waits.is_empty() {
+            Finding::warn(
+                "failover",
+                "the stream does not wait for any standby: one that lags when it is promoted is a lost slot",
+                "name the standbys' physical slots in synchronized_standby_slots",
+            )
+        } else {
+            Finding::pass("failover", format!("the stream waits for {waits}"))
+        });
+    }
+    Ok(())
+}
+
+fn stands(config: &PostgresConfig, subject: String, standing: Standing) -> Finding {
+    match standing {
+        Standing::New => Finding::pass(subject, "will be created"),
+        Standing::Continues { slot, .. } => {
+            Finding::pass(subject, format!("confirmed up to {}", slot.confirmed))
+        }
+        Standing::Unknown(slot) if config.snapshot == SnapshotMode::Never => {
+            Finding::pass(subject, format!("stands at {}", slot.confirmed))
+        }
+        Standing::Unknown(_) => Finding::warn(
+            subject,
+            "is there, and nothing is remembered of it here: the copies will be emptied and the tables copied",
+            "if it has been read before, bring back the state directory",
+        ),
+        Standing::Interrupted { .. } => {
+            Finding::pass(subject, "the copy was interrupted, and will be made again")
+        }
+        Standing::Lost(loss) => match config.on_slot_lost() {
+            OnSlotLost::Stop => failed(&subject, &loss.error()),
+            OnSlotLost::Resync => Finding::warn(
+                subject,
+                format!(
+                    "{}; the copies will be emptied and the tables copied",
+                    loss.cause
+                ),
+                "nothing to do: on_slot_lost is \"resync\"",
+            ),
+        },
+    }
+}
+
+async fn room_for_a_slot(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+    let row = sql::query_one(
+        client,
+        "count the slots",
+        "SELECT current_setting('max_replication_slots')::int8 - \
+             (SELECT count(*) FROM pg_catalog.pg_replication_slots), current_setting('max_replication_slots')",
+        &[],
+    )
+    .await?;
+    let (free, all): (i64, String) = (row.get(0), row.get(1));
+    findings.push(if free > 0 {
+        Finding::pass("free slots", format!("{free} of {all}"))
+    } else {
+        Finding::fail(
+            "free slots",
+            format!("none of {all}"),
+            "drop a slot that nobody reads, or raise max_replication_slots and restart",
+        )
+    });
+    findings.push(match slot::require_no_prepared(client).await {
+        Ok(()) => Finding::pass("prepared transactions", "none open"),
+        Err(error) => failed("prepared transactions", &error),
+    });
+    Ok(())
+}
+
+async fn senders(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
     let row = sql::query_one(
         client,
         "count the senders",

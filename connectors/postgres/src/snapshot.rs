@@ -527,6 +527,7 @@ mod tests {
             identity: lockstep_core::position::SourceIdentity {
                 system: 1,
                 timeline: 1,
+                incarnation: 0,
                 database: "d".into(),
             },
         });

@@ -172,6 +172,7 @@ mod tests {
             identity: SourceIdentity {
                 system: 7,
                 timeline: 1,
+                incarnation: 0,
                 database: "shop".into(),
             },
         });

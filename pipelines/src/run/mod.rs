@@ -28,6 +28,7 @@ mod supervisor;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use handle::{Handle, Running};
+pub(crate) use supervisor::directory;
 pub use supervisor::start;
 
 /// Locks a mutex whose holders do not panic half-way through a change: a poisoned value is still whole.
