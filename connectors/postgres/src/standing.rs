@@ -169,7 +169,7 @@ fn same_log(state: &State, name: &str, server: &Server, slot: Option<Slot>) -> R
 
 /// What has been reached, on the timeline that the server is on now.
 fn went_on(state: &State, server: &Server, slot: &Slot) -> Reached {
-    let reached = state.reached.clone().unwrap_or(Reached {
+    let reached = state.reached.clone().unwrap_or_else(|| Reached {
         confirmed: slot.confirmed,
         ..Reached::default()
     });

@@ -561,7 +561,7 @@ impl Receiver {
                 let cause = error.to_string();
                 let cause = cause.trim_start_matches("LS011 ");
                 stream.ledger.lose(cause).await?;
-                return Err(lost(cause));
+                Err(lost(cause))
             }
             ended => {
                 let seen = Seen {

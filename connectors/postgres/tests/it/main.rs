@@ -3,6 +3,8 @@
 mod copy;
 mod decode;
 mod errors;
+mod failover;
 mod harness;
 mod login;
+mod lost;
 mod stream;
