@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::batches::{self, Rest};
-use super::inbox::{Entry, ride};
+use super::inbox::{Entry, Renewal, ride};
 use super::lane_state::LaneState;
 use crate::metrics::SinkMetrics;
 use crate::registry::SinkComponent;
@@ -56,6 +56,8 @@ pub(super) struct Lane {
     resume: BTreeMap<usize, Position>,
     /// By source index: the last position that was durable.
     durable: BTreeMap<usize, Position>,
+    /// Sources that read another log from here on. Nothing more is taken before that is done.
+    renewals: Vec<(usize, Renewal)>,
     backoff: Backoff,
     /// The last problem that was logged.
     logged: Option<String>,
@@ -73,6 +75,8 @@ enum End {
     Drained,
     /// Time is up.
     Aborted,
+    /// All that came is durable, and a source reads another log from here on.
+    Renewed,
 }
 
 impl Lane {
@@ -83,6 +87,7 @@ impl Lane {
             written: 0,
             resume: BTreeMap::new(),
             durable: BTreeMap::new(),
+            renewals: Vec::new(),
             backoff: Backoff::default(),
             logged: None,
         }
@@ -121,6 +126,10 @@ impl Lane {
             let failed = match opened {
                 Ok(Some(sink)) => match self.serve(sink).await {
                     Ok(End::Drained | End::Aborted) => return Ok(()),
+                    Ok(End::Renewed) => {
+                        self.renew();
+                        continue;
+                    }
                     Err(error) => error,
                 },
                 // No source has come up, and none will any more.
@@ -212,6 +221,13 @@ impl Lane {
                 }
                 continue;
             }
+            if self.pending.is_empty() && !self.renewals.is_empty() {
+                return Ok(match self.finish(sink).await? {
+                    End::Aborted => End::Aborted,
+                    _ => End::Renewed,
+                });
+            }
+            let has_room = self.pending.len() < MAX_IN_FLIGHT && self.renewals.is_empty();
             tokio::select! {
                 biased;
                 // 1. Receipts first: they give memory back and move the confirmed position.
@@ -219,7 +235,7 @@ impl Lane {
                 // 2. Time is up.
                 () = abort.cancelled() => return Ok(End::Aborted),
                 // 3. More work, when there is room for it.
-                entry = self.parts.state.inbox.pop(), if self.pending.len() < MAX_IN_FLIGHT => match entry {
+                entry = self.parts.state.inbox.pop(), if has_room => match entry {
                     Some(entry) => self.accept(entry),
                     None => return self.finish(sink).await,
                 },
@@ -227,8 +243,23 @@ impl Lane {
         }
     }
 
+    /// Nothing of the old log counts any more: the sink is opened anew and asked what it holds of the new one.
+    fn renew(&mut self) {
+        for (source, renewal) in self.renewals.drain(..) {
+            self.resume.remove(&source);
+            self.durable.remove(&source);
+            self.parts.state.view().through.remove(&source);
+            self.parts.state.announce(source, renewal.announced);
+            drop(renewal.done);
+        }
+    }
+
     /// Takes an entry from the inbox. One without changes counts as durable once everything before it is.
-    fn accept(&mut self, entry: Entry) {
+    fn accept(&mut self, mut entry: Entry) {
+        if let Some(renewal) = entry.renewal.take() {
+            self.renewals.push((entry.source, renewal));
+            return;
+        }
         let queued = self
             .pending
             .iter_mut()
