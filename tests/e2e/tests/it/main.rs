@@ -14,6 +14,7 @@ mod drain;
 mod examples;
 mod kills;
 mod latency;
+mod lost;
 mod memory;
 mod sink_faults;
 mod source_faults;
