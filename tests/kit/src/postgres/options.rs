@@ -67,8 +67,8 @@ pub struct PostgresOptions {
     pub hba: Option<String>,
     /// TLS with [`Postgres::certificates`](super::Postgres::certificates); plain connections stay possible unless `hba` says otherwise.
     pub ssl: bool,
-    /// The primary that it is a standby of, as a connection string.
-    pub(super) primary: Option<String>,
+    /// The primary that it is a standby of, as a connection string; see [`PostgresOptions::standby_of`].
+    pub primary: Option<String>,
 }
 
 impl PostgresOptions {
