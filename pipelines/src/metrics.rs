@@ -40,6 +40,7 @@ pub struct Metrics {
     pub(crate) source_changes: Vec<IntCounter>,
     pub(crate) source_lag: IntGaugeVec,
     pub(crate) slot_retained: IntGaugeVec,
+    pub(crate) slot_safe: IntGaugeVec,
     pub(crate) source_connected: IntGaugeVec,
     source_bytes: IntCounterVec,
     changes: IntCounterVec,
@@ -129,6 +130,7 @@ impl Metrics {
                 })?,
             source_lag: make.gauges(names::SOURCE_LAG_BYTES)?,
             slot_retained: make.gauges(names::SLOT_RETAINED_BYTES)?,
+            slot_safe: make.gauges(names::SLOT_SAFE_BYTES)?,
             source_connected: make.gauges(names::SOURCE_CONNECTED)?,
             source_bytes: make.counters(names::SOURCE_RECEIVED_BYTES)?,
             changes: make.counters(names::CHANGES)?,
@@ -387,6 +389,7 @@ mod tests {
         let mut registered: Vec<String> = [
             metrics.source_lag.desc(),
             metrics.slot_retained.desc(),
+            metrics.slot_safe.desc(),
             metrics.source_connected.desc(),
             metrics.source_bytes.desc(),
             metrics.changes.desc(),

@@ -15,6 +15,7 @@ fn source() -> Arc<SourceInfo> {
         identity: SourceIdentity {
             system: 1,
             timeline: 1,
+            incarnation: 0,
             database: "shop".into(),
         },
     })
