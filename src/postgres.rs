@@ -1,6 +1,7 @@
 //! PostgreSQL as a source that can also tell its tables before anything has been made on its server.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -42,8 +43,13 @@ impl SourceFactory for Postgres {
         PostgresFactory::open(config, context).await
     }
 
-    async fn preflight(config: &PostgresConfig, pipeline: &str, name: &str) -> Vec<Finding> {
-        PostgresFactory::preflight(config, pipeline, name).await
+    async fn preflight(
+        config: &PostgresConfig,
+        pipeline: &str,
+        name: &str,
+        state: &Path,
+    ) -> Vec<Finding> {
+        PostgresFactory::preflight(config, pipeline, name, state).await
     }
 
     async fn tables(config: &PostgresConfig, name: &str) -> Result<Option<Vec<Arc<TableSchema>>>> {

@@ -55,6 +55,11 @@ fn table(status: &Value, paint: Paint) -> String {
     for problem in status["problems"].as_array().into_iter().flatten() {
         let _ = writeln!(out, "  {}", paint.bad(&text(problem)));
     }
+    for (name, source) in status["sources"].as_object().into_iter().flatten() {
+        if let Some(warning) = source["warning"].as_str() {
+            let _ = writeln!(out, "  ! sources.{name}: {warning}");
+        }
+    }
     let mut sources = Table::new(
         2,
         &["source", "phase", "durable", "lag", "slot keeps", "changes"],

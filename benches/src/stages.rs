@@ -103,6 +103,7 @@ fn source() -> Arc<SourceInfo> {
         identity: SourceIdentity {
             system: 7_300_000_000_000_000_000,
             timeline: 1,
+            incarnation: 0,
             database: "bench".into(),
         },
     })

@@ -89,15 +89,62 @@ impl fmt::Display for Position {
 pub struct SourceIdentity {
     /// `system_identifier` of `IDENTIFY_SYSTEM`.
     pub system: u64,
-    /// Timeline of `IDENTIFY_SYSTEM`.
+    /// Timeline of `IDENTIFY_SYSTEM` when the log was first read. It stays the same when a promoted server goes on from
+    /// where the last one was read: the log is the same one.
     pub timeline: u32,
+    /// How often the source has given up a log for another one. The other one may be one that it knew before, with other
+    /// records at the same addresses.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub incarnation: u32,
     /// Database name.
     pub database: Arc<str>,
 }
 
+// By reference, as serde calls it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl SourceIdentity {
+    /// The timeline, and behind a dot the incarnation when there is one: `3`, `3.1`.
+    #[must_use]
+    pub fn branch(&self) -> String {
+        match self.incarnation {
+            0 => self.timeline.to_string(),
+            incarnation => format!("{}.{incarnation}", self.timeline),
+        }
+    }
+}
+
 impl fmt::Display for SourceIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.system, self.timeline, self.database)
+        write!(f, "{}/{}/{}", self.system, self.branch(), self.database)
+    }
+}
+
+impl FromStr for SourceIdentity {
+    type Err = Error;
+
+    /// Reads what it displays. A database's name may hold slashes.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let parse = || {
+            let (system, rest) = text.split_once('/')?;
+            let (branch, database) = rest.split_once('/')?;
+            let (timeline, incarnation) = branch.split_once('.').unwrap_or((branch, "0"));
+            Some(SourceIdentity {
+                system: system.parse().ok()?,
+                timeline: timeline.parse().ok()?,
+                incarnation: incarnation.parse().ok()?,
+                database: database.into(),
+            })
+        };
+        parse().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Invalid,
+                format!("`{text}` is not the identity of a source"),
+            )
+        })
     }
 }
 
@@ -114,16 +161,9 @@ impl SourceInfo {
     /// What [`SourceInfo::change_id`] was made from.
     #[must_use]
     pub fn parse_change_id(id: &str) -> Option<(SourceIdentity, Position)> {
-        let (system, rest) = id.split_once('/')?;
-        let (timeline, rest) = rest.split_once('/')?;
-        // A database's name may hold slashes.
-        let (rest, ordinal) = rest.rsplit_once('/')?;
-        let (database, commit) = rest.rsplit_once('/')?;
-        let identity = SourceIdentity {
-            system: system.parse().ok()?,
-            timeline: timeline.parse().ok()?,
-            database: database.into(),
-        };
+        let (rest, ordinal) = id.rsplit_once('/')?;
+        let (identity, commit) = rest.rsplit_once('/')?;
+        let identity = identity.parse().ok()?;
         let position = Position {
             commit: Lsn(u64::from_str_radix(commit, 16).ok()?),
             ordinal: ordinal.parse().ok()?,
@@ -156,12 +196,24 @@ mod tests {
     }
 
     #[test]
+    fn identities_round_trip() {
+        for text in ["7/1/orders", "7/3.2/a/b"] {
+            let identity: SourceIdentity = text.parse().expect("valid");
+            assert_eq!(identity.to_string(), text);
+        }
+        for bad in ["", "7", "7/1", "x/1/d", "7/1.x/d"] {
+            assert!(bad.parse::<SourceIdentity>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn change_ids_round_trip() {
         let source = SourceInfo {
             name: "orders".into(),
             identity: SourceIdentity {
                 system: 7,
                 timeline: 2,
+                incarnation: 3,
                 database: "a/b".into(),
             },
         };

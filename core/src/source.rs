@@ -1,7 +1,7 @@
 //! Where changes come from.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -139,8 +139,14 @@ pub trait SourceFactory: Send + Sync + 'static {
     /// By kind, as for [`Source::next`].
     async fn open(config: &Self::Config, context: SourceContext) -> Result<Box<dyn Source>>;
 
-    /// Looks at the server and reports. Changes nothing on it. A server that cannot be reached is a finding.
-    async fn preflight(config: &Self::Config, pipeline: &str, name: &str) -> Vec<Finding>;
+    /// Looks at the server and reports, also on what the source remembers in `state`, which may not exist. Changes
+    /// nothing. A server that cannot be reached is a finding.
+    async fn preflight(
+        config: &Self::Config,
+        pipeline: &str,
+        name: &str,
+        state: &Path,
+    ) -> Vec<Finding>;
 
     /// The tables that would be sent, as they are now, to check what lies behind the source. Changes nothing on the
     /// server. `None`: only an open source can tell.
@@ -171,6 +177,10 @@ pub struct SourceState {
     pub server: u64,
     /// Bytes of log the slot keeps on the server, when known.
     pub retained_bytes: Option<u64>,
+    /// Bytes of log that may still be written before the server gives the slot up, when there is such a limit.
+    pub safe_bytes: Option<u64>,
+    /// What somebody should look at soon, although everything works.
+    pub warning: Option<String>,
     /// Milliseconds since the Unix epoch of the last word from the server.
     pub heard_ms: u64,
     /// Progress of the initial copy, by table.

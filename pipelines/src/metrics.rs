@@ -40,6 +40,7 @@ pub struct Metrics {
     pub(crate) source_changes: Vec<IntCounter>,
     pub(crate) source_lag: IntGaugeVec,
     pub(crate) slot_retained: IntGaugeVec,
+    pub(crate) slot_safe: IntGaugeVec,
     pub(crate) source_connected: IntGaugeVec,
     pub(crate) source_gaps: IntGaugeVec,
     source_bytes: IntCounterVec,
@@ -130,6 +131,7 @@ impl Metrics {
                 })?,
             source_lag: make.gauges(names::SOURCE_LAG_BYTES)?,
             slot_retained: make.gauges(names::SLOT_RETAINED_BYTES)?,
+            slot_safe: make.gauges(names::SLOT_SAFE_BYTES)?,
             source_connected: make.gauges(names::SOURCE_CONNECTED)?,
             source_gaps: make.gauges(names::SOURCE_GAPS)?,
             source_bytes: make.counters(names::SOURCE_RECEIVED_BYTES)?,
@@ -389,6 +391,7 @@ mod tests {
         let mut registered: Vec<String> = [
             metrics.source_lag.desc(),
             metrics.slot_retained.desc(),
+            metrics.slot_safe.desc(),
             metrics.source_connected.desc(),
             metrics.source_gaps.desc(),
             metrics.source_bytes.desc(),

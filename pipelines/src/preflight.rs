@@ -9,6 +9,7 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 
 use crate::file::Pipeline;
+use crate::run::directory;
 use crate::run::rehearsal::{Rehearsed, rehearse};
 
 /// A component that has not answered by then gets a finding that says so.
@@ -41,7 +42,8 @@ async fn ask_sources(pipeline: &Pipeline) -> Vec<((String, Vec<Finding>), Tables
     let name = &*pipeline.name;
     let sources = pipeline.plan.sources.iter().zip(&pipeline.sources);
     join_all(sources.map(|(node, source)| async move {
-        let findings = in_time(source.preflight(name, node)).await;
+        let state = directory(&pipeline.state, "sources", node);
+        let findings = in_time(source.preflight(name, node, &state)).await;
         // What keeps it from telling its tables is among the findings.
         let tables = tokio::time::timeout(TIMEOUT, source.tables(node)).await;
         let tables = tables.ok().and_then(Result::ok).flatten();

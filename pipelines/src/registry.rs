@@ -4,6 +4,7 @@
 //! a section and returns a [`SourceComponent`], [`TransformComponent`] or [`SinkComponent`].
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -25,7 +26,7 @@ pub trait SourceComponent: Send + Sync {
     /// See [`SourceFactory::open`].
     async fn open(&self, context: SourceContext) -> Result<Box<dyn Source>>;
     /// See [`SourceFactory::preflight`].
-    async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding>;
+    async fn preflight(&self, pipeline: &str, name: &str, state: &Path) -> Vec<Finding>;
     /// See [`SourceFactory::tables`].
     async fn tables(&self, name: &str) -> Result<Option<Vec<Arc<TableSchema>>>>;
 }
@@ -195,8 +196,8 @@ impl<F: SourceFactory> SourceComponent for TypedSource<F> {
         F::open(&self.0, context).await
     }
 
-    async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding> {
-        F::preflight(&self.0, pipeline, name).await
+    async fn preflight(&self, pipeline: &str, name: &str, state: &Path) -> Vec<Finding> {
+        F::preflight(&self.0, pipeline, name, state).await
     }
 
     async fn tables(&self, name: &str) -> Result<Option<Vec<Arc<TableSchema>>>> {

@@ -119,6 +119,7 @@ fn inserts(schema: &Arc<TableSchema>, batch: u64, micros: i64) -> Batch {
         identity: SourceIdentity {
             system: 1,
             timeline: 1,
+            incarnation: 0,
             database: "orders".into(),
         },
     };

@@ -47,7 +47,8 @@ pub struct Assembler {
     through: Lsn,
     /// What the batches so far have said.
     said: Lsn,
-    previous_commit: Option<Lsn>,
+    /// The last whole transaction.
+    last: Option<Transaction>,
 }
 
 impl Assembler {
@@ -62,7 +63,7 @@ impl Assembler {
             current: None,
             through: from,
             said: from,
-            previous_commit: None,
+            last: None,
         }
     }
 
@@ -158,7 +159,7 @@ impl Assembler {
             commit_micros: commit_time + EPOCH_MICROS,
             xid,
             origin: None,
-            previous_commit: self.previous_commit,
+            previous_commit: self.previous_commit(),
         };
         self.current = Some(Current {
             transaction,
@@ -172,7 +173,7 @@ impl Assembler {
             Some(current) if current.transaction.commit == commit => {
                 // In the next batch or later in this one, a new transaction must get a head of its own.
                 self.builder.end_transaction();
-                self.previous_commit = Some(commit);
+                self.last = Some(current.transaction);
                 self.through = self.through.max(end);
                 Ok(())
             }
@@ -330,7 +331,7 @@ impl Assembler {
             commit_micros: now_micros(),
             xid: 0,
             origin: None,
-            previous_commit: self.previous_commit,
+            previous_commit: self.previous_commit(),
         });
         let index = self.builder.schema(&schema);
         self.builder
@@ -342,6 +343,25 @@ impl Assembler {
     /// Notes when the first byte of the batch came.
     pub fn received(&mut self, at: Instant) {
         self.builder.received(at);
+    }
+
+    fn previous_commit(&self) -> Option<Lsn> {
+        self.last.as_ref().map(|last| last.commit)
+    }
+
+    /// The transaction that is being received.
+    pub fn current(&self) -> Option<&Transaction> {
+        self.current.as_ref().map(|current| &current.transaction)
+    }
+
+    /// The last whole transaction that was received.
+    pub fn last(&self) -> Option<&Transaction> {
+        self.last.as_ref()
+    }
+
+    /// Everything that ends at or below this has been taken in.
+    pub fn through(&self) -> Lsn {
+        self.through
     }
 
     /// Whether every transaction that began has ended.

@@ -50,6 +50,13 @@ pub struct PostgresConfig {
     /// Large tables are copied in pieces of this size, several at the same time.
     #[serde(default = "default_snapshot_chunk")]
     pub snapshot_chunk: ByteSize,
+    /// What to do when changes can no longer be read without a gap: the slot was dropped, given up by the server or made
+    /// again, or the server is another one or was restored to an earlier point. Default: `stop`.
+    #[serde(default)]
+    pub on_slot_lost: Option<OnSlotLost>,
+    /// Create the slot so that standbys have it too and it survives a failover. PostgreSQL 17 and newer.
+    #[serde(default)]
+    pub failover: bool,
     /// Decode PREPARE TRANSACTION as it happens. Not available in this version: only `false` is accepted.
     #[serde(default)]
     pub two_phase: bool,
@@ -65,14 +72,24 @@ pub struct PostgresConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotMode {
-    /// Once, when the pipeline has not copied them yet. A slot that vanished later stops the pipeline.
+    /// Once, when the pipeline has not copied them yet.
     #[default]
     Initial,
     /// Never: only changes from the slot's creation on.
     Never,
-    /// Like `initial`, and again when the slot was lost. Such a copy begins with a TRUNCATE, so that rows deleted in the
-    /// gap do not stay in the sinks.
+    /// `initial` with `on_slot_lost = "resync"`.
     WhenNeeded,
+}
+
+/// What to do when changes can no longer be read without a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnSlotLost {
+    /// Stop the pipeline and leave everything as it is.
+    Stop,
+    /// Make or move the slot, and copy the tables again. The copy begins with a TRUNCATE, so that rows deleted in the gap
+    /// do not stay in the sinks.
+    Resync,
 }
 
 fn default_publication() -> String {
@@ -161,6 +178,25 @@ impl PostgresConfig {
                 "use 8KiB or more; 64MiB is the default",
             );
         }
+        match (self.snapshot, self.on_slot_lost) {
+            (SnapshotMode::Never, Some(OnSlotLost::Resync)) => {
+                return wrong(
+                    "on_slot_lost",
+                    "`resync` copies the tables, and snapshot = \"never\" rules that out"
+                        .to_owned(),
+                    "use on_slot_lost = \"stop\", or snapshot = \"initial\"",
+                );
+            }
+            (SnapshotMode::WhenNeeded, Some(OnSlotLost::Stop)) => {
+                return wrong(
+                    "on_slot_lost",
+                    "`stop` contradicts snapshot = \"when_needed\", which is `initial` with `resync`"
+                        .to_owned(),
+                    "leave one of the two out",
+                );
+            }
+            _ => {}
+        }
         if self.status_interval.0.is_zero() {
             return wrong("status_interval", "zero".to_owned(), "use 1s to 30s");
         }
@@ -187,6 +223,16 @@ impl PostgresConfig {
             target.password = Some(password.clone());
         }
         Ok(target)
+    }
+
+    /// What to do when changes can no longer be read without a gap.
+    #[must_use]
+    pub fn on_slot_lost(&self) -> OnSlotLost {
+        match (self.on_slot_lost, self.snapshot) {
+            (Some(policy), _) => policy,
+            (None, SnapshotMode::WhenNeeded) => OnSlotLost::Resync,
+            (None, _) => OnSlotLost::Stop,
+        }
     }
 
     /// The slot's name.

@@ -1,7 +1,9 @@
 //! PostgreSQL as a source: its logical replication stream and its tables, as batches.
 //!
 //! `wire` speaks the protocol, `pgoutput` reads its payloads (pure, no I/O), `catalog` knows types and keys,
-//! `publication` and `slot` keep the server's side in order, `snapshot` copies tables, `stream` follows the log, `reload` loads tables again inside it,
+//! `publication` and `slot` keep the server's side in order, `standing` judges whether the log can be continued,
+//! `opening` decides what to do about it, `snapshot` copies tables, `stream` follows the log, `reload` loads tables again
+//! inside it, `ledger` records how far all that came,
 //! `assemble` turns messages into batches, `lookout` sees what the stream never says. Everything that is plain SQL goes through `tokio-postgres`.
 
 #[doc(hidden)]
@@ -10,19 +12,24 @@ mod catalog;
 mod config;
 mod copy_out;
 mod error;
+mod ledger;
 mod lookout;
+mod opening;
 pub mod pgoutput;
 mod preflight;
 mod publication;
 mod reload;
+mod server;
 mod slot;
 mod snapshot;
 mod source;
 mod sql;
+mod standing;
 mod state;
 mod stream;
 mod types;
+mod watch;
 pub mod wire;
 
-pub use config::{PostgresConfig, SnapshotMode};
+pub use config::{OnSlotLost, PostgresConfig, SnapshotMode};
 pub use source::{PostgresFactory, describe};

@@ -1,23 +1,26 @@
 //! What `lockstep check` says about a PostgreSQL source. Changes nothing on the server.
 
+use std::path::Path;
+
 use lockstep_core::check::Finding;
 use lockstep_core::error::{Error, ErrorKind, Result};
 use tokio_postgres::Client;
 
 use crate::catalog::{Catalog, Published, require_identity};
-use crate::config::PostgresConfig;
-use crate::slot::Slot;
+use crate::config::{OnSlotLost, PostgresConfig, SnapshotMode};
 use crate::source::OLDEST_SERVER;
 use crate::sql::quote_ident;
+use crate::standing::Standing;
+use crate::state::StateFile;
 use crate::types::TypeCache;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
-use crate::{publication, slot, sql};
+use crate::{opening, publication, slot, sql, watch};
 
-/// Looks at everything `run` would need.
-pub async fn run(config: &PostgresConfig, name: &str) -> Vec<Finding> {
+/// Looks at everything `run` would need, and at what it remembers in `state`.
+pub async fn run(config: &PostgresConfig, name: &str, state: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Err(error) = look(config, name, &mut findings).await {
+    if let Err(error) = look(config, name, state, &mut findings).await {
         findings.push(failed("server", &error));
     }
     findings
@@ -28,7 +31,12 @@ fn failed(subject: &str, error: &Error) -> Finding {
     Finding::fail(subject, error.to_string(), remedy)
 }
 
-async fn look(config: &PostgresConfig, name: &str, findings: &mut Vec<Finding>) -> Result<()> {
+async fn look(
+    config: &PostgresConfig,
+    name: &str,
+    state: &Path,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
     let target = config.target()?;
     let client = sql::connect(&target).await?;
     findings.push(Finding::pass(
@@ -52,13 +60,20 @@ async fn look(config: &PostgresConfig, name: &str, findings: &mut Vec<Finding>) 
     wal_level(&client, findings).await?;
     rights(&client, findings).await?;
     match Connection::open(&target, Mode::Replication).await {
-        Ok(connection) => {
-            connection.terminate().await;
+        Ok(mut connection) => {
             findings.push(Finding::pass("replication login", "works"));
+            let look = Look {
+                client: &client,
+                config,
+                target: &target,
+                state,
+            };
+            look.slot(&mut connection, name, findings).await?;
+            connection.terminate().await;
         }
         Err(error) => findings.push(failed("replication login", &error)),
     }
-    slots(&client, config, name, &target, findings).await?;
+    senders(&client, findings).await?;
     tables(client, config, version, name, &target.user, findings).await
 }
 
@@ -114,49 +129,123 @@ async fn rights(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
     Ok(())
 }
 
-async fn slots(
-    client: &Client,
-    config: &PostgresConfig,
-    name: &str,
-    target: &Target,
-    findings: &mut Vec<Finding>,
-) -> Result<()> {
-    let slot_name = config.slot_name(name);
-    let subject = format!("slot {slot_name}");
-    match slot::read(client, &slot_name).await? {
-        Some(found) => findings.push(match found.require_usable(&slot_name, &target.database) {
-            Ok(()) => Finding::pass(subject, format!("confirmed up to {}", found.confirmed)),
-            Err(error) if error.kind() == ErrorKind::Busy => {
-                in_use(client, subject, &found, target).await?
+/// What the findings about the slot need.
+struct Look<'a> {
+    client: &'a Client,
+    config: &'a PostgresConfig,
+    target: &'a Target,
+    state: &'a Path,
+}
+
+impl Look<'_> {
+    /// How the slot, the server and what is remembered go together.
+    async fn slot(
+        &self,
+        connection: &mut Connection,
+        name: &str,
+        findings: &mut Vec<Finding>,
+    ) -> Result<()> {
+        let (client, config) = (self.client, self.config);
+        let slot_name = config.slot_name(name);
+        let subject = format!("slot {slot_name}");
+        let looked = match StateFile::new(self.state).read() {
+            Ok(state) => opening::look(config, connection, state.as_ref(), &slot_name).await,
+            Err(error) => Err(error),
+        };
+        match looked {
+            Ok((_, Standing::New)) => {
+                findings.push(Finding::pass(subject, "will be created"));
+                room_for_a_slot(client, findings).await?;
             }
-            Err(error) => failed(&subject, &error),
-        }),
-        None => {
-            findings.push(Finding::pass(subject, "will be created"));
-            let row = sql::query_one(
-                client,
-                "count the slots",
-                "SELECT current_setting('max_replication_slots')::int8 - \
-                     (SELECT count(*) FROM pg_catalog.pg_replication_slots), current_setting('max_replication_slots')",
-                &[],
-            )
-            .await?;
-            let (free, all): (i64, String) = (row.get(0), row.get(1));
-            findings.push(if free > 0 {
-                Finding::pass("free slots", format!("{free} of {all}"))
-            } else {
-                Finding::fail(
-                    "free slots",
-                    format!("none of {all}"),
-                    "drop a slot that nobody reads, or raise max_replication_slots and restart",
+            Ok((_, standing)) => findings.push(stands(config, subject, standing)),
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                let found = slot::read(connection, &slot_name).await?;
+                findings.push(match found.and_then(|slot| slot.active_pid) {
+                    Some(pid) => in_use(client, subject, pid, self.target).await?,
+                    None => failed(&subject, &error),
+                });
+            }
+            Err(error) => findings.push(failed(&subject, &error)),
+        }
+        if let Some(warning) = watch::warning(client, &slot_name).await? {
+            let subject = format!("log kept by {slot_name}");
+            let remedy = "see which sink lags, or raise max_slot_wal_keep_size";
+            findings.push(Finding::warn(subject, warning, remedy));
+        }
+        if config.failover && connection.server_version() >= 170_000 {
+            let waits = setting(client, "synchronized_standby_slots").await?;
+            findings.push(if waits.is_empty() {
+                Finding::warn(
+                    "failover",
+                    "the stream does not wait for any standby: one that lags when it is promoted is a lost slot",
+                    "name the standbys' physical slots in synchronized_standby_slots",
                 )
-            });
-            findings.push(match slot::require_no_prepared(client).await {
-                Ok(()) => Finding::pass("prepared transactions", "none open"),
-                Err(error) => failed("prepared transactions", &error),
+            } else {
+                Finding::pass("failover", format!("the stream waits for {waits}"))
             });
         }
+        Ok(())
     }
+}
+
+fn stands(config: &PostgresConfig, subject: String, standing: Standing) -> Finding {
+    match standing {
+        Standing::New => Finding::pass(subject, "will be created"),
+        Standing::Continues { slot, .. } => {
+            Finding::pass(subject, format!("confirmed up to {}", slot.confirmed))
+        }
+        Standing::Unknown(slot) if config.snapshot == SnapshotMode::Never => {
+            Finding::pass(subject, format!("stands at {}", slot.confirmed))
+        }
+        Standing::Unknown(_) => Finding::warn(
+            subject,
+            "is there, and nothing is remembered of it here: the copies will be emptied and the tables copied",
+            "if it has been read before, bring back the state directory",
+        ),
+        Standing::Interrupted { .. } => {
+            Finding::pass(subject, "the copy was interrupted, and will be made again")
+        }
+        Standing::Lost(loss) => match config.on_slot_lost() {
+            OnSlotLost::Stop => failed(&subject, &loss.error()),
+            OnSlotLost::Resync => Finding::warn(
+                subject,
+                format!(
+                    "{}; the copies will be emptied and the tables copied",
+                    loss.cause
+                ),
+                "nothing to do: on_slot_lost is \"resync\"",
+            ),
+        },
+    }
+}
+
+async fn room_for_a_slot(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+    let row = sql::query_one(
+        client,
+        "count the slots",
+        "SELECT current_setting('max_replication_slots')::int8 - \
+             (SELECT count(*) FROM pg_catalog.pg_replication_slots), current_setting('max_replication_slots')",
+        &[],
+    )
+    .await?;
+    let (free, all): (i64, String) = (row.get(0), row.get(1));
+    findings.push(if free > 0 {
+        Finding::pass("free slots", format!("{free} of {all}"))
+    } else {
+        Finding::fail(
+            "free slots",
+            format!("none of {all}"),
+            "drop a slot that nobody reads, or raise max_replication_slots and restart",
+        )
+    });
+    findings.push(match slot::require_no_prepared(client).await {
+        Ok(()) => Finding::pass("prepared transactions", "none open"),
+        Err(error) => failed("prepared transactions", &error),
+    });
+    Ok(())
+}
+
+async fn senders(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
     let row = sql::query_one(
         client,
         "count the senders",
@@ -179,9 +268,8 @@ async fn slots(
 }
 
 /// A slot in use is as it should be while the pipeline runs: its own name tells a lockstep from a stranger.
-async fn in_use(client: &Client, subject: String, slot: &Slot, target: &Target) -> Result<Finding> {
+async fn in_use(client: &Client, subject: String, pid: i32, target: &Target) -> Result<Finding> {
     let ask = "SELECT application_name FROM pg_catalog.pg_stat_activity WHERE pid = $1";
-    let pid = slot.active_pid.unwrap_or_default();
     let holder = sql::query_opt(client, "read pg_stat_activity", ask, &[&pid]).await?;
     // NULL for sessions of roles that ours may not look at.
     let holder: Option<String> = holder.and_then(|row| row.get(0));

@@ -1,77 +1,111 @@
 //! The replication slot: created when missing, never altered.
 
 use lockstep_core::error::{Error, ErrorKind, Result};
-use lockstep_core::position::{Lsn, SourceIdentity};
+use lockstep_core::position::Lsn;
 use tokio_postgres::Client;
 
 use crate::error::{from_sql, protocol};
-use crate::sql::{self, quote_ident};
+use crate::sql::{self, quote_ident, quote_literal};
 use crate::wire::Connection;
 
+/// The first version with slots that follow a failover.
+const FAILOVER_SINCE: u32 = 170_000;
+
 /// A slot as the server shows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Output plugin.
-    pub plugin: String,
+    /// Output plugin; `None` for a physical slot.
+    pub plugin: Option<String>,
     /// Database.
     pub database: String,
-    /// Whether somebody streams from it, and who.
+    /// Who streams from it.
     pub active_pid: Option<i32>,
-    /// Up to where the reader confirmed.
+    /// Up to where its reader confirmed.
     pub confirmed: Lsn,
-    /// `reserved`, `extended`, `unreserved` or `lost`.
-    pub wal_status: String,
+    /// Whether the server has given it up, and why.
+    pub invalid: Option<String>,
     /// Whether it decodes PREPARE TRANSACTION.
     pub two_phase: bool,
+    /// Whether it goes when its session ends.
+    pub temporary: bool,
+    /// Whether standbys are to have it, too.
+    pub failover: bool,
+    /// Whether this server has it from its primary.
+    pub synced: bool,
 }
 
-/// Reads a slot; `None` when there is none of that name.
+/// Reads a slot, on the connection whose server's log is to be read; `None` when there is none of that name.
 ///
 /// # Errors
-/// When the view cannot be read, or the slot is a physical one.
-pub async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
-    let row = sql::query_opt(
-        client,
-        "read the replication slot",
-        "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, coalesce(wal_status, 'lost'), \
-             two_phase FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
-        &[&name],
-    )
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    let plugin: Option<String> = row.get(0);
-    let Some(plugin) = plugin else {
-        return Err(Error::new(
-            ErrorKind::Setup,
-            format!("the slot {name} is a physical one"),
-        )
-        .remedy("choose another name for `slot`"));
+/// When the view cannot be read.
+pub async fn read(connection: &mut Connection, name: &str) -> Result<Option<Slot>> {
+    // Columns that came with later versions are read by way of JSON, where a missing one is NULL.
+    let sql = format!(
+        "SELECT s.plugin, s.database, s.active_pid, s.confirmed_flush_lsn, s.wal_status, s.two_phase, s.temporary, \
+             j->>'invalidation_reason', j->>'conflicting', j->>'failover', j->>'synced' \
+         FROM pg_catalog.pg_replication_slots s, LATERAL pg_catalog.to_jsonb(s) j WHERE s.slot_name = {}",
+        quote_literal(name)
+    );
+    let rows = connection.query("read the replication slot", &sql).await?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
     };
-    let confirmed: Option<String> = row.get(3);
+    let text = |at: usize| row.get(at).and_then(Option::as_deref);
+    let is = |at: usize| matches!(text(at), Some("t" | "true"));
+    let reason = text(7)
+        .map(reason)
+        .or_else(|| is(8).then(|| reason("rows_removed")));
+    // A slot without a place in the log has none to give.
+    let lost = matches!(text(4), None | Some("lost")).then(|| reason_of_lost(reason));
     Ok(Some(Slot {
-        plugin,
-        database: row.get::<_, Option<String>>(1).unwrap_or_default(),
-        active_pid: row.get(2),
-        confirmed: confirmed.map_or(Ok(Lsn::ZERO), |text| text.parse())?,
-        wal_status: row.get(4),
-        two_phase: row.get(5),
+        plugin: text(0).map(str::to_owned),
+        database: text(1).unwrap_or_default().to_owned(),
+        active_pid: text(2).and_then(|pid| pid.parse().ok()),
+        confirmed: text(3).map_or(Ok(Lsn::ZERO), str::parse)?,
+        invalid: lost.or(reason).map(str::to_owned),
+        two_phase: is(5),
+        temporary: is(6),
+        failover: is(9),
+        synced: is(10),
     }))
 }
 
+/// What the server's reason for giving a slot up means.
+fn reason(name: &str) -> &'static str {
+    match name {
+        "rows_removed" => "rows_removed: rows of the catalog that decoding needs were removed",
+        "wal_level_insufficient" => {
+            "wal_level_insufficient: the server, or its primary, ran with another wal_level than logical"
+        }
+        "idle_timeout" => {
+            "idle_timeout: nobody had read it for longer than idle_replication_slot_timeout"
+        }
+        _ => WAL_REMOVED,
+    }
+}
+
+const WAL_REMOVED: &str = "wal_removed: log that it needs was removed, by max_slot_wal_keep_size";
+
+fn reason_of_lost(reason: Option<&'static str>) -> &'static str {
+    reason.unwrap_or(WAL_REMOVED)
+}
+
 impl Slot {
-    /// Refuses a slot that we could not, or must not, read.
+    /// Refuses a slot that cannot be ours.
     ///
     /// # Errors
-    /// `Setup` for another plugin, database or mode; `Lost` when its log is gone; `Busy` when somebody reads it.
-    pub fn require_usable(&self, name: &str, database: &str) -> Result<()> {
+    /// `Setup`: another kind, plugin, database or mode; not for failover although it should be.
+    pub fn require_ours(&self, name: &str, database: &str, failover: bool) -> Result<()> {
         let setup = |message: String| {
             Err(Error::new(ErrorKind::Setup, message)
                 .remedy("choose another name for `slot`, or drop this slot"))
         };
-        if self.plugin != "pgoutput" {
+        let Some(plugin) = &self.plugin else {
+            return setup(format!("the slot {name} is a physical one"));
+        };
+        if plugin != "pgoutput" {
             return setup(format!(
-                "the slot {name} uses the plugin {}, not pgoutput",
-                self.plugin
+                "the slot {name} uses the plugin {plugin}, not pgoutput"
             ));
         }
         if self.database != database {
@@ -80,34 +114,62 @@ impl Slot {
                 self.database
             ));
         }
+        if self.temporary {
+            return setup(format!(
+                "the slot {name} is a temporary one of another session"
+            ));
+        }
         if self.two_phase {
             return setup(format!(
                 "the slot {name} decodes prepared transactions, which this version does not"
             ));
         }
-        if self.wal_status == "lost" {
-            return Err(lost(
-                &format!("the server has removed log that the slot {name} needs"),
-                name,
-            ));
-        }
-        if let Some(pid) = self.active_pid {
+        if failover && !self.failover && self.invalid.is_none() {
             return Err(Error::new(
-                ErrorKind::Busy,
-                format!("the slot {name} is in use by process {pid}"),
+                ErrorKind::Setup,
+                format!("the slot {name} does not follow a failover, and `failover = true` asks for it"),
             )
-            .remedy("stop the other lockstep, or wait: it is tried again"));
+            .remedy(format!(
+                "on a connection with replication=database: ALTER_REPLICATION_SLOT {} (FAILOVER true); or leave \
+                 `failover` out",
+                quote_ident(name)
+            )));
         }
         Ok(())
     }
+
+    /// Refuses a slot that somebody reads.
+    ///
+    /// # Errors
+    /// `Busy`, naming the process.
+    pub fn require_free(&self, name: &str) -> Result<()> {
+        match self.active_pid {
+            Some(pid) => Err(Error::new(
+                ErrorKind::Busy,
+                format!("the slot {name} is in use by process {pid}"),
+            )
+            .remedy("stop the other lockstep, or wait: it is tried again")),
+            None => Ok(()),
+        }
+    }
 }
 
-/// Changes can no longer be read without a gap.
-pub fn lost(message: &str, slot: &str) -> Error {
-    Error::new(ErrorKind::Lost, message).remedy(format!(
-        "set snapshot = \"when_needed\" to copy the tables again (after SELECT pg_drop_replication_slot('{slot}') when \
-         it still exists)"
-    ))
+/// Refuses `failover = true` where the server does not have it.
+///
+/// # Errors
+/// Of kind `Setup`.
+pub fn require_failover(server_version: u32) -> Result<()> {
+    if server_version >= FAILOVER_SINCE {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Setup,
+        format!(
+            "`failover = true` needs PostgreSQL 17, and the server is PostgreSQL {}",
+            server_version / 10_000
+        ),
+    )
+    .remedy("leave `failover` out; after a failover the tables are then copied again, see `on_slot_lost`"))
 }
 
 /// Refuses to create a slot while prepared transactions are open: the server would wait for them, for as long as it
@@ -161,8 +223,8 @@ pub struct Created {
 ///
 /// # Errors
 /// The server's, by SQLSTATE: 55000 `wal_level`, 53400 no slot is free, 42501 no REPLICATION right.
-pub async fn create(connection: &mut Connection, name: &str) -> Result<Created> {
-    create_slot(connection, name, "").await
+pub async fn create(connection: &mut Connection, name: &str, failover: bool) -> Result<Created> {
+    create_slot(connection, name, "", failover).await
 }
 
 /// Creates a slot that lives as long as the connection, for the sake of its snapshot.
@@ -170,14 +232,19 @@ pub async fn create(connection: &mut Connection, name: &str) -> Result<Created> 
 /// # Errors
 /// As for [`create`].
 pub async fn create_temporary(connection: &mut Connection, name: &str) -> Result<Created> {
-    create_slot(connection, name, "TEMPORARY ").await
+    create_slot(connection, name, "TEMPORARY ", false).await
 }
 
-async fn create_slot(connection: &mut Connection, name: &str, kind: &str) -> Result<Created> {
-    let options = if connection.server_version() >= 150_000 {
-        "(SNAPSHOT 'export')"
-    } else {
-        "EXPORT_SNAPSHOT"
+async fn create_slot(
+    connection: &mut Connection,
+    name: &str,
+    kind: &str,
+    failover: bool,
+) -> Result<Created> {
+    let options = match connection.server_version() {
+        _ if failover => "(SNAPSHOT 'export', FAILOVER)",
+        150_000.. => "(SNAPSHOT 'export')",
+        _ => "EXPORT_SNAPSHOT",
     };
     let sql = format!(
         "CREATE_REPLICATION_SLOT {} {kind}LOGICAL pgoutput {options}",
@@ -199,6 +266,16 @@ async fn create_slot(connection: &mut Connection, name: &str, kind: &str) -> Res
             "CREATE_REPLICATION_SLOT answered without a snapshot",
         )),
     }
+}
+
+/// Drops a slot that the server has given up.
+///
+/// # Errors
+/// The server's, by SQLSTATE.
+pub async fn drop_lost(client: &Client, name: &str) -> Result<()> {
+    let sql = "SELECT pg_catalog.pg_drop_replication_slot($1::text::name)";
+    sql::query(client, "drop the lost slot", sql, &[&name]).await?;
+    Ok(())
 }
 
 /// Moves a slot that nobody reads forward to `lsn`: what committed before does not come any more.
@@ -223,24 +300,4 @@ pub async fn advance(client: &Client, name: &str, lsn: Lsn) -> Result<()> {
         .remedy("it is tried again"));
     }
     Ok(())
-}
-
-/// Asks the server who it is.
-///
-/// # Errors
-/// The server's, by SQLSTATE.
-pub async fn identify(connection: &mut Connection) -> Result<SourceIdentity> {
-    let rows = connection
-        .query("identify the server", "IDENTIFY_SYSTEM")
-        .await?;
-    // systemid, timeline, xlogpos, dbname
-    let identity = rows.first().and_then(|row| {
-        let text = |at: usize| row.get(at).and_then(Option::as_deref);
-        Some(SourceIdentity {
-            system: text(0)?.parse().ok()?,
-            timeline: text(1)?.parse().ok()?,
-            database: text(3)?.into(),
-        })
-    });
-    identity.ok_or_else(|| protocol("IDENTIFY_SYSTEM answered in an unknown form"))
 }

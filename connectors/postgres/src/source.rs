@@ -1,6 +1,7 @@
 //! Opens a source: who the server is, what is published, where the slot stands; then copy, then stream.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use async_trait::async_trait;
 use lockstep_core::batch::{Batch, BatchBuilder, Op, Phase, Transaction};
 use lockstep_core::check::Finding;
 use lockstep_core::error::{At, Error, ErrorKind, Result};
-use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::{Reloads, Source, SourceContext, SourceFactory, SourcePhase};
 use tokio::sync::mpsc;
@@ -17,22 +18,22 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Described, Published, require_identity};
-use crate::config::{PostgresConfig, SnapshotMode};
-use crate::error::from_sql;
+use crate::config::{OnSlotLost, PostgresConfig};
+use crate::ledger::Ledger;
 use crate::lookout::Lookout;
+use crate::opening::{Opening, Start};
 use crate::reload::{Desk, Merge, Reader};
+use crate::server::identify;
 use crate::snapshot::Copy;
-use crate::state::{Copied, State, StateFile};
+use crate::state::{State, StateFile};
 use crate::stream::Stream;
 use crate::types::TypeCache;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
-use crate::{preflight, publication, slot, sql};
+use crate::{preflight, publication, sql, watch};
 
 /// Batches that wait for the pump; their bytes are bounded by the budget.
 const WAITING_BATCHES: usize = 16;
-/// How often the slot is looked at for metrics.
-const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// The oldest server there is support for.
 pub const OLDEST_SERVER: u32 = 140_000;
 
@@ -52,8 +53,13 @@ impl SourceFactory for PostgresFactory {
         Ok(Box::new(PostgresSource::open(config, context).await?))
     }
 
-    async fn preflight(config: &PostgresConfig, _pipeline: &str, name: &str) -> Vec<Finding> {
-        preflight::run(config, name).await
+    async fn preflight(
+        config: &PostgresConfig,
+        _pipeline: &str,
+        name: &str,
+        state: &Path,
+    ) -> Vec<Finding> {
+        preflight::run(config, name, state).await
     }
 }
 
@@ -115,20 +121,6 @@ impl Drop for PostgresSource {
     }
 }
 
-/// What is to be done before the stream.
-enum Start {
-    /// Copy under the snapshot that this connection keeps open, then stream.
-    Copy {
-        keeper: Connection,
-        snapshot: String,
-        consistent_point: Lsn,
-        /// Sinks may hold rows of an earlier attempt.
-        again: bool,
-    },
-    /// Stream from where the slot stands.
-    Stream { from: Lsn },
-}
-
 /// The parts of an open source that the driver takes along.
 struct Driver {
     desk: Arc<Desk>,
@@ -141,7 +133,11 @@ struct Driver {
     tables: Vec<(Published, Described, Arc<TableSchema>)>,
     types: TypeCache,
     client: Client,
-    state: StateFile,
+    file: StateFile,
+    /// What is on record, or will be with the first word of the stream.
+    state: State,
+    /// Who the server says it is.
+    server: SourceIdentity,
     batches: mpsc::Sender<Result<Batch>>,
     shutdown: CancellationToken,
 }
@@ -150,7 +146,7 @@ struct Driver {
 struct Contact {
     client: Client,
     replication: Connection,
-    info: Arc<SourceInfo>,
+    identity: SourceIdentity,
     tables: Vec<(Published, Described, Arc<TableSchema>)>,
     types: TypeCache,
 }
@@ -161,11 +157,7 @@ impl Contact {
         let mut replication = Connection::open(target, Mode::Replication).await?;
         let server_version = replication.server_version();
         require_version(server_version)?;
-        let identity = slot::identify(&mut replication).await?;
-        let info = Arc::new(SourceInfo {
-            name: Arc::clone(name),
-            identity,
-        });
+        let identity = identify(&mut replication).await?;
         let client = sql::connect(target).await?;
         let published =
             publication::ensure(&client, &config.publication, &config.tables, server_version)
@@ -186,7 +178,7 @@ impl Contact {
         Ok(Contact {
             client: catalog.into_client(),
             replication,
-            info,
+            identity,
             tables,
             types,
         })
@@ -201,10 +193,14 @@ pub async fn describe(
     config: &PostgresConfig,
     name: &str,
 ) -> Result<(Arc<SourceInfo>, Vec<Arc<TableSchema>>)> {
-    let contact = Contact::make(config, &config.target()?, &name.into()).await?;
+    let name: Arc<str> = name.into();
+    let contact = Contact::make(config, &config.target()?, &name).await?;
     contact.replication.terminate().await;
     Ok((
-        contact.info,
+        Arc::new(SourceInfo {
+            name,
+            identity: contact.identity,
+        }),
         contact
             .tables
             .into_iter()
@@ -223,16 +219,15 @@ impl PostgresSource {
         let target = config.target()?;
         let slot = config.slot_name(&context.name);
         let contact = Contact::make(config, &target, &context.name).await?;
-        let state = StateFile::new(&context.state);
+        let file = StateFile::new(&context.state);
         let opening = Opening {
             config,
             target: &target,
             client: &contact.client,
-            info: &contact.info,
             slot: &slot,
-            file: &state,
+            file: &file,
         };
-        let start = opening.decide(contact.replication).await?;
+        let decided = opening.decide(contact.replication).await?;
         let (sender, batches) = mpsc::channel(WAITING_BATCHES);
         let shutdown = CancellationToken::new();
         let schemas = contact
@@ -240,7 +235,10 @@ impl PostgresSource {
             .iter()
             .map(|(_, _, schema)| Arc::clone(schema))
             .collect();
-        let info = Arc::clone(&contact.info);
+        let info = Arc::new(SourceInfo {
+            name: Arc::clone(&context.name),
+            identity: decided.state.identity.clone(),
+        });
         let names = contact
             .tables
             .iter()
@@ -253,16 +251,18 @@ impl PostgresSource {
             config: config.clone(),
             context,
             target,
-            info: contact.info,
+            info: Arc::clone(&info),
             slot,
             tables: contact.tables,
             types: contact.types,
             client: contact.client,
-            state,
+            file,
+            state: decided.state,
+            server: decided.server,
             batches: sender,
             shutdown: shutdown.clone(),
         };
-        let driver = tokio::spawn(driver.run(start));
+        let driver = tokio::spawn(driver.run(decided.start));
         Ok(PostgresSource {
             info,
             tables: schemas,
@@ -291,162 +291,6 @@ pub fn require_version(server_version: u32) -> Result<()> {
     Ok(())
 }
 
-/// What a new slot is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Begin {
-    /// The stream alone.
-    Stream,
-    /// The first copy: no sink holds anything of ours.
-    Copy,
-    /// Another copy, which voids the ones before.
-    CopyAgain,
-}
-
-/// What the decision about the beginning looks at.
-struct Opening<'a> {
-    config: &'a PostgresConfig,
-    target: &'a Target,
-    client: &'a Client,
-    info: &'a SourceInfo,
-    slot: &'a str,
-    file: &'a StateFile,
-}
-
-impl Opening<'_> {
-    /// Where to begin, by the slot, the state file and the `snapshot` setting:
-    ///
-    /// | slot | copy so far | `initial` | `when_needed` | `never` |
-    /// |---|---|---|---|---|
-    /// | missing | none | create, copy | create, copy | create, stream |
-    /// | missing | interrupted | create, copy again | create, copy again | create, stream |
-    /// | missing | done | stop: lost | create, copy again | stop: lost |
-    /// | there | none, or interrupted | move it, copy again | move it, copy again | stream |
-    /// | there | done | stream | stream | stream |
-    /// | its log is gone | any | stop: lost | drop, create, copy again | stop: lost |
-    ///
-    /// To copy *again* is to begin with a TRUNCATE: sinks may hold rows of an earlier copy that are gone by now. Where
-    /// the slot is there and the state is not, somebody may have removed the state.
-    async fn decide(&self, replication: Connection) -> Result<Start> {
-        let copied = self.copied_so_far()?;
-        let (never, when_needed) = (
-            self.config.snapshot == SnapshotMode::Never,
-            self.config.snapshot == SnapshotMode::WhenNeeded,
-        );
-        match (slot::read(self.client, self.slot).await?, copied) {
-            (Some(found), _) if found.wal_status == "lost" && when_needed => {
-                tracing::warn!(
-                    slot = self.slot,
-                    "the slot's log is gone; dropping it and copying the tables again"
-                );
-                // On record before the slot is gone: a crash between the two must not take this for a first copy.
-                self.remember(Copied::Running)?;
-                self.client
-                    .execute(
-                        "SELECT pg_catalog.pg_drop_replication_slot($1::text::name)",
-                        &[&self.slot],
-                    )
-                    .await
-                    .map_err(|error| from_sql("drop the lost slot", error))?;
-                self.create(replication, Begin::CopyAgain).await
-            }
-            (Some(found), copied) => {
-                found.require_usable(self.slot, &self.info.identity.database)?;
-                replication.terminate().await;
-                match copied {
-                    Some(Copied::Done { .. }) => Ok(Start::Stream {
-                        from: found.confirmed,
-                    }),
-                    _ if never => Ok(Start::Stream {
-                        from: found.confirmed,
-                    }),
-                    Some(Copied::Running) | None => self.copy_again().await,
-                }
-            }
-            (None, Some(Copied::Done { from })) if !when_needed => {
-                let slot = self.slot;
-                Err(slot::lost(
-                    &format!(
-                        "the slot {slot}, streamed from {from} on, is gone; changes since then cannot be read"
-                    ),
-                    slot,
-                ))
-            }
-            (None, _) if never => self.create(replication, Begin::Stream).await,
-            (None, None) => self.create(replication, Begin::Copy).await,
-            (None, Some(_)) => self.create(replication, Begin::CopyAgain).await,
-        }
-    }
-
-    fn copied_so_far(&self) -> Result<Option<Copied>> {
-        let Some(state) = self.file.read()? else {
-            return Ok(None);
-        };
-        if state.identity != self.info.identity || state.slot != self.slot {
-            return Err(Error::new(
-                ErrorKind::Lost,
-                format!(
-                    "the state is of slot {} of {}; the server says {} and the slot is {}",
-                    state.slot, state.identity, self.info.identity, self.slot
-                ),
-            )
-            .remedy("point the URL at the server it was, or remove the source's state directory to start over"));
-        }
-        Ok(Some(state.copy))
-    }
-
-    fn remember(&self, copy: Copied) -> Result<()> {
-        self.file.write(&State {
-            identity: self.info.identity.clone(),
-            slot: self.slot.to_owned(),
-            copy,
-        })
-    }
-
-    async fn create(&self, mut replication: Connection, begin: Begin) -> Result<Start> {
-        slot::require_no_prepared(self.client).await?;
-        // Written before the slot: a crash between the two copies again, never not at all.
-        if begin != Begin::Stream {
-            self.remember(Copied::Running)?;
-        }
-        let created = slot::create(&mut replication, self.slot).await?;
-        tracing::info!(slot = self.slot, consistent_point = %created.consistent_point, "slot created");
-        if begin != Begin::Stream {
-            return Ok(Start::Copy {
-                keeper: replication,
-                snapshot: created.snapshot,
-                consistent_point: created.consistent_point,
-                again: begin == Begin::CopyAgain,
-            });
-        }
-        replication.terminate().await;
-        self.remember(Copied::Done {
-            from: created.consistent_point,
-        })?;
-        Ok(Start::Stream {
-            from: created.consistent_point,
-        })
-    }
-
-    /// An interrupted copy, or a slot that somebody made for us: copies once more, under the snapshot of a slot that
-    /// lives only for it, and moves ours to the point where that snapshot was taken. Sinks may hold rows of the first
-    /// attempt that are gone by now, so the copy begins with a TRUNCATE.
-    async fn copy_again(&self) -> Result<Start> {
-        slot::require_no_prepared(self.client).await?;
-        self.remember(Copied::Running)?;
-        let mut keeper = Connection::open(self.target, Mode::Replication).await?;
-        let name: String = self.slot.chars().take(58).chain("_copy".chars()).collect();
-        let created = slot::create_temporary(&mut keeper, &name).await?;
-        slot::advance(self.client, self.slot, created.consistent_point).await?;
-        tracing::info!(slot = self.slot, consistent_point = %created.consistent_point, "copying once more");
-        Ok(Start::Copy {
-            keeper,
-            snapshot: created.snapshot,
-            consistent_point: created.consistent_point,
-            again: true,
-        })
-    }
-}
-
 impl Driver {
     /// Copies, streams, and reports an error as the last thing the source yields.
     async fn run(self, start: Start) {
@@ -455,6 +299,7 @@ impl Driver {
             self.context.status.clone(),
             self.shutdown.clone(),
         );
+        let resync = self.config.on_slot_lost() == OnSlotLost::Resync;
         let result = tokio::select! {
             biased;
             result = self.drive(start) => result,
@@ -465,13 +310,20 @@ impl Driver {
         if let Err(error) = result
             && error.kind() != ErrorKind::Stopping
         {
+            let error = if resync && error.kind() == ErrorKind::Lost {
+                // It is on record: opened again, the source copies again.
+                Error::new(ErrorKind::Unavailable, error.message())
+                    .remedy("the tables are copied again")
+            } else {
+                error
+            };
             // Nobody reads any more: the source was dropped, and the error with it.
             let _ = sender.send(Err(error)).await;
         }
     }
 
     async fn drive(self, start: Start) -> Result<()> {
-        let watch = tokio::spawn(watch(
+        let watch = tokio::spawn(watch::run(
             self.target.clone(),
             self.slot.clone(),
             self.context.clone(),
@@ -487,8 +339,8 @@ impl Driver {
     }
 
     async fn copy_then_stream(self, start: Start) -> Result<()> {
-        let (from, copied) = match start {
-            Start::Stream { from } => (from, true),
+        let from = match start {
+            Start::Stream { from } => from,
             Start::Copy {
                 keeper,
                 snapshot,
@@ -499,19 +351,13 @@ impl Driver {
                     self.truncate(consistent_point).await?;
                 }
                 self.copy(keeper, snapshot, consistent_point).await?;
-                (consistent_point, false)
+                consistent_point
             }
         };
-        let remember = (!copied).then(|| {
-            let state = State {
-                identity: self.info.identity.clone(),
-                slot: self.slot.clone(),
-                copy: Copied::Done { from },
-            };
-            (self.state.clone(), state)
-        });
+        let ledger = Ledger::new(self.file, self.state, from, &self.config.publication);
         let reader = Reader {
             target: self.target.clone(),
+            publication: self.config.publication.clone(),
             tables: self
                 .tables
                 .iter()
@@ -537,7 +383,8 @@ impl Driver {
                 .collect(),
             types: self.types,
             from,
-            remember,
+            server: self.server,
+            ledger,
             status_interval: self.config.status_interval.0,
             nap: Duration::from_micros(self.config.coalesce_micros.into()),
             batches: self.batches,
@@ -637,43 +484,3 @@ impl Driver {
 
 /// How long the stream may take to say goodbye before it is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(8);
-
-/// Looks at the slot and at the tables every few seconds, for metrics and the status page. A failure is retried: the stream itself is
-/// what reports a server that is gone.
-async fn watch(target: Target, slot: String, context: SourceContext, mut lookout: Lookout) {
-    const LOOK: &str = "SELECT pg_catalog.pg_wal_lsn_diff(here, restart_lsn)::int8, \
-        pg_catalog.pg_wal_lsn_diff(here, '0/0')::int8 \
-        FROM (SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-              ELSE pg_catalog.pg_current_wal_lsn() END AS here) w \
-        LEFT JOIN pg_catalog.pg_replication_slots ON slot_name = $1";
-    let mut tick = tokio::time::interval(WATCH_EVERY);
-    let mut client: Option<Client> = None;
-    loop {
-        tick.tick().await;
-        if client.as_ref().is_none_or(Client::is_closed) {
-            client = match sql::connect(&target).await {
-                Ok(client) => Some(client),
-                Err(error) => {
-                    tracing::debug!(source = &*context.name, %error, "cannot look at the slot");
-                    None
-                }
-            };
-        }
-        let Some(open) = &client else { continue };
-        match sql::query_one(open, "look at the slot", LOOK, &[&slot]).await {
-            Ok(row) => context.status.update(|state| {
-                state.retained_bytes = row
-                    .get::<_, Option<i64>>(0)
-                    .and_then(|bytes| u64::try_from(bytes).ok());
-                state.server = u64::try_from(row.get::<_, i64>(1)).unwrap_or(0);
-            }),
-            Err(error) => {
-                tracing::debug!(source = &*context.name, %error, "cannot look at the slot")
-            }
-        }
-        match lookout.look(open).await {
-            Ok(notices) => context.status.update(|state| state.notices = notices),
-            Err(error) => tracing::debug!(source = &*context.name, %error, "{error}"),
-        }
-    }
-}

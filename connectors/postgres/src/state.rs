@@ -1,4 +1,5 @@
-//! What a source remembers between runs, besides the slot itself: whether its tables have been copied.
+//! What a source remembers between runs, besides the slot itself: whether its tables have been copied, and how far
+//! which log has been read.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,52 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Whose log.
+    /// Whose log, as the sinks know it.
     pub identity: SourceIdentity,
     /// Slot.
     pub slot: String,
     /// How far the initial copy is.
     pub copy: Copied,
+    /// How far the log has been read; `None` where an older version wrote the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<Reached>,
+}
+
+/// How far a log has been read. A crash leaves it up to a second old, which is why `confirmed` is on record before the
+/// server is told: a slot that stands further was not moved by us.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reached {
+    /// The timeline the server was on.
+    pub timeline: u32,
+    /// Confirmed by every sink. The server has been told this much at most.
+    pub confirmed: Lsn,
+    /// Received from the server: any sink may hold it.
+    pub received: Lsn,
+    /// The last transaction that was received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Witness>,
+}
+
+impl Reached {
+    /// The least log that a server must share with the one that was read.
+    pub fn least(&self) -> Lsn {
+        self.confirmed.max(self.received)
+    }
+}
+
+/// A transaction that any server with the same log sends in the same way, when the slot stands before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Witness {
+    /// LSN of its commit record.
+    pub commit: Lsn,
+    /// Its number.
+    pub xid: u32,
+    /// When it was committed, microseconds since the Unix epoch.
+    pub micros: i64,
+    /// What it was sent for: another publication may leave it out.
+    pub publication: String,
 }
 
 /// How far the initial copy is.
@@ -29,6 +70,11 @@ pub enum Copied {
     Done {
         /// Where the stream began.
         from: Lsn,
+    },
+    /// Done once, but the log that was to be continued from there turned out to be gone, or another one.
+    Lost {
+        /// How that was seen.
+        cause: String,
     },
 }
 

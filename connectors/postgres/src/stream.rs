@@ -14,7 +14,7 @@ use lockstep_core::batch::Batch;
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
-use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::source::{SourcePhase, SourceStatus};
 use tokio::sync::mpsc;
@@ -23,9 +23,12 @@ use tokio_util::sync::CancellationToken;
 use crate::assemble::{Assembler, Step, now_micros};
 use crate::catalog::{Catalog, Described};
 use crate::error::{from_server, protocol};
+use crate::ledger::{Ledger, Seen};
 use crate::pgoutput::EPOCH_MICROS;
+use crate::server::identify;
+use crate::slot;
 use crate::sql::{quote_ident, quote_literal};
-use crate::state::{State, StateFile};
+use crate::standing::lost;
 use crate::types::TypeCache;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode, connection, frame};
@@ -63,8 +66,10 @@ pub struct Stream {
     pub types: TypeCache,
     /// Where the slot stands.
     pub from: Lsn,
-    /// Written once `from` is confirmed: the copy before this stream is then durable everywhere.
-    pub remember: Option<(StateFile, State)>,
+    /// Who the server said it is when it was decided to begin here.
+    pub server: SourceIdentity,
+    /// Where it is recorded how far the stream has come.
+    pub ledger: Ledger,
     pub status_interval: Duration,
     /// Nap between reads of a busy stream; zero reads eagerly.
     pub nap: Duration,
@@ -99,18 +104,23 @@ impl Stream {
                 opened = self.open() => Some(opened?),
             };
             let Some(connection) = opened else {
-                return self.remember_copy();
+                let seen = Seen {
+                    confirmed: self.feedback.confirmed(),
+                    received: self.from,
+                    last: None,
+                    publication: &self.publication,
+                };
+                return self.ledger.close(&seen).await;
             };
             let mut receiver = Receiver::new(self, connection);
-            match receiver.follow().await {
-                Err(error) if error.kind() == ErrorKind::Stopping => receiver.say_goodbye().await,
-                other => other,
-            }
+            let ended = receiver.follow().await;
+            receiver.end(ended).await
         })
     }
 
     async fn open(&self) -> Result<Connection> {
         let mut connection = Connection::open(&self.target, Mode::Replication).await?;
+        self.require_unchanged(&mut connection).await?;
         // 0/0 lets the slot say where to begin: a client that asks for more than it confirmed would lose changes.
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')",
@@ -121,19 +131,29 @@ impl Stream {
         Ok(connection)
     }
 
-    /// Puts the copy on record when every sink has confirmed it.
-    fn remember_copy(&mut self) -> Result<()> {
-        if let Some((file, state)) = &self.remember
-            && self.feedback.confirmed() >= self.from
-        {
-            file.write(state)?;
-            tracing::info!(
-                source = &*self.source.name,
-                "the copy is durable in every sink"
-            );
-            self.remember = None;
+    /// The address may lead to another server by now, and a copy takes long enough for anything to happen to the slot.
+    ///
+    /// # Errors
+    /// `Unavailable`: it has to be decided anew.
+    async fn require_unchanged(&self, connection: &mut Connection) -> Result<()> {
+        let changed = |what: String| {
+            Err(Error::new(ErrorKind::Unavailable, what).remedy("it is looked at again"))
+        };
+        let server = identify(connection).await?;
+        if server != self.server {
+            return changed(format!(
+                "the server was {} a moment ago, and is {server} now",
+                self.server
+            ));
         }
-        Ok(())
+        match slot::read(connection, &self.slot).await? {
+            Some(slot) if slot.invalid.is_none() && slot.confirmed <= self.from => Ok(()),
+            Some(_) => changed(format!(
+                "the slot {} does not stand where it did a moment ago",
+                self.slot
+            )),
+            None => changed(format!("the slot {} is not there any more", self.slot)),
+        }
     }
 }
 
@@ -359,6 +379,11 @@ impl Receiver {
                 let step = self
                     .assembler
                     .take(&self.block, found.start + 25, found.end, lsn)?;
+                if self.stream.ledger.expects()
+                    && let Some(transaction) = self.assembler.current()
+                {
+                    self.stream.ledger.see(transaction)?;
+                }
                 Ok(match step {
                     Step::Taken => Scanned::All,
                     Step::Define(described) => Scanned::Define(described),
@@ -368,6 +393,9 @@ impl Receiver {
                 let lsn = Lsn(be64(&payload[1..9]));
                 self.received = self.received.max(lsn);
                 self.assembler.keepalive(lsn);
+                if self.assembler.between_transactions() {
+                    self.stream.ledger.passed(lsn)?;
+                }
                 Ok(if answer { Scanned::Asked } else { Scanned::All })
             }
             _ => Err(protocol("a stream message of an unknown kind")),
@@ -525,7 +553,7 @@ impl Receiver {
     }
 
     async fn report_if_due(&mut self) -> Result<()> {
-        self.stream.remember_copy()?;
+        self.keep().await?;
         let since = self.reported_at.elapsed();
         let news = self.confirmed() > self.reported;
         if since >= self.stream.status_interval || (news && since >= REPORT_AFTER) {
@@ -534,13 +562,52 @@ impl Receiver {
         Ok(())
     }
 
-    /// What may be confirmed to the server. While the copy before the stream is not on record as durable, nothing: a
-    /// restart must find the slot where the copy began.
+    /// What may be confirmed to the server.
     fn confirmed(&self) -> Lsn {
-        if self.stream.remember.is_some() {
-            Lsn::ZERO
-        } else {
-            self.stream.feedback.confirmed()
+        self.stream
+            .ledger
+            .tellable(self.stream.feedback.confirmed())
+    }
+
+    /// Puts on record how far the stream has come, now and then.
+    async fn keep(&mut self) -> Result<()> {
+        let Receiver {
+            stream, assembler, ..
+        } = self;
+        let seen = Seen {
+            confirmed: stream.feedback.confirmed(),
+            received: self.received.max(assembler.through()),
+            last: assembler.last(),
+            publication: &stream.publication,
+        };
+        stream.ledger.keep(&seen).await
+    }
+
+    /// Puts on record how far the stream came, or that it cannot be continued, and says goodbye where that is possible.
+    async fn end(&mut self, ended: Result<()>) -> Result<()> {
+        let Receiver {
+            stream, assembler, ..
+        } = self;
+        match ended {
+            Err(error) if error.kind() == ErrorKind::Lost => {
+                let cause = error.to_string();
+                let cause = cause.trim_start_matches("LS011 ");
+                stream.ledger.lose(cause).await?;
+                Err(lost(cause))
+            }
+            ended => {
+                let seen = Seen {
+                    confirmed: stream.feedback.confirmed(),
+                    received: self.received.max(assembler.through()),
+                    last: assembler.last(),
+                    publication: &stream.publication,
+                };
+                stream.ledger.close(&seen).await?;
+                match ended {
+                    Err(error) if error.kind() == ErrorKind::Stopping => self.say_goodbye().await,
+                    ended => ended,
+                }
+            }
         }
     }
 
@@ -584,7 +651,6 @@ impl Receiver {
 
     /// Reports the last confirmed position, ends the stream, and waits until the server has heard it.
     async fn say_goodbye(&mut self) -> Result<()> {
-        self.stream.remember_copy()?;
         self.report().await?;
         self.connection.send(&[b'c', 0, 0, 0, 4]).await?;
         let heard = async {

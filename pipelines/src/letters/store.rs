@@ -577,13 +577,7 @@ fn parse_stream_name(name: &[u8]) -> Option<(&str, SourceIdentity, Position)> {
     let place = std::str::from_utf8(parts.next()?).ok()?;
     let source = std::str::from_utf8(parts.next()?).ok()?;
     let rest = parts.next()?.strip_prefix(b"S")?;
-    let (system, source) = source.split_once('/')?;
-    let (timeline, database) = source.split_once('/')?;
-    let source = SourceIdentity {
-        system: system.parse().ok()?,
-        timeline: timeline.parse().ok()?,
-        database: database.into(),
-    };
+    let source = source.parse().ok()?;
     let position = Position {
         commit: Lsn(number(rest.get(..8)?)?),
         ordinal: number(rest.get(8..16)?)?,

@@ -17,6 +17,7 @@ fn source() -> Arc<SourceInfo> {
         identity: SourceIdentity {
             system: 7,
             timeline: 1,
+            incarnation: 0,
             database: "shop".into(),
         },
     })

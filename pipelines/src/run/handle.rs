@@ -361,6 +361,7 @@ impl Inner {
             let labels = &[&*source.name];
             set_or_remove(&metrics.source_lag, labels, lag(&state, source.confirmed()));
             set_or_remove(&metrics.slot_retained, labels, state.retained_bytes);
+            set_or_remove(&metrics.slot_safe, labels, state.safe_bytes);
             let connected = matches!(state.phase, SourcePhase::Snapshot | SourcePhase::Streaming);
             metrics
                 .source_connected

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::position::Lsn;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
+use super::lane_state::Announced;
 use super::{lock, now_micros};
 
 /// A batch on its way to a sink, or only word of how far its source has come.
@@ -20,6 +21,17 @@ pub(super) struct Entry {
     pub through: Option<Lsn>,
     /// When its oldest change was committed (or came, for the initial copy), microseconds since the Unix epoch.
     pub since: i64,
+    /// The source reads another log from here on.
+    pub renewal: Option<Renewal>,
+}
+
+/// A source reads another log: what came before has to be durable first, and then nothing of it counts any more.
+#[derive(Clone, Debug)]
+pub(super) struct Renewal {
+    /// The source as it is from now on.
+    pub announced: Announced,
+    /// Dropped once the lane has done its part.
+    pub done: mpsc::Sender<()>,
 }
 
 impl Entry {
@@ -36,6 +48,14 @@ impl Entry {
             batch,
             through,
             since,
+            renewal: None,
+        }
+    }
+
+    pub fn renewal(source: usize, renewal: Renewal) -> Self {
+        Entry {
+            renewal: Some(renewal),
+            ..Entry::new(source, None, None)
         }
     }
 }
@@ -43,7 +63,7 @@ impl Entry {
 /// Lets an entry that only carries progress ride on the last entry of its source, if there is one: between the two lies
 /// nothing for this sink. So an idle source fills no queue.
 pub(super) fn ride<'a>(entry: &Entry, mut queue: impl Iterator<Item = &'a mut Entry>) -> bool {
-    if entry.batch.is_some() {
+    if entry.batch.is_some() || entry.renewal.is_some() {
         return false;
     }
     match queue.find(|queued| queued.source == entry.source) {

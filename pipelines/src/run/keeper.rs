@@ -52,16 +52,21 @@ impl Keeper {
     /// Confirms what every sink has made durable, after the transforms that saw it have been made safe (I1, I5).
     pub async fn confirm(&self) -> Result<()> {
         // Read before persisting: what becomes durable meanwhile waits for the next round.
-        let reached: Vec<(usize, Lsn)> = (0..self.sources.len())
-            .filter_map(|source| Some((source, self.reached(source)?)))
-            .filter(|(source, lsn)| *lsn > self.sources[*source].confirmed())
+        let reached: Vec<(&SourceShare, u64, Lsn)> = (0..self.sources.len())
+            .filter_map(|index| {
+                let source = &*self.sources[index];
+                // Before the position: see `SourceShare::confirm`.
+                let generation = source.generation();
+                Some((source, generation, self.reached(index)?))
+            })
+            .filter(|(source, _, lsn)| *lsn > source.confirmed())
             .collect();
         if reached.is_empty() {
             return Ok(());
         }
         self.persist().await?;
-        for (source, lsn) in reached {
-            self.sources[source].confirm(lsn);
+        for (source, generation, lsn) in reached {
+            source.confirm(generation, lsn);
         }
         Ok(())
     }

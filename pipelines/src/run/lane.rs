@@ -27,7 +27,7 @@ use super::aside::Aside;
 use super::backoff::Backoff;
 use super::batches::{self, Rest};
 use super::course::{Course, Request, Tag};
-use super::inbox::{Entry, ride};
+use super::inbox::{Entry, Renewal, ride};
 use super::lane_state::LaneState;
 use crate::metrics::SinkMetrics;
 use crate::registry::SinkComponent;
@@ -63,6 +63,8 @@ pub(super) struct Lane {
     resume: BTreeMap<usize, Position>,
     /// By source index: the last position that was durable.
     durable: BTreeMap<usize, Position>,
+    /// Sources that read another log from here on. Nothing more is taken before that is done.
+    renewals: Vec<(usize, Renewal)>,
     backoff: Backoff,
     /// The last problem that was logged.
     logged: Option<String>,
@@ -114,6 +116,8 @@ enum End {
     Drained,
     /// Time is up.
     Aborted,
+    /// All that came is durable, and a source reads another log from here on.
+    Renewed,
 }
 
 impl Lane {
@@ -127,6 +131,7 @@ impl Lane {
             written: 0,
             resume: BTreeMap::new(),
             durable: BTreeMap::new(),
+            renewals: Vec::new(),
             backoff: Backoff::default(),
             logged: None,
         }
@@ -165,6 +170,10 @@ impl Lane {
             let failed = match opened {
                 Ok(Some(sink)) => match self.serve(sink).await {
                     Ok(End::Drained | End::Aborted) => return Ok(()),
+                    Ok(End::Renewed) => {
+                        self.renew();
+                        continue;
+                    }
                     Err(error) => error,
                 },
                 // No source has come up, and none will any more.
@@ -270,6 +279,14 @@ impl Lane {
                 self.next_letters().await?;
                 continue;
             }
+            if self.pending.is_empty() && !self.renewals.is_empty() {
+                return Ok(match self.finish(sink).await? {
+                    End::Aborted => End::Aborted,
+                    _ => End::Renewed,
+                });
+            }
+            let idle = self.course.is_none() && self.renewals.is_empty();
+            let has_room = idle && self.pending.len() < MAX_IN_FLIGHT;
             tokio::select! {
                 biased;
                 // 1. Receipts first: they give memory back and move the confirmed position.
@@ -277,11 +294,11 @@ impl Lane {
                 // 2. Time is up.
                 () = abort.cancelled() => return Ok(End::Aborted),
                 // 3. A replay, which begins when all that has come is durable.
-                Some(request) = self.requests.recv(), if self.course.is_none() => {
+                Some(request) = self.requests.recv(), if idle => {
                     self.course = Some(Course::new(request));
                 }
                 // 4. More work, when there is room for it.
-                entry = self.parts.state.inbox.pop(), if self.course.is_none() && self.pending.len() < MAX_IN_FLIGHT => match entry {
+                entry = self.parts.state.inbox.pop(), if has_room => match entry {
                     Some(entry) => self.accept(entry)?,
                     None => return self.finish(sink).await,
                 },
@@ -289,8 +306,23 @@ impl Lane {
         }
     }
 
+    /// Nothing of the old log counts any more: the sink is opened anew and asked what it holds of the new one.
+    fn renew(&mut self) {
+        for (source, renewal) in self.renewals.drain(..) {
+            self.resume.remove(&source);
+            self.durable.remove(&source);
+            self.parts.state.view().through.remove(&source);
+            self.parts.state.announce(source, renewal.announced);
+            drop(renewal.done);
+        }
+    }
+
     /// Takes an entry from the inbox. One without changes counts as durable once everything before it is.
-    fn accept(&mut self, entry: Entry) -> Result<()> {
+    fn accept(&mut self, mut entry: Entry) -> Result<()> {
+        if let Some(renewal) = entry.renewal.take() {
+            self.renewals.push((entry.source, renewal));
+            return Ok(());
+        }
         let queued = self
             .pending
             .iter_mut()

@@ -36,7 +36,7 @@ pub(super) struct LaneState {
 }
 
 /// A source that reaches the lane, and its tables as they arrive.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Announced {
     pub info: Arc<SourceInfo>,
     pub tables: Vec<Arc<TableSchema>>,

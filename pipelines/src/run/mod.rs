@@ -32,6 +32,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use course::{Refused, Report};
 pub use handle::{Handle, Running};
 pub use replay::{Offline, Reports};
+pub(crate) use supervisor::directory;
 pub use supervisor::start;
 
 /// Locks a mutex whose holders do not panic half-way through a change: a poisoned value is still whole.

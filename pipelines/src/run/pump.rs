@@ -9,14 +9,16 @@ use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::error::{At, Policy};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
-use lockstep_core::position::Position;
+use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::source::{Source, SourceContext, SourcePhase};
-use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_core::{Error, Result};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::batches::{self, Rest};
 use super::flow::Flow;
+use super::inbox::{Entry, Renewal};
 use super::lane_state::Announced;
 use super::source_state::SourceShare;
 use crate::metrics::SourceMetrics;
@@ -92,7 +94,7 @@ impl Pump {
         }
     }
 
-    /// Opens the source, checks that it is the log it was, and binds its tables all the way down.
+    /// Opens the source, binds its tables all the way down, and sees whether it is the log it was.
     async fn open(&mut self) -> Result<Box<dyn Source>> {
         let parts = &self.parts;
         // Fresh for each opening: should the name now lead to another log, nothing of the old one is confirmed to it.
@@ -107,27 +109,28 @@ impl Pump {
         };
         let source = parts.component.open(context).await?;
         let info = source.info();
-        if let Some(before) = parts
-            .share
-            .info()
-            .filter(|before| before.identity != info.identity)
-        {
-            let message = format!(
-                "the source was {} and is now {}; positions of the two cannot be compared",
-                before.identity, info.identity
-            );
-            return Err(Error::new(ErrorKind::Lost, message).remedy(
-                "start lockstep again: it continues from what each sink holds of the new log",
-            ));
-        }
         let reached = parts.flow.bind(source.tables()).await?;
+        let announced: Vec<Announced> = reached
+            .into_iter()
+            .map(|tables| Announced {
+                info: Arc::clone(&info),
+                tables,
+            })
+            .collect();
+        match parts.share.info() {
+            Some(before) if before.identity != info.identity => {
+                self.change_over(&before, &info, announced).await;
+            }
+            _ => {
+                for (lane, announced) in parts.flow.lanes().zip(announced) {
+                    lane.announce(parts.index, announced);
+                }
+            }
+        }
+        let parts = &self.parts;
         parts
             .share
             .opened(Arc::clone(&info), feedback, source.reloads());
-        for (lane, tables) in parts.flow.lanes().zip(reached) {
-            let info = Arc::clone(&info);
-            lane.announce(parts.index, Announced { info, tables });
-        }
         parts.share.status.update(|status| status.problem = None);
         self.backoff.opened();
         if self.logged.take().is_some() {
@@ -136,6 +139,36 @@ impl Pump {
             tracing::info!(source = %parts.share.name, identity = %info.identity, "open");
         }
         Ok(source)
+    }
+
+    /// The source reads another log from now on, and copies its tables anew. Positions of the two mean nothing to each
+    /// other: every lane first makes durable what it has of the old one, and then forgets how far that was.
+    async fn change_over(
+        &mut self,
+        before: &SourceInfo,
+        info: &SourceInfo,
+        announced: Vec<Announced>,
+    ) {
+        let parts = &self.parts;
+        tracing::warn!(
+            source = %parts.share.name, before = %before.identity, now = %info.identity,
+            "the source reads another log; what was read of the old one is written first"
+        );
+        parts.share.status.update(|status| {
+            let waits = "waits until every sink has what was read of the log before";
+            status.problem = Some(waits.to_owned());
+        });
+        let (done, mut all_done) = mpsc::channel(1);
+        for (lane, announced) in parts.flow.lanes().zip(announced) {
+            let done = done.clone();
+            let renewal = Renewal { announced, done };
+            lane.inbox.push(Entry::renewal(parts.index, renewal));
+        }
+        drop(done);
+        // Nobody sends: it ends when the last lane has dropped its end.
+        while all_done.recv().await.is_some() {}
+        parts.share.forget();
+        self.sent = None;
     }
 
     /// Reads until the source ends, fails, or the pipeline stops. It stops between two transactions if it can: the first

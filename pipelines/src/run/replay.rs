@@ -14,7 +14,7 @@ use super::aside::Aside;
 use super::course::{Report, Request};
 use super::lane::{self, Lane};
 use super::lane_state::LaneState;
-use super::supervisor::{claim, desk, directory};
+use super::supervisor::{claim, desk, made_directory};
 use crate::file::Pipeline;
 use crate::letters::{Desk, Head, Letter, Selection};
 use crate::metrics::Metrics;
@@ -222,7 +222,7 @@ impl<'a> Offline<'a> {
             state: Arc::clone(&state),
             component: Arc::clone(&pipeline.sinks[index]),
             pipeline: Arc::clone(&pipeline.name),
-            directory: directory(&pipeline.state, "sinks", &name)?,
+            directory: made_directory(&pipeline.state, "sinks", &name)?,
             metrics: self.metrics.sink(index),
             aside: Aside::new(
                 Arc::clone(&self.desk),

@@ -24,6 +24,8 @@ pub(super) struct SourceShare {
 struct Inner {
     info: Option<Arc<SourceInfo>>,
     confirmed: Lsn,
+    /// How many logs came before the one that is read.
+    generation: u64,
     /// Of the source that is open now.
     feedback: Option<Feedback>,
     reloads: Option<Arc<dyn Reloads>>,
@@ -64,9 +66,27 @@ impl SourceShare {
         lock(&self.inner).reloads.clone()
     }
 
-    /// Everything up to `lsn` is durable in every sink, and the transforms are persisted.
-    pub fn confirm(&self, lsn: Lsn) {
+    /// The source reads another log: nothing has been confirmed of it.
+    pub fn forget(&self) {
         let mut inner = lock(&self.inner);
+        *inner = Inner {
+            generation: inner.generation + 1,
+            ..Inner::default()
+        };
+    }
+
+    /// Which log positions are of, for [`SourceShare::confirm`].
+    pub fn generation(&self) -> u64 {
+        lock(&self.inner).generation
+    }
+
+    /// Everything up to `lsn` is durable in every sink, and the transforms are persisted; unless the source reads another
+    /// log by now.
+    pub fn confirm(&self, generation: u64, lsn: Lsn) {
+        let mut inner = lock(&self.inner);
+        if inner.generation != generation {
+            return;
+        }
         inner.confirmed = inner.confirmed.max(lsn);
         if let Some(feedback) = &inner.feedback {
             feedback.confirm(lsn);

@@ -111,7 +111,7 @@ pub(super) fn desk(pipeline: &Pipeline, metrics: &Metrics) -> Result<Desk> {
             let context = SinkContext {
                 pipeline: Arc::clone(&pipeline.name),
                 name: "dead-letters".into(),
-                state: directory(&pipeline.state, "queues", "dead-letters")?,
+                state: made_directory(&pipeline.state, "queues", "dead-letters")?,
                 sources: Vec::new(),
                 tables: Vec::new(),
                 trouble: Trouble::default(),
@@ -154,9 +154,18 @@ pub(super) fn claim(directory: &Path) -> Result<File> {
     }
 }
 
+/// The directory of one node.
+pub(crate) fn directory(state: &Path, section: &str, name: &str) -> std::path::PathBuf {
+    state.join(section).join(name)
+}
+
 /// The directory of one node, made when missing.
-pub(super) fn directory(state: &Path, section: &str, name: &str) -> Result<std::path::PathBuf> {
-    let path = state.join(section).join(name);
+pub(super) fn made_directory(
+    state: &Path,
+    section: &str,
+    name: &str,
+) -> Result<std::path::PathBuf> {
+    let path = directory(state, section, name);
     std::fs::create_dir_all(&path).map_err(|error| {
         Error::new(
             ErrorKind::Storage,
@@ -183,7 +192,7 @@ pub(super) async fn open_transforms(
     {
         let context = TransformContext {
             name: Arc::clone(&consumer.name),
-            state: directory(state, "transforms", &consumer.name)?,
+            state: made_directory(state, "transforms", &consumer.name)?,
             dead_letters: Arc::clone(dead_letters) as Arc<dyn DeadLetters>,
         };
         let component = Arc::clone(component);
@@ -259,7 +268,7 @@ impl Supervisor {
                 share: Arc::clone(share),
                 component: Arc::clone(&pipeline.sources[index]),
                 pipeline: Arc::clone(&pipeline.name),
-                directory: directory(&pipeline.state, "sources", &share.name)?,
+                directory: made_directory(&pipeline.state, "sources", &share.name)?,
                 budget: inner.budget.clone(),
                 flow: Flow::new(&pipeline.plan, index, &inner.nodes, &inner.lanes),
                 metrics: inner.metrics.source(index),
@@ -278,7 +287,7 @@ impl Supervisor {
                 state: Arc::clone(state),
                 component: Arc::clone(&pipeline.sinks[index]),
                 pipeline: Arc::clone(&pipeline.name),
-                directory: directory(&pipeline.state, "sinks", &state.name)?,
+                directory: made_directory(&pipeline.state, "sinks", &state.name)?,
                 metrics: inner.metrics.sink(index),
                 aside: Aside::new(
                     Arc::clone(&inner.desk),

@@ -50,6 +50,7 @@ impl SourceFactory for Ready {
                 identity: SourceIdentity {
                     system: 1,
                     timeline: 1,
+                    incarnation: 0,
                     database: "x".into(),
                 },
             }),
@@ -60,7 +61,7 @@ impl SourceFactory for Ready {
         }))
     }
 
-    async fn preflight(_: &Config, _: &str, _: &str) -> Vec<Finding> {
+    async fn preflight(_: &Config, _: &str, _: &str, _: &std::path::Path) -> Vec<Finding> {
         Vec::new()
     }
 }

@@ -106,6 +106,7 @@ fn batch(op: Op, old: bool) -> Batch {
         identity: SourceIdentity {
             system: 7_000_000_000_000_000_001,
             timeline: 1,
+            incarnation: 0,
             database: "shop".into(),
         },
     };

@@ -81,6 +81,7 @@ pub(crate) fn source() -> Arc<SourceInfo> {
         identity: SourceIdentity {
             system: 7_000_000_000_000_000_001,
             timeline: 1,
+            incarnation: 0,
             database: "shop".into(),
         },
     })

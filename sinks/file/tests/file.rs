@@ -54,6 +54,7 @@ impl Test {
         let identity = SourceIdentity {
             system: 7,
             timeline: 1,
+            incarnation: 0,
             database: "sh\"op".into(),
         };
         Test {

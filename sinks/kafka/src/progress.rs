@@ -63,7 +63,7 @@ pub(crate) fn key(pipeline: &str, sink: &str, source: &SourceInfo) -> String {
         prefix(pipeline, sink),
         part(&source.name),
         source.identity.system,
-        source.identity.timeline,
+        source.identity.branch(),
         part(&source.identity.database)
     )
 }
@@ -256,6 +256,7 @@ mod tests {
             identity: SourceIdentity {
                 system: u64::MAX,
                 timeline: 3,
+                incarnation: 0,
                 database: "100%".into(),
             },
         }

@@ -111,6 +111,7 @@ impl Scene {
             identity: SourceIdentity {
                 system: 1,
                 timeline: 1,
+                incarnation: 0,
                 database: database.name().into(),
             },
         });

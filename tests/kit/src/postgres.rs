@@ -4,7 +4,8 @@ mod database;
 mod options;
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -20,7 +21,7 @@ use crate::component::{Component, POSTGRES_MAJORS, dir};
 use crate::error::{Context, Error};
 use crate::port::Port;
 use crate::process::{End, Launch, Process};
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, unique};
 
 /// The superuser of every server that the kit starts.
 pub const USER: &str = "postgres";
@@ -118,16 +119,10 @@ impl Postgres {
             // Ends at once and, unlike after SIGKILL, leaves no shared memory segment behind.
             end: End::Quit,
         };
-        let args: [&OsStr; _] = [
-            "-D".as_ref(),
-            data.as_ref(),
-            "--username=postgres".as_ref(),
-            "--auth=trust".as_ref(),
-            "--encoding=UTF8".as_ref(),
-            "--locale=C.UTF-8".as_ref(),
-            "--no-sync".as_ref(),
-        ];
-        launch.run_to_end(&bin.join("initdb"), &args).await?;
+        match &options.primary {
+            None => initdb(&launch, &bin, &data).await?,
+            Some(primary) => base_backup(&launch, &bin, &data, primary).await?,
+        }
         scratch.write("pg_hba.conf", &options.hba_lines())?;
         let mut admin = Config::new();
         admin
@@ -310,6 +305,39 @@ impl Postgres {
         process.stop(Signal::QUIT, Duration::from_secs(10)).await;
     }
 
+    /// Makes a standby a primary, and waits until it is one.
+    pub async fn promote(&self) {
+        self.execute("SELECT pg_promote(true, 60)").await;
+    }
+
+    /// Stops it, copies its data, and leaves it down.
+    ///
+    /// # Panics
+    /// When the data cannot be copied.
+    pub async fn stop_and_save(&self) -> SavedData {
+        self.stop().await;
+        let scratch = &self.own().scratch;
+        let saved = SavedData(unique("saved"));
+        copy_folder(&scratch.join("data"), &scratch.join(&saved.0));
+        saved
+    }
+
+    /// Starts it with data that was saved from it, as after a disaster: what was written since is gone.
+    ///
+    /// # Panics
+    /// When the data cannot be copied.
+    pub async fn restore(&self, saved: &SavedData) {
+        if self.own().process.id().is_some() {
+            self.stop().await;
+        }
+        let scratch = &self.own().scratch;
+        let data = scratch.join("data");
+        std::fs::remove_dir_all(&data)
+            .unwrap_or_else(|error| panic!("removing {}: {error}", data.display()));
+        copy_folder(&scratch.join(&saved.0), &data);
+        self.restart().await;
+    }
+
     /// Stops it unless it is down, starts it on the same port with the same data, and waits until it accepts connections.
     pub async fn restart(&self) {
         if self.own().process.id().is_some() {
@@ -327,6 +355,51 @@ impl Postgres {
         )
         .await;
     }
+}
+
+/// A copy of a server's data, which goes with the server.
+#[derive(Debug)]
+pub struct SavedData(String);
+
+/// With owners and modes.
+fn copy_folder(from: &Path, to: &Path) {
+    let mut command = std::process::Command::new("cp");
+    let status = command.arg("-a").arg(from).arg(to).status();
+    assert!(
+        status.as_ref().is_ok_and(std::process::ExitStatus::success),
+        "copying {}: {status:?}",
+        from.display()
+    );
+}
+
+async fn initdb(launch: &Launch, bin: &Path, data: &Path) -> Result<(), Error> {
+    let args: [&OsStr; _] = [
+        "-D".as_ref(),
+        data.as_ref(),
+        "--username=postgres".as_ref(),
+        "--auth=trust".as_ref(),
+        "--encoding=UTF8".as_ref(),
+        "--locale=C.UTF-8".as_ref(),
+        "--no-sync".as_ref(),
+    ];
+    launch.run_to_end(&bin.join("initdb"), &args).await
+}
+
+async fn base_backup(launch: &Launch, bin: &Path, data: &Path, primary: &str) -> Result<(), Error> {
+    let args: [&OsStr; _] = [
+        "-D".as_ref(),
+        data.as_ref(),
+        "-d".as_ref(),
+        primary.as_ref(),
+        "--checkpoint=fast".as_ref(),
+        // Writes `standby.signal`.
+        "--write-recovery-conf".as_ref(),
+        "--no-sync".as_ref(),
+    ];
+    launch.run_to_end(&bin.join("pg_basebackup"), &args).await?;
+    // Unlike initdb it leaves the folder's mode as it was, and the server wants it to be its own.
+    let own = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(data, own).context(|| data.display().to_string())
 }
 
 /// A connection whose task ends with the client.

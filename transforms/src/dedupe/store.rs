@@ -172,7 +172,7 @@ impl Store {
             let (key, value) = guard.into_inner().map_err(|error| self.failed(error))?;
             let identity = std::str::from_utf8(&key[SOURCE_PREFIX.len()..])
                 .ok()
-                .and_then(read_identity);
+                .and_then(|text| text.parse::<SourceIdentity>().ok());
             let number = value.as_ref().try_into().ok().map(u64::from_be_bytes);
             let number = number.and_then(|number| u16::try_from(number).ok());
             match (identity, number) {
@@ -291,17 +291,6 @@ fn options(memtable: u64) -> KeyspaceCreateOptions {
 }
 
 const SOURCE_PREFIX: &str = "source/";
-
-/// Reads what `SourceIdentity` displays: `system/timeline/database`.
-fn read_identity(text: &str) -> Option<SourceIdentity> {
-    let (system, rest) = text.split_once('/')?;
-    let (timeline, database) = rest.split_once('/')?;
-    Some(SourceIdentity {
-        system: system.parse().ok()?,
-        timeline: timeline.parse().ok()?,
-        database: database.into(),
-    })
-}
 
 fn open_error(path: &Path, error: fjall::Error) -> Error {
     let locked = matches!(error, fjall::Error::Locked);
@@ -540,6 +529,7 @@ mod tests {
         let identity = |timeline| SourceIdentity {
             system: 7,
             timeline,
+            incarnation: timeline - 1,
             database: "a/b".into(),
         };
         let mut store = Store::open(directory.path(), window).expect("a store");

@@ -109,6 +109,7 @@ pub fn source(name: &str) -> Arc<SourceInfo> {
         identity: SourceIdentity {
             system: 1,
             timeline: 1,
+            incarnation: 0,
             database: name.into(),
         },
     })

@@ -6,6 +6,7 @@ fn assembler() -> Assembler {
     let identity = SourceIdentity {
         system: 1,
         timeline: 1,
+        incarnation: 0,
         database: "d".into(),
     };
     Assembler::new(

@@ -14,7 +14,7 @@ use crate::harness::{DEADLINE, Opened, config};
 use crate::stream::MAJORS;
 
 /// What a state sink would hold: last value per id, deletions honoured.
-fn state_of(opened: &Opened) -> BTreeMap<i64, String> {
+pub fn state_of(opened: &Opened) -> BTreeMap<i64, String> {
     let mut rows = BTreeMap::new();
     for seen in &opened.seen {
         match seen.op {
@@ -40,7 +40,7 @@ fn state_of(opened: &Opened) -> BTreeMap<i64, String> {
     rows
 }
 
-async fn truth(database: &Database) -> BTreeMap<i64, String> {
+pub async fn truth(database: &Database) -> BTreeMap<i64, String> {
     let rows = database
         .client()
         .await

@@ -1,5 +1,7 @@
 //! Wrong set-ups end in an error that names place, cause and remedy.
 
+use std::path::Path;
+
 use lockstep_core::ErrorKind;
 use lockstep_core::batch::Op;
 use lockstep_core::check::Verdict;
@@ -39,6 +41,7 @@ async fn wal_level_replica() {
         &config(database.url(), &["public.t"], json!({})),
         "p",
         "shop",
+        Path::new(""),
     )
     .await;
     let wal = findings
@@ -108,8 +111,13 @@ async fn missing_rights() {
         .err()
         .expect("refused");
     assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
-    let findings =
-        PostgresFactory::preflight(&config(&url, &["public.t"], json!({})), "p", "shop").await;
+    let findings = PostgresFactory::preflight(
+        &config(&url, &["public.t"], json!({})),
+        "p",
+        "shop",
+        Path::new(""),
+    )
+    .await;
     let failed: Vec<&str> = findings
         .iter()
         .filter(|f| f.verdict == Verdict::Fail)
@@ -180,7 +188,7 @@ async fn a_slot_in_use_a_lost_one_and_a_foreign_one() {
         .err()
         .expect("refused");
     assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
-    assert!(error.to_string().contains("when_needed"), "{error}");
+    assert!(error.to_string().contains("on_slot_lost"), "{error}");
 
     database
         .execute(&format!(

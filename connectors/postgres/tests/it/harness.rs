@@ -179,6 +179,24 @@ impl Opened {
         &self.seen
     }
 
+    /// Reads on until `count` changes of tables have come in all, then gives them. Messages may be among them, such as that
+    /// of [`Opened::catch_up`].
+    pub async fn rows(&mut self, count: usize) -> Vec<&Seen> {
+        while self
+            .seen
+            .iter()
+            .filter(|seen| seen.op != Op::Message)
+            .count()
+            < count
+        {
+            self.next().await.expect("the stream goes on");
+        }
+        let rows = self.seen.iter().filter(|seen| seen.op != Op::Message);
+        let rows: Vec<_> = rows.collect();
+        assert_eq!(rows.len(), count, "{rows:#?}");
+        rows
+    }
+
     /// Reads on until everything up to the server's present position has come.
     pub async fn catch_up(&mut self, database: &Database) {
         let here: Lsn = database

@@ -252,7 +252,8 @@ async fn required_channel_binding_sends_no_password_without_it() {
             .await
             .err()
             .expect("refused");
-        let findings = PostgresFactory::preflight(&section, "p", "shop").await;
+        let findings =
+            PostgresFactory::preflight(&section, "p", "shop", std::path::Path::new("")).await;
         let failed = findings
             .iter()
             .find(|finding| finding.verdict == Verdict::Fail)

@@ -3,8 +3,10 @@
 mod copy;
 mod decode;
 mod errors;
+mod failover;
 mod harness;
 mod login;
+mod lost;
 mod preflight;
 mod stream;
 mod tables;

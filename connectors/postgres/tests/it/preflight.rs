@@ -1,5 +1,7 @@
 //! What `lockstep check` says about a server that is not as it should be.
 
+use std::path::Path;
+
 use lockstep_core::check::{Finding, Verdict};
 use lockstep_core::source::SourceFactory;
 use lockstep_kit::postgres::{Postgres, PostgresOptions};
@@ -11,7 +13,7 @@ use serde_json::json;
 use crate::harness::{Opened, config, slot_name};
 
 async fn check(section: &PostgresConfig) -> Vec<Finding> {
-    PostgresFactory::preflight(section, "p", "shop").await
+    PostgresFactory::preflight(section, "p", "shop", Path::new("")).await
 }
 
 fn about<'a>(findings: &'a [Finding], subject: &str) -> &'a Finding {

@@ -96,7 +96,8 @@ async fn tables_without_an_identity_are_refused_before_they_are_published() {
         let name = format!("public.{table}");
         // The publication that the first attempt makes must not be the next one's.
         let section = config(database.url(), &[&name], json!({ "publication": table }));
-        let findings = PostgresFactory::preflight(&section, "p", "shop").await;
+        let findings =
+            PostgresFactory::preflight(&section, "p", "shop", std::path::Path::new("")).await;
         let finding = findings
             .iter()
             .find(|finding| finding.subject == format!("table {name}"))

@@ -54,7 +54,7 @@ pub struct Store {
 pub struct StoreState {
     /// All writes, in order.
     pub held: Vec<Held>,
-    /// By source: the highest position, kept together with the data.
+    /// By source and identity: the highest position, kept together with the data.
     pub progress: HashMap<String, Position>,
     /// Whether `resume` tells the progress.
     pub proves: bool,
@@ -175,7 +175,7 @@ impl Store {
             };
             let position = batch.position(change);
             if batch.phase == Phase::Stream {
-                state.progress.insert(source.clone(), position);
+                state.progress.insert(key(&batch.source), position);
             }
             state.held.push(Held {
                 source: source.clone(),
@@ -192,6 +192,11 @@ impl Store {
             bytes: batch.size() as u64,
         }
     }
+}
+
+/// What positions are kept under.
+fn key(source: &SourceInfo) -> String {
+    format!("{} {}", source.name, source.identity)
 }
 
 type Work = (Arc<Batch>, Fault, Receipt);
@@ -283,7 +288,7 @@ impl Sink for MemorySink {
         let state = self.store.state();
         Ok(state
             .progress
-            .get(&*source.name)
+            .get(&key(source))
             .copied()
             .filter(|_| state.proves))
     }

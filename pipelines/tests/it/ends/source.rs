@@ -1,6 +1,7 @@
 //! A log with a slot.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -234,6 +235,7 @@ impl SourceFactory for ScriptedSource {
         let identity = SourceIdentity {
             system: state.system,
             timeline: 1,
+            incarnation: 0,
             database: server.name.into(),
         };
         drop(state);
@@ -256,7 +258,7 @@ impl SourceFactory for ScriptedSource {
         }))
     }
 
-    async fn preflight(_: &Config, pipeline: &str, name: &str) -> Vec<Finding> {
+    async fn preflight(_: &Config, pipeline: &str, name: &str, _: &Path) -> Vec<Finding> {
         vec![Finding::pass("reachable", format!("{pipeline}/{name}"))]
     }
 }

@@ -76,6 +76,7 @@ impl Feed {
         let identity = SourceIdentity {
             system: 7,
             timeline: 1,
+            incarnation: 0,
             database: "shop".into(),
         };
         Feed {

@@ -390,6 +390,7 @@ pub fn source(name: &str, database: &str) -> Arc<SourceInfo> {
         identity: SourceIdentity {
             system: SYSTEM.fetch_add(1, Ordering::Relaxed),
             timeline: 1,
+            incarnation: 0,
             database: database.into(),
         },
     })

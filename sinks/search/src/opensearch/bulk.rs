@@ -248,6 +248,7 @@ mod tests {
                 identity: SourceIdentity {
                     system: 1,
                     timeline: 1,
+                    incarnation: 0,
                     database: "shop".into(),
                 },
             }),

@@ -91,6 +91,7 @@ pub fn source(name: &str) -> Arc<SourceInfo> {
         identity: SourceIdentity {
             system: 7_000_000_000_000_000_001,
             timeline: 1,
+            incarnation: 0,
             database: "shop".into(),
         },
     })

@@ -14,6 +14,7 @@ mod demo;
 mod drain;
 mod examples;
 mod kills;
+mod lost;
 mod memory;
 mod reload;
 mod sink_faults;

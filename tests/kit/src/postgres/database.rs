@@ -34,6 +34,20 @@ impl Database {
         }
     }
 
+    /// The database of the same name on another server: a standby, or where the test has made it.
+    #[must_use]
+    pub fn on(&self, server: &Postgres) -> Self {
+        let mut config = server.admin.clone();
+        config.dbname(&self.name);
+        Self {
+            url: with_database(&server.url, &self.name),
+            admin: server.admin.clone(),
+            config,
+            name: self.name.clone(),
+            may_be_gone: server.own.is_some(),
+        }
+    }
+
     /// Its name, which is unique on its server.
     pub fn name(&self) -> &str {
         &self.name

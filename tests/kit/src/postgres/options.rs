@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
+use super::{Postgres, USER};
 use crate::certificates::Certificates;
 use crate::port::Port;
 use crate::scratch::Scratch;
@@ -66,6 +67,8 @@ pub struct PostgresOptions {
     pub hba: Option<String>,
     /// TLS with [`Postgres::certificates`](super::Postgres::certificates); plain connections stay possible unless `hba` says otherwise.
     pub ssl: bool,
+    /// The primary that it is a standby of, as a connection string; see [`PostgresOptions::standby_of`].
+    pub primary: Option<String>,
 }
 
 impl PostgresOptions {
@@ -77,6 +80,19 @@ impl PostgresOptions {
             auth: Auth::Trust,
             hba: None,
             ssl: false,
+            primary: None,
+        }
+    }
+
+    /// A standby of a server that the kit started, with the same version. It begins as a copy of it.
+    pub fn standby_of(primary: &Postgres) -> Self {
+        let host = primary.own().scratch.path().display().to_string();
+        let port = primary.port();
+        let there = format!("host={host} port={port} user={USER} dbname=postgres");
+        let options = Self::new(primary.major()).set("primary_conninfo", &there);
+        Self {
+            primary: Some(there),
+            ..options
         }
     }
 

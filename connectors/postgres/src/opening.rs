@@ -1,0 +1,293 @@
+//! The decision about the beginning: copy, copy again, go on, or stop.
+
+use std::time::Duration;
+
+use lockstep_core::error::{Error, ErrorKind, Result};
+use lockstep_core::position::{Lsn, SourceIdentity};
+use tokio_postgres::Client;
+
+use crate::config::{OnSlotLost, PostgresConfig, SnapshotMode};
+use crate::server::Server;
+use crate::slot::{self, Slot};
+use crate::standing::{Loss, Standing, judge};
+use crate::state::{Copied, Reached, State, StateFile};
+use crate::wire::target::Target;
+use crate::wire::{Connection, Mode};
+
+/// How long the server may take to say how things stand: it reads no table for it.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// What is to be done first, and what is on record then.
+pub struct Decided {
+    pub start: Start,
+    pub state: State,
+    /// Who the server says it is.
+    pub server: SourceIdentity,
+}
+
+/// What is to be done before the stream.
+pub enum Start {
+    /// Copy under the snapshot that this connection keeps open, then stream.
+    Copy {
+        keeper: Connection,
+        snapshot: String,
+        consistent_point: Lsn,
+        /// Sinks may hold rows of an earlier attempt.
+        again: bool,
+    },
+    /// Stream from where the slot stands.
+    Stream { from: Lsn },
+}
+
+/// Looks at the server and the slot, and judges. Changes nothing.
+///
+/// # Errors
+/// The server's, by SQLSTATE, and those of [`judge`].
+pub async fn look(
+    config: &PostgresConfig,
+    connection: &mut Connection,
+    state: Option<&State>,
+    slot: &str,
+) -> Result<(Server, Standing)> {
+    if config.failover {
+        slot::require_failover(connection.server_version())?;
+    }
+    let reached = state.and_then(|state| state.reached.as_ref());
+    let asked = async {
+        let server = Server::look(connection, reached).await?;
+        Ok((server, slot::read(connection, slot).await?))
+    };
+    let (server, found) = tokio::time::timeout(ANSWER, asked).await.map_err(|_| {
+        Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "the server did not say within {} s how the slot {slot} stands",
+                ANSWER.as_secs()
+            ),
+        )
+    })??;
+    let standing = judge(state, slot, &server, found, config.failover)?;
+    Ok((server, standing))
+}
+
+/// What the decision about the beginning looks at.
+pub struct Opening<'a> {
+    pub config: &'a PostgresConfig,
+    pub target: &'a Target,
+    pub client: &'a Client,
+    pub slot: &'a str,
+    pub file: &'a StateFile,
+}
+
+impl Opening<'_> {
+    /// Where to begin, by how things stand and the settings:
+    ///
+    /// | standing | `initial` | `never` |
+    /// |---|---|---|
+    /// | nothing read yet | create the slot, copy | create the slot, stream |
+    /// | a slot, and no state | move the slot, copy again | stream |
+    /// | copy interrupted | move or create the slot, copy again | create the slot when missing, stream |
+    /// | goes on | stream | stream |
+    /// | lost, `stop` | stop | stop |
+    /// | lost, `resync` | move or make the slot anew, copy again | (refused in the file) |
+    ///
+    /// To copy *again* is to begin with a TRUNCATE: sinks may hold rows of an earlier copy that are gone by now. Where
+    /// the slot is there and the state is not, somebody may have removed the state.
+    ///
+    /// # Errors
+    /// `Lost` when changes are missing and the policy is to stop; the server's.
+    pub async fn decide(&self, mut replication: Connection) -> Result<Decided> {
+        let before = self.file.read()?;
+        let (server, standing) =
+            look(self.config, &mut replication, before.as_ref(), self.slot).await?;
+        let never = self.config.snapshot == SnapshotMode::Never;
+        let work = Work {
+            opening: self,
+            server,
+            before,
+        };
+        let as_is = work.server.identity.clone();
+        let (start, state) = match standing {
+            Standing::New if never => work.stream(replication, &as_is, None).await?,
+            Standing::New => work.create(replication, &as_is, false).await?,
+            Standing::Unknown(slot) if never => {
+                work.stream(replication, &as_is, Some(slot)).await?
+            }
+            Standing::Unknown(slot) => work.copy_again(replication, &as_is, Some(slot)).await?,
+            Standing::Interrupted { slot, identity } if never => {
+                work.stream(replication, &identity, slot).await?
+            }
+            Standing::Interrupted { slot, identity } => {
+                work.copy_again(replication, &identity, slot).await?
+            }
+            Standing::Continues { slot, state } => {
+                replication.terminate().await;
+                let from = slot.confirmed;
+                (Start::Stream { from }, state)
+            }
+            Standing::Lost(loss) => work.lost(replication, loss).await?,
+        };
+        Ok(Decided {
+            start,
+            state,
+            server: as_is,
+        })
+    }
+}
+
+/// The carrying out of a decision.
+struct Work<'a> {
+    opening: &'a Opening<'a>,
+    server: Server,
+    /// What was on record.
+    before: Option<State>,
+}
+
+impl Work<'_> {
+    /// Stops or copies again, by the policy.
+    async fn lost(&self, replication: Connection, loss: Loss) -> Result<(Start, State)> {
+        if self.opening.config.on_slot_lost() == OnSlotLost::Stop {
+            return Err(loss.error());
+        }
+        tracing::warn!(
+            slot = self.opening.slot,
+            cause = loss.cause,
+            "the log cannot be continued; emptying the copies and copying the tables again"
+        );
+        self.copy_again(replication, &loss.identity, loss.slot)
+            .await
+    }
+
+    /// Writes down that a copy is under way, before anything of the earlier one is given up: a crash must not take it for
+    /// a first one.
+    fn begin_copy(&self, identity: &SourceIdentity, received: Lsn) -> Result<State> {
+        let opening = self.opening;
+        let state = State {
+            identity: identity.clone(),
+            slot: opening.slot.to_owned(),
+            copy: Copied::Running,
+            reached: Some(Reached {
+                timeline: self.server.identity.timeline,
+                confirmed: Lsn::ZERO,
+                received,
+                last: None,
+            }),
+        };
+        opening.file.write(&state)?;
+        Ok(state)
+    }
+
+    /// What sinks may hold of the log with this identity.
+    fn received(&self, identity: &SourceIdentity) -> Lsn {
+        let before = self.before.as_ref();
+        let same = before.filter(|before| before.identity == *identity);
+        let reached = same.and_then(|before| before.reached.as_ref());
+        reached.map_or(Lsn::ZERO, |reached| reached.received)
+    }
+
+    /// Makes a copy that voids the ones before, with the slot that is there or a new one.
+    async fn copy_again(
+        &self,
+        replication: Connection,
+        identity: &SourceIdentity,
+        slot: Option<Slot>,
+    ) -> Result<(Start, State)> {
+        match slot {
+            Some(slot) if slot.invalid.is_none() => {
+                replication.terminate().await;
+                self.move_slot(identity).await
+            }
+            Some(_) => {
+                self.begin_copy(identity, self.received(identity))?;
+                slot::drop_lost(self.opening.client, self.opening.slot).await?;
+                self.create(replication, identity, true).await
+            }
+            None => self.create(replication, identity, true).await,
+        }
+    }
+
+    /// Copies under the snapshot of a new slot; `again` voids earlier copies.
+    async fn create(
+        &self,
+        mut replication: Connection,
+        identity: &SourceIdentity,
+        again: bool,
+    ) -> Result<(Start, State)> {
+        slot::require_no_prepared(self.opening.client).await?;
+        // Before the slot: a crash between the two copies again, never not at all.
+        self.begin_copy(identity, self.received(identity))?;
+        let created = self.create_slot(&mut replication).await?;
+        let state = self.begin_copy(identity, created.consistent_point)?;
+        let start = Start::Copy {
+            keeper: replication,
+            snapshot: created.snapshot,
+            consistent_point: created.consistent_point,
+            again,
+        };
+        Ok((start, state))
+    }
+
+    async fn create_slot(&self, replication: &mut Connection) -> Result<slot::Created> {
+        let opening = self.opening;
+        let created = slot::create(replication, opening.slot, opening.config.failover).await?;
+        tracing::info!(slot = opening.slot, consistent_point = %created.consistent_point, "slot created");
+        Ok(created)
+    }
+
+    /// Copies once more, under the snapshot of a slot that lives only for it, and moves ours to the point where that
+    /// snapshot was taken. Sinks may hold rows of the first attempt that are gone by now, so the copy begins with a
+    /// TRUNCATE.
+    async fn move_slot(&self, identity: &SourceIdentity) -> Result<(Start, State)> {
+        let opening = self.opening;
+        slot::require_no_prepared(opening.client).await?;
+        self.begin_copy(identity, self.received(identity))?;
+        let mut keeper = Connection::open(opening.target, Mode::Replication).await?;
+        let name: String = opening
+            .slot
+            .chars()
+            .take(58)
+            .chain("_copy".chars())
+            .collect();
+        let created = slot::create_temporary(&mut keeper, &name).await?;
+        slot::advance(opening.client, opening.slot, created.consistent_point).await?;
+        tracing::info!(slot = opening.slot, consistent_point = %created.consistent_point, "copying once more");
+        let state = self.begin_copy(identity, created.consistent_point)?;
+        let start = Start::Copy {
+            keeper,
+            snapshot: created.snapshot,
+            consistent_point: created.consistent_point,
+            again: true,
+        };
+        Ok((start, state))
+    }
+
+    /// Streams from where a slot stands that was not read from here, or from a new one.
+    async fn stream(
+        &self,
+        mut replication: Connection,
+        identity: &SourceIdentity,
+        slot: Option<Slot>,
+    ) -> Result<(Start, State)> {
+        let from = match slot {
+            Some(slot) => slot.confirmed,
+            None => {
+                slot::require_no_prepared(self.opening.client).await?;
+                self.create_slot(&mut replication).await?.consistent_point
+            }
+        };
+        replication.terminate().await;
+        let state = State {
+            identity: identity.clone(),
+            slot: self.opening.slot.to_owned(),
+            copy: Copied::Done { from },
+            reached: Some(Reached {
+                timeline: self.server.identity.timeline,
+                confirmed: from,
+                received: from,
+                last: None,
+            }),
+        };
+        self.opening.file.write(&state)?;
+        Ok((Start::Stream { from }, state))
+    }
+}
