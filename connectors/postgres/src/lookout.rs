@@ -182,19 +182,20 @@ impl Lookout {
             quote_ident(&id.name)
         );
         let heir = published.and_then(|all| all.tables.iter().find(|other| other.id == *id));
-        let empty = "empty its copies in state sinks (TRUNCATE of the table does it, or delete their keys and indexes)";
+        let clear =
+            "delete what state sinks hold of it (its keys, its index: a load removes nothing)";
         let load = format!("lockstep snapshot FILE --table {id}");
         let Some(now) = found.get(&table.relation) else {
             let others = found.values().any(|other| other.id == *id);
             return match (heir, others) {
                 (Some(_), _) => notice(
                     "was dropped and created anew; the new one is followed, and sinks hold rows of the old one too".to_owned(),
-                    format!("{empty}, restart lockstep, then {load}"),
+                    format!("{clear}, restart lockstep, then {load}"),
                     false,
                 ),
                 (None, true) => notice(
                     "was dropped and created anew, and the new one is not in the publication: its changes do not come".to_owned(),
-                    format!("{add}, {empty}, restart lockstep, then {load}"),
+                    format!("{add}, {clear}, restart lockstep, then {load}"),
                     true,
                 ),
                 (None, false) => notice(
@@ -249,7 +250,7 @@ impl Lookout {
                     table.key.join(", ")
                 ),
                 format!(
-                    "where only names have changed, Kafka's keys have another name in them and nothing else is to be done; else sinks hold rows under their old keys: {empty}, then {load}"
+                    "where only names have changed, Kafka's keys have another name in them and nothing else is to be done; else sinks hold rows under their old keys: {clear}, restart lockstep, then {load}"
                 ),
                 false,
             );
