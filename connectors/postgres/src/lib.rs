@@ -12,6 +12,7 @@ mod catalog;
 mod config;
 mod copy_out;
 mod error;
+mod extent;
 mod ledger;
 mod lookout;
 mod opening;

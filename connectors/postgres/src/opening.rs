@@ -1,14 +1,22 @@
 //! The decision about the beginning: copy, copy again, go on, or stop.
 
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceIdentity};
+use lockstep_core::schema::TableSchema;
+use lockstep_core::source::ReloadRequest;
 use tokio_postgres::Client;
 
+use crate::catalog::{Described, Published};
 use crate::config::{OnSlotLost, PostgresConfig, SnapshotMode};
+use crate::extent;
 use crate::server::Server;
 use crate::slot::{self, Slot};
+use crate::sql;
 use crate::standing::{Loss, Standing, judge};
 use crate::state::{Copied, Reached, State, StateFile};
 use crate::wire::target::Target;
@@ -35,6 +43,9 @@ pub enum Start {
         /// Sinks may hold rows of an earlier attempt.
         again: bool,
     },
+    /// Stream from where the slot stands, and read what an interrupted copy has left beside it. It is not on record yet
+    /// that the copy counts as made.
+    Resume { from: Lsn, rest: Vec<ReloadRequest> },
     /// Stream from where the slot stands.
     Stream { from: Lsn },
 }
@@ -77,6 +88,9 @@ pub struct Opening<'a> {
     pub client: &'a Client,
     pub slot: &'a str,
     pub file: &'a StateFile,
+    /// The source's state directory.
+    pub directory: &'a Path,
+    pub tables: &'a [(Published, Described, Arc<TableSchema>)],
 }
 
 impl Opening<'_> {
@@ -86,6 +100,7 @@ impl Opening<'_> {
     /// |---|---|---|
     /// | nothing read yet | create the slot, copy | create the slot, stream |
     /// | a slot, and no state | move the slot, copy again | stream |
+    /// | copy interrupted, and on record how far | stream, and read the rest beside it | stream |
     /// | copy interrupted | move or create the slot, copy again | create the slot when missing, stream |
     /// | goes on | stream | stream |
     /// | lost, `stop` | stop | stop |
@@ -118,7 +133,13 @@ impl Opening<'_> {
                 work.stream(replication, &identity, slot).await?
             }
             Standing::Interrupted { slot, identity } => {
-                work.copy_again(replication, &identity, slot).await?
+                match work.resume(slot.as_ref(), &identity).await? {
+                    Some(resumed) => {
+                        replication.terminate().await;
+                        resumed
+                    }
+                    None => work.copy_again(replication, &identity, slot).await?,
+                }
             }
             Standing::Continues { slot, state } => {
                 replication.terminate().await;
@@ -156,6 +177,62 @@ impl Work<'_> {
         );
         self.copy_again(replication, &loss.identity, loss.slot)
             .await
+    }
+
+    /// What is left of a copy that was interrupted, where it is known and can be read beside the stream; `None`: make
+    /// another copy.
+    async fn resume(
+        &self,
+        slot: Option<&Slot>,
+        identity: &SourceIdentity,
+    ) -> Result<Option<(Start, State)>> {
+        let opening = self.opening;
+        let slot = slot.filter(|slot| slot.invalid.is_none() && !self.server.in_recovery);
+        let (Some(slot), Some(extent)) = (slot, extent::read(opening.directory)) else {
+            return Ok(None);
+        };
+        let from = extent.consistent_point;
+        if slot.confirmed != from {
+            return Ok(None);
+        }
+        let doing = "look at the tables' files";
+        let ask = "SELECT oid, pg_catalog.pg_relation_filenode(oid) FROM pg_catalog.pg_class \
+                   WHERE pg_catalog.pg_relation_filenode(oid) IS NOT NULL";
+        let rows = sql::query(opening.client, doing, ask, &[]).await?;
+        let files: HashMap<u32, u32> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let mut rest = Vec::new();
+        for (published, _, schema) in opening.tables {
+            let table = published.id.to_string();
+            let copied = extent.tables.get(&table);
+            let copied = copied.filter(|copied| copied.relation == published.relation);
+            if copied.is_some_and(extent::Table::is_complete) {
+                continue;
+            }
+            if schema.key.is_empty() {
+                tracing::info!(
+                    table,
+                    "has no key to read the rest by; the tables are copied from the beginning"
+                );
+                return Ok(None);
+            }
+            let condition = copied
+                .and_then(|copied| copied.rest(extent.xmin, |heap| files.get(&heap).copied()));
+            rest.push(ReloadRequest { table, condition });
+        }
+        tracing::info!(slot = opening.slot, %from, tables = rest.len(), "the copy goes on where it was interrupted");
+        let reached = Reached {
+            timeline: self.server.identity.timeline,
+            confirmed: from,
+            received: self.received(identity).max(from),
+            last: None,
+        };
+        let state = State {
+            identity: identity.clone(),
+            slot: opening.slot.to_owned(),
+            copy: Copied::Done { from },
+            reached: Some(reached),
+        };
+        Ok(Some((Start::Resume { from, rest }, state)))
     }
 
     /// Writes down that a copy is under way, before anything of the earlier one is given up: a crash must not take it for

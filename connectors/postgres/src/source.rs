@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Described, Published, require_identity};
 use crate::config::{OnSlotLost, PostgresConfig};
+use crate::extent::{self, Recorder};
 use crate::ledger::Ledger;
 use crate::lookout::Lookout;
 use crate::opening::{Opening, Start};
@@ -226,6 +227,8 @@ impl PostgresSource {
             client: &contact.client,
             slot: &slot,
             file: &file,
+            directory: &context.state,
+            tables: &contact.tables,
         };
         let decided = opening.decide(contact.replication).await?;
         let (sender, batches) = mpsc::channel(WAITING_BATCHES);
@@ -245,6 +248,18 @@ impl PostgresSource {
             .map(|(table, ..)| table.id.to_string());
         let desk = Arc::new(Desk::open(&context.state, names.collect())?);
         let merge = Merge::default();
+        let start = match decided.start {
+            Start::Resume { from, rest } => {
+                desk.take_rest(rest)?;
+                // What is left to do is on record, so the copy may count as made.
+                file.write(&decided.state)?;
+                Start::Stream { from }
+            }
+            start => start,
+        };
+        if matches!(start, Start::Stream { .. }) {
+            extent::remove(&context.state);
+        }
         let driver = Driver {
             desk: Arc::clone(&desk),
             merge: merge.clone(),
@@ -262,7 +277,7 @@ impl PostgresSource {
             batches: sender,
             shutdown: shutdown.clone(),
         };
-        let driver = tokio::spawn(driver.run(decided.start));
+        let driver = tokio::spawn(driver.run(start));
         Ok(PostgresSource {
             info,
             tables: schemas,
@@ -339,8 +354,10 @@ impl Driver {
     }
 
     async fn copy_then_stream(self, start: Start) -> Result<()> {
+        // Ends with this future: all that runs beside the stream belongs to one connection to the server.
+        let mut beside = JoinSet::new();
         let from = match start {
-            Start::Stream { from } => from,
+            Start::Stream { from } | Start::Resume { from, .. } => from,
             Start::Copy {
                 keeper,
                 snapshot,
@@ -350,7 +367,10 @@ impl Driver {
                 if again {
                     self.truncate(consistent_point).await?;
                 }
-                self.copy(keeper, snapshot, consistent_point).await?;
+                let recorder = Recorder::new(&self.context.state, consistent_point);
+                beside.spawn(recorder.clone().keep(self.context.feedback.clone()));
+                self.copy(keeper, snapshot, consistent_point, recorder)
+                    .await?;
                 consistent_point
             }
         };
@@ -368,8 +388,6 @@ impl Driver {
             feedback: self.context.feedback.clone(),
             budget: self.context.budget.clone(),
         };
-        // Ends with this future: the reader and the stream belong to one connection to the server.
-        let mut beside = JoinSet::new();
         beside.spawn(reader.run());
         let stream = Stream {
             target: self.target,
@@ -450,6 +468,7 @@ impl Driver {
         keeper: Connection,
         snapshot: String,
         consistent_point: Lsn,
+        recorder: Recorder,
     ) -> Result<()> {
         let copy = Copy {
             target: self.target.clone(),
@@ -464,6 +483,7 @@ impl Driver {
             workers: self.config.snapshot_workers,
             chunk: self.config.snapshot_chunk,
             batches: self.batches.clone(),
+            recorder,
             budget: self.context.budget.clone(),
             status: self.context.status.clone(),
         };

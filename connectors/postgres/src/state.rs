@@ -78,6 +78,18 @@ pub enum Copied {
     },
 }
 
+/// Writes a file as JSON, whole or not at all, and safe against power loss.
+pub fn replace(path: &Path, content: &impl Serialize) -> std::io::Result<()> {
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
+    std::fs::create_dir_all(directory)?;
+    let fresh = path.with_extension("json.new");
+    let mut file = std::fs::File::create(&fresh)?;
+    file.write_all(&serde_json::to_vec_pretty(content)?)?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    std::fs::File::open(directory)?.sync_all()
+}
+
 /// The state file of a source.
 #[derive(Clone, Debug)]
 pub struct StateFile(PathBuf);
@@ -109,17 +121,7 @@ impl StateFile {
     /// # Errors
     /// Of kind `Storage`.
     pub fn write(&self, state: &State) -> Result<()> {
-        let write = || -> std::io::Result<()> {
-            let directory = self.0.parent().unwrap_or_else(|| Path::new("."));
-            std::fs::create_dir_all(directory)?;
-            let temporary = self.0.with_extension("json.new");
-            let mut file = std::fs::File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(state)?)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, &self.0)?;
-            std::fs::File::open(directory)?.sync_all()
-        };
-        write().map_err(|error| self.error("cannot be written").source(error))
+        replace(&self.0, state).map_err(|error| self.error("cannot be written").source(error))
     }
 
     fn error(&self, what: &str) -> Error {

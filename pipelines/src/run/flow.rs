@@ -129,6 +129,12 @@ impl Flow {
     /// Sends a batch to every lane: what the lane's inputs take of it, and how far the source has come with it.
     pub async fn send(&self, batch: Batch) -> Result<()> {
         let through = batch.through;
+        if let Some(mark) = batch.mark {
+            for outlet in &self.outlets {
+                outlet.lane.inbox.push(Entry::marker(self.source, mark));
+            }
+            return Ok(());
+        }
         let mut made: Vec<Made> = vec![Vec::new(); self.steps.len() + 1];
         if !batch.changes().is_empty() {
             made[0].push(Arc::new(batch));

@@ -19,6 +19,8 @@ pub(super) struct Entry {
     pub batch: Option<Arc<Batch>>,
     /// Once this entry and all before it are durable, the source may confirm this.
     pub through: Option<Lsn>,
+    /// Once this entry and all before it are durable, the source may count this mark.
+    pub mark: Option<u64>,
     /// When its oldest change was committed (or came, for the initial copy), microseconds since the Unix epoch.
     pub since: i64,
     /// The source reads another log from here on.
@@ -47,8 +49,16 @@ impl Entry {
             source,
             batch,
             through,
+            mark: None,
             since,
             renewal: None,
+        }
+    }
+
+    pub fn marker(source: usize, mark: u64) -> Self {
+        Entry {
+            mark: Some(mark),
+            ..Entry::new(source, None, None)
         }
     }
 
@@ -69,6 +79,7 @@ pub(super) fn ride<'a>(entry: &Entry, mut queue: impl Iterator<Item = &'a mut En
     match queue.find(|queued| queued.source == entry.source) {
         Some(queued) => {
             queued.through = queued.through.max(entry.through);
+            queued.mark = queued.mark.max(entry.mark);
             true
         }
         None => false,

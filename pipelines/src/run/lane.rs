@@ -443,13 +443,19 @@ impl Lane {
 
     /// Everything up to an entry is durable.
     fn advance(&mut self, entry: &Entry) {
-        let Some(through) = entry.through else {
+        if entry.through.is_none() && entry.mark.is_none() {
             return;
-        };
+        }
         {
             let mut view = self.parts.state.view();
-            let reached = view.through.entry(entry.source).or_default();
-            *reached = (*reached).max(through);
+            if let Some(through) = entry.through {
+                let reached = view.through.entry(entry.source).or_default();
+                *reached = (*reached).max(through);
+            }
+            if let Some(mark) = entry.mark {
+                let reached = view.marks.entry(entry.source).or_default();
+                *reached = (*reached).max(mark);
+            }
         }
         self.parts.keeper.notify_one();
     }
@@ -617,6 +623,7 @@ impl Lane {
             for (index, run) in runs.enumerate() {
                 let mut entry = pending.entry.clone();
                 entry.through = entry.through.filter(|_| index == last);
+                entry.mark = entry.mark.filter(|_| index == last);
                 let part = Arc::new(batch.with_changes(run.to_vec()));
                 self.pending.push_back(Pending {
                     alone: is_suspect(&run[0]),

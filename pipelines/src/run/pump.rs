@@ -48,6 +48,9 @@ pub(super) struct Pump {
     /// The last position of the stream that was sent to the lanes. What a source sends again after it was opened anew is
     /// cut off here, before the transforms see it: every lane has it, durable or in flight.
     sent: Option<Position>,
+    /// The last mark that was sent, counted over all openings of the source, and the one before this opening's first.
+    marks: u64,
+    marks_before: u64,
     backoff: Backoff,
     /// The last problem that was logged.
     logged: Option<String>,
@@ -58,6 +61,8 @@ impl Pump {
         Pump {
             parts,
             sent: None,
+            marks: 0,
+            marks_before: 0,
             backoff: Backoff::default(),
             logged: None,
         }
@@ -96,6 +101,7 @@ impl Pump {
 
     /// Opens the source, binds its tables all the way down, and sees whether it is the log it was.
     async fn open(&mut self) -> Result<Box<dyn Source>> {
+        self.marks_before = self.marks;
         let parts = &self.parts;
         // Fresh for each opening: should the name now lead to another log, nothing of the old one is confirmed to it.
         let feedback = Feedback::default();
@@ -130,7 +136,7 @@ impl Pump {
         let parts = &self.parts;
         parts
             .share
-            .opened(Arc::clone(&info), feedback, source.reloads());
+            .opened(Arc::clone(&info), feedback, source.reloads(), self.marks);
         parts.share.status.update(|status| status.problem = None);
         self.backoff.opened();
         if self.logged.take().is_some() {
@@ -200,7 +206,12 @@ impl Pump {
         }
     }
 
-    async fn forward(&mut self, batch: Batch) -> Result<()> {
+    async fn forward(&mut self, mut batch: Batch) -> Result<()> {
+        if let Some(mark) = &mut batch.mark {
+            // Lanes may still hold marks of an earlier opening: these must not be taken for them.
+            *mark += self.marks_before;
+            self.marks = self.marks.max(*mark);
+        }
         let batch = match self.sent {
             None => batch,
             Some(sent) => match batches::after(&batch, sent) {

@@ -24,6 +24,10 @@ pub(super) struct SourceShare {
 struct Inner {
     info: Option<Arc<SourceInfo>>,
     confirmed: Lsn,
+    /// The last mark that has been confirmed, counted over all openings of the source.
+    marked: u64,
+    /// How many marks earlier openings have sent.
+    marks_before: u64,
     /// How many logs came before the one that is read.
     generation: u64,
     /// Of the source that is open now.
@@ -53,9 +57,11 @@ impl SourceShare {
         info: Arc<SourceInfo>,
         feedback: Feedback,
         reloads: Option<Arc<dyn Reloads>>,
+        marks_before: u64,
     ) {
         let mut inner = lock(&self.inner);
         feedback.confirm(inner.confirmed);
+        inner.marks_before = marks_before;
         inner.info = Some(info);
         inner.feedback = Some(feedback);
         inner.reloads = reloads;
@@ -71,6 +77,8 @@ impl SourceShare {
         let mut inner = lock(&self.inner);
         *inner = Inner {
             generation: inner.generation + 1,
+            marked: inner.marked,
+            marks_before: inner.marks_before,
             ..Inner::default()
         };
     }
@@ -91,6 +99,23 @@ impl SourceShare {
         if let Some(feedback) = &inner.feedback {
             feedback.confirm(lsn);
         }
+    }
+
+    /// Everything before `mark`, counted over all openings, is durable in every sink.
+    pub fn confirm_mark(&self, mark: u64) {
+        let mut inner = lock(&self.inner);
+        inner.marked = inner.marked.max(mark);
+        // What an earlier opening sent means nothing to this one.
+        if let Some(feedback) = &inner.feedback
+            && let Some(own) = mark.checked_sub(inner.marks_before)
+        {
+            feedback.confirm_mark(own);
+        }
+    }
+
+    /// The last mark that has been confirmed, counted over all openings.
+    pub fn marked(&self) -> u64 {
+        lock(&self.inner).marked
     }
 
     /// Rows per second of the initial copy, which is this far; `None` when it is too early to tell.

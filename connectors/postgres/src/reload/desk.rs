@@ -1,7 +1,6 @@
 //! Requests: taken, kept over restarts, reported on.
 
 use std::collections::VecDeque;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +8,8 @@ use lockstep_core::source::{Reload, ReloadRequest, ReloadState, Reloads};
 use lockstep_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+
+use crate::state;
 
 /// Requests that may wait.
 const MOST: usize = 100;
@@ -121,6 +122,33 @@ impl Desk {
         Ok(id)
     }
 
+    /// Takes what an interrupted copy has left to do, safe against power loss; what has been taken already is not taken
+    /// twice.
+    ///
+    /// # Errors
+    /// Of kind `Storage`.
+    pub fn take_rest(&self, rest: Vec<ReloadRequest>) -> Result<()> {
+        let mut state = self.lock();
+        for request in rest {
+            let entries = &state.kept.entries;
+            if entries.iter().any(|entry| entry.request == request) {
+                continue;
+            }
+            let id = state.kept.next;
+            state.kept.next += 1;
+            state.kept.entries.push_back(Entry {
+                id,
+                request,
+                after: None,
+                rows: 0,
+                superseded: 0,
+            });
+        }
+        self.write(&state.kept)?;
+        self.news.notify_one();
+        Ok(())
+    }
+
     /// The next request to carry out; waits for one. For one caller. Cancel-safe.
     pub(super) async fn next(&self) -> Entry {
         loop {
@@ -171,16 +199,8 @@ impl Desk {
 
     /// Writes it, whole or not at all.
     fn write(&self, kept: &Kept) -> Result<()> {
-        let write = || -> std::io::Result<()> {
-            let directory = self.path.parent().unwrap_or_else(|| Path::new("."));
-            let fresh = self.path.with_extension("json.new");
-            let mut file = std::fs::File::create(&fresh)?;
-            file.write_all(&serde_json::to_vec_pretty(kept)?)?;
-            file.sync_all()?;
-            std::fs::rename(&fresh, &self.path)?;
-            std::fs::File::open(directory)?.sync_all()
-        };
-        write().map_err(|error| storage(&self.path, "cannot be written").source(error))
+        state::replace(&self.path, kept)
+            .map_err(|error| storage(&self.path, "cannot be written").source(error))
     }
 }
 

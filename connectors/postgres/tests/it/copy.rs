@@ -249,7 +249,7 @@ async fn a_slot_whose_log_is_gone_is_replaced_when_needed() {
 }
 
 /// A dropped source may hold its slot for a moment.
-async fn retry_open(section: &PostgresConfig, state: &std::path::Path) -> Opened {
+pub async fn retry_open(section: &PostgresConfig, state: &std::path::Path) -> Opened {
     let deadline = std::time::Instant::now() + DEADLINE;
     loop {
         match Opened::try_open(section, state).await {
