@@ -21,6 +21,7 @@ use crate::catalog::{Catalog, Described, Published, require_identity};
 use crate::config::{OnSlotLost, PostgresConfig};
 use crate::extent::{self, Recorder};
 use crate::ledger::Ledger;
+use crate::lookout::Lookout;
 use crate::opening::{Opening, Start};
 use crate::reload::{Desk, Merge, Reader};
 use crate::server::identify;
@@ -214,6 +215,7 @@ impl PostgresSource {
         context.status.update(|state| {
             state.phase = SourcePhase::Connecting;
             state.snapshot.clear();
+            state.notices.clear();
         });
         let target = config.target()?;
         let slot = config.slot_name(&context.name);
@@ -340,6 +342,11 @@ impl Driver {
             self.target.clone(),
             self.slot.clone(),
             self.context.clone(),
+            Lookout::new(
+                &self.config.publication,
+                &self.config.tables,
+                self.tables.iter().map(|(_, _, schema)| &**schema),
+            ),
         ));
         let result = self.copy_then_stream(start).await;
         watch.abort();
@@ -370,6 +377,7 @@ impl Driver {
         let ledger = Ledger::new(self.file, self.state, from, &self.config.publication);
         let reader = Reader {
             target: self.target.clone(),
+            publication: self.config.publication.clone(),
             tables: self
                 .tables
                 .iter()

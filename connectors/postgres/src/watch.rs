@@ -1,4 +1,5 @@
-//! Looks at the slot every few seconds, for metrics and the status page, and warns before the server gives it up.
+//! Looks at the slot and at the tables every few seconds, for metrics and the status page, and warns before the server
+//! gives the slot up.
 //!
 //! A failure is retried: the stream itself is what reports a server that is gone.
 
@@ -8,6 +9,7 @@ use lockstep_core::error::{Error, Result};
 use lockstep_core::source::SourceContext;
 use tokio_postgres::Client;
 
+use crate::lookout::Lookout;
 use crate::sql;
 use crate::wire::target::Target;
 
@@ -23,7 +25,7 @@ const LOOK: &str = "SELECT pg_catalog.pg_wal_lsn_diff(here, restart_lsn)::int8, 
     LEFT JOIN pg_catalog.pg_replication_slots ON slot_name = $1";
 
 /// Watches until it is aborted.
-pub async fn run(target: Target, slot: String, context: SourceContext) {
+pub async fn run(target: Target, slot: String, context: SourceContext, mut lookout: Lookout) {
     let mut tick = tokio::time::interval(EVERY);
     let mut client: Option<Client> = None;
     let mut warned = None;
@@ -35,11 +37,12 @@ pub async fn run(target: Target, slot: String, context: SourceContext) {
                 None => sql::connect(&target).await?,
             };
             let seen = Seen::look(&open, &slot).await?;
+            let notices = lookout.look(&open).await;
             client = Some(open);
-            Ok::<_, Error>(seen)
+            Ok::<_, Error>((seen, notices))
         };
         match looked.await {
-            Ok(seen) => {
+            Ok((seen, notices)) => {
                 let warning = seen.warning(&slot);
                 if let Some((_, text)) = &warning
                     && warned < warning.as_ref().map(|(level, _)| *level)
@@ -52,6 +55,10 @@ pub async fn run(target: Target, slot: String, context: SourceContext) {
                     state.safe_bytes = seen.safe;
                     state.server = seen.here;
                     state.warning = warning.map(|(_, text)| text);
+                    match notices {
+                        Ok(notices) => state.notices = notices,
+                        Err(error) => tracing::debug!(source = &*context.name, %error, "cannot look at the tables"),
+                    }
                 });
             }
             Err(error) => {

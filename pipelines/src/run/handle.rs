@@ -367,6 +367,9 @@ impl Inner {
                 .source_connected
                 .with_label_values(labels)
                 .set(i64::from(connected));
+            let gaps = state.notices.iter().filter(|notice| notice.gap).count();
+            let gauge = metrics.source_gaps.with_label_values(labels);
+            gauge.set(signed(gaps as u64));
             for progress in &state.snapshot {
                 let labels = &[&*source.name, &*progress.table];
                 // A table that was never analysed has no estimate.
@@ -471,13 +474,20 @@ fn source_problem(source: &SourceShare) -> Option<String> {
                     heard / 1000
                 ))
             } else {
-                None
+                gaps(&state).map(|gaps| format!("{place}: {gaps}"))
             }
         }
         SourcePhase::Connecting => Some(format!("{place}: {}", problem.unwrap_or("connecting"))),
         SourcePhase::Waiting => Some(format!("{place}: {}", problem.unwrap_or("waiting"))),
         SourcePhase::Stopped => Some(format!("{place}: {}", problem.unwrap_or("stopped"))),
     }
+}
+
+/// What does not come of what was asked for.
+fn gaps(state: &SourceState) -> Option<String> {
+    let gaps = state.notices.iter().filter(|notice| notice.gap);
+    let gaps: Vec<String> = gaps.map(ToString::to_string).collect();
+    (!gaps.is_empty()).then(|| gaps.join("; "))
 }
 
 fn lane_problem(lane: &LaneState) -> Option<String> {

@@ -33,6 +33,8 @@ pub(super) struct Offer {
     /// The message's content.
     pub(super) fence: String,
     pub(super) schema: Arc<TableSchema>,
+    /// The version in which the table had passed last, before the chunk was read.
+    pub(super) passed: Option<u32>,
     pub(super) rows: Rows,
     pub(super) permit: lockstep_core::memory::Permit,
     pub(super) visible: Visible,
@@ -203,10 +205,11 @@ impl Window {
     fn merge(&mut self, batch: &Batch, change: &Change, content: &str) -> Option<Option<Batch>> {
         let watched = self.watched.as_mut()?;
         let offer = watched.offer.take_if(|offer| offer.fence == content)?;
-        let same_shape = self
-            .shapes
-            .get(&watched.table)
-            .is_none_or(|shape| shape.version == offer.schema.version);
+        // Nothing has passed in another shape meanwhile, or it is the chunk's own: then what follows is written like it.
+        let same_shape = self.shapes.get(&watched.table).is_none_or(|shape| {
+            offer.passed == Some(shape.version)
+                || (shape.columns == offer.schema.columns && shape.key == offer.schema.key)
+        });
         if watched.bytes > MOST_KEYS || !same_shape {
             // Whoever reads may have gone.
             let _ = offer.answer.send(Merged::Again);

@@ -18,6 +18,7 @@ mod lost;
 mod memory;
 mod reload;
 mod resume;
+mod schema;
 mod sink_faults;
 mod source_faults;
 mod support;

@@ -1,0 +1,265 @@
+//! Tables get other names, are created anew, leave the publication, change their keys.
+
+use lockstep_e2e::child::PATIENCE;
+use lockstep_kit::Component::{
+    Kafka as NeedsKafka, OpenSearch as NeedsOpenSearch, Postgres as NeedsPostgres,
+    Redis as NeedsRedis,
+};
+use lockstep_kit::require;
+
+use super::{Lab, names};
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text);
+    INSERT INTO t SELECT n, 'v' || n FROM generate_series(1, 10) n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renamed_table_stops_the_pipeline_and_nothing_of_it_is_lost() {
+    require!(NeedsPostgres(17), NeedsRedis, NeedsKafka, NeedsOpenSearch);
+    let lab = Lab::new(17, TABLE, &["public.t"], "").await;
+    let mut pipeline = lab.setup.start_ready().await;
+    // No row comes: it is seen in the catalog. Renamed back, all is well.
+    lab.database.execute("ALTER TABLE t RENAME TO u").await;
+    pipeline
+        .wait_unready(&[
+            "table public.t",
+            "was renamed to public.u",
+            "rename it back",
+        ])
+        .await;
+    lab.database.execute("ALTER TABLE u RENAME TO t").await;
+    pipeline.wait_ready().await;
+    // A swap and back between two rows.
+    lab.database
+        .execute("INSERT INTO t VALUES (11, 'a'); ALTER TABLE t RENAME TO u; INSERT INTO u VALUES (12, 'b'); ALTER TABLE u RENAME TO t")
+        .await;
+    lab.settle(&mut pipeline).await;
+    lab.database
+        .execute("BEGIN; INSERT INTO t VALUES (13, 'c'); ALTER TABLE t RENAME TO u; INSERT INTO u VALUES (14, 'd'); COMMIT")
+        .await;
+    let ended = lab.stops(pipeline).await;
+    for word in [
+        "LS006",
+        "table public.t",
+        "was renamed to public.u",
+        "`tables`",
+    ] {
+        assert!(ended.error().contains(word), "{word}: {}", ended.error());
+    }
+    // Without a change of the file it stays so.
+    let ended = lab.setup.start().ends().await;
+    assert!(
+        ended.error().contains("does not contain public.t"),
+        "{}",
+        ended.error()
+    );
+    lab.database.execute("INSERT INTO u VALUES (15, 'e')").await;
+    lab.setup
+        .change("tables = [\"public.t\"]", "tables = [\"public.u\"]");
+    let mut pipeline = lab.setup.start_ready().await;
+    lab.settle(&mut pipeline).await;
+    assert_eq!(lab.inserted(&["t", "u"]), (11..=15).collect());
+    lab.load(&mut pipeline, "public.u", &[]).await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    lab.assert_equal(&["public.u"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_was_created_anew_is_a_gap_until_it_is_published() {
+    require!(NeedsPostgres(14), NeedsRedis, NeedsKafka, NeedsOpenSearch);
+    let lab = Lab::new(14, TABLE, &["public.t"], "").await;
+    let mut pipeline = lab.setup.start_ready().await;
+    lab.database
+        .execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, w int); INSERT INTO t VALUES (5, 55), (20, 200)")
+        .await;
+    let told = [
+        "created anew",
+        "not in the publication",
+        "ALTER PUBLICATION",
+        "ADD TABLE",
+    ];
+    pipeline.wait_unready(&told).await;
+    let (_, metrics) = pipeline.get("/metrics").await.expect("an answer");
+    assert!(
+        metrics.contains("lockstep_source_gaps{source=\"shop\"} 1"),
+        "{metrics}"
+    );
+    // As it says.
+    lab.database
+        .execute("ALTER PUBLICATION lockstep ADD TABLE public.t")
+        .await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    let mut pipeline = lab.setup.start_ready().await;
+    lab.database
+        .execute("CREATE TABLE rows AS SELECT * FROM t; TRUNCATE t; INSERT INTO t SELECT * FROM rows; INSERT INTO t VALUES (21, 210)")
+        .await;
+    lab.load(&mut pipeline, "public.t", &[]).await;
+    lab.settle(&mut pipeline).await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    lab.assert_equal(&["public.t"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_publication_of_all_tables_the_new_table_is_followed_at_once() {
+    require!(NeedsPostgres(17), NeedsRedis, NeedsKafka, NeedsOpenSearch);
+    let sql = format!(
+        "{TABLE}; CREATE PUBLICATION lockstep FOR ALL TABLES WITH (publish_via_partition_root = true)"
+    );
+    let lab = Lab::new(17, &sql, &["public.t"], "").await;
+    let mut pipeline = lab.setup.start_ready().await;
+    lab.database
+        .execute(
+            "BEGIN; INSERT INTO t VALUES (11, 'old'); DROP TABLE t; CREATE TABLE t (key text, id int PRIMARY KEY);
+             INSERT INTO t VALUES ('new', 11), ('new', 12); COMMIT; UPDATE t SET key = 'newer' WHERE id = 12",
+        )
+        .await;
+    lab.settle(&mut pipeline).await;
+    lab.notice(
+        &mut pipeline,
+        &["created anew", "is followed", "lockstep snapshot"],
+    )
+    .await;
+    pipeline.wait_ready().await;
+    let rows: Vec<String> = lab
+        .events("t")
+        .await
+        .iter()
+        .filter(|one| one.op() != "r")
+        .map(|one| one.value["row"].to_string())
+        .collect();
+    let expected = [
+        r#"{"id":11,"v":"old"}"#,
+        r#"{"key":"new","id":11}"#,
+        r#"{"key":"new","id":12}"#,
+        r#"{"key":"newer","id":12}"#,
+    ];
+    assert_eq!(rows, expected);
+    // The rows of the table before are still there, until they are cleared as it says.
+    lab.database
+        .execute("TRUNCATE t; INSERT INTO t VALUES ('k', 1), ('l', 2)")
+        .await;
+    lab.settle(&mut pipeline).await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    lab.assert_equal(&["public.t"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_leaves_or_joins_the_publication_is_told() {
+    require!(NeedsPostgres(17), NeedsRedis, NeedsKafka, NeedsOpenSearch);
+    let sql = format!("{TABLE}; CREATE TABLE other (id int PRIMARY KEY)");
+    let lab = Lab::new(17, &sql, &["public.*"], "").await;
+    let mut pipeline = lab.setup.start_ready().await;
+    lab.database
+        .execute("ALTER PUBLICATION lockstep DROP TABLE t")
+        .await;
+    pipeline
+        .wait_unready(&["table public.t", "not in the publication lockstep any more"])
+        .await;
+    lab.database
+        .execute("INSERT INTO t VALUES (11, 'missed'); ALTER PUBLICATION lockstep ADD TABLE t")
+        .await;
+    pipeline.wait_ready().await;
+    lab.load(&mut pipeline, "public.t", &[]).await;
+    lab.database
+        .execute("ALTER PUBLICATION lockstep SET (publish = 'insert')")
+        .await;
+    pipeline
+        .wait_unready(&[
+            "publication lockstep",
+            "leaves out some operations",
+            "SET (publish",
+        ])
+        .await;
+    lab.database
+        .execute("ALTER PUBLICATION lockstep SET (publish = 'insert, update, delete, truncate')")
+        .await;
+    pipeline.wait_ready().await;
+    lab.database
+        .execute(
+            "CREATE TABLE late (id int PRIMARY KEY); ALTER PUBLICATION lockstep ADD TABLE late",
+        )
+        .await;
+    pipeline
+        .wait_unready(&["table public.late", "is not followed", "restart lockstep"])
+        .await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    let mut pipeline = lab.setup.start_ready().await;
+    lab.database.execute("DROP TABLE other").await;
+    lab.notice(&mut pipeline, &["table public.other", "was dropped"])
+        .await;
+    pipeline.wait_ready().await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    lab.assert_equal(&["public.t", "public.late"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_key_is_told_and_a_truncate_and_a_load_bring_the_copies_to_it() {
+    require!(NeedsPostgres(17), NeedsRedis, NeedsKafka, NeedsOpenSearch);
+    let sql = "CREATE TABLE t (id int PRIMARY KEY, code text NOT NULL UNIQUE, v text);
+        INSERT INTO t SELECT n, 'c' || n, 'v' FROM generate_series(1, 10) n";
+    let lab = Lab::new(17, sql, &["public.t"], "").await;
+    let mut pipeline = lab.setup.start_ready().await;
+    // Another name: rows stay where they are, Kafka's keys have the new name in them.
+    lab.database
+        .execute("ALTER TABLE t RENAME COLUMN id TO number; UPDATE t SET v = 'w'; INSERT INTO t VALUES (11, 'c11', 'v')")
+        .await;
+    lab.settle(&mut pipeline).await;
+    lab.notice(&mut pipeline, &["keyed by (number) now and was by (id)"])
+        .await;
+    let events = lab.events("t").await;
+    assert_eq!(names(&events.last().expect("events").key), ["number"]);
+    pipeline.wait_ready().await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    lab.assert_equal(&["public.t"]).await;
+
+    // Other columns, by way of the replica identity and of the primary key.
+    let mut pipeline = lab.setup.start_ready().await;
+    lab.database
+        .execute(
+            "BEGIN; UPDATE t SET v = 'x' WHERE number = 1; ALTER TABLE t REPLICA IDENTITY USING INDEX t_code_key;
+             UPDATE t SET v = 'y' WHERE number = 1; COMMIT",
+        )
+        .await;
+    lab.notice(
+        &mut pipeline,
+        &[
+            "keyed by (code) now and was by (number)",
+            "lockstep snapshot",
+        ],
+    )
+    .await;
+    lab.database
+        .execute(
+            "ALTER TABLE t REPLICA IDENTITY DEFAULT; ALTER TABLE t DROP CONSTRAINT t_pkey;
+             ALTER TABLE t ADD PRIMARY KEY (code, number); UPDATE t SET v = 'z' WHERE number = 2",
+        )
+        .await;
+    lab.settle(&mut pipeline).await;
+    lab.notice(
+        &mut pipeline,
+        &["keyed by (code, number) now and was by (number)"],
+    )
+    .await;
+    let last = lab.events("t").await.pop().expect("events");
+    assert_eq!(names(&last.key), ["code", "number"]);
+    lab.database
+        .execute("ALTER TABLE t DROP CONSTRAINT t_pkey")
+        .await;
+    lab.notice(
+        &mut pipeline,
+        &["nothing to identify its rows by", "ADD PRIMARY KEY"],
+    )
+    .await;
+    // As it says.
+    lab.database
+        .execute(
+            "ALTER TABLE t ADD PRIMARY KEY (code, number); CREATE TABLE rows AS SELECT * FROM t;
+             BEGIN; TRUNCATE t; INSERT INTO t SELECT * FROM rows; COMMIT",
+        )
+        .await;
+    lab.settle(&mut pipeline).await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    let mut pipeline = lab.setup.start_ready().await;
+    lab.load(&mut pipeline, "public.t", &[]).await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    lab.assert_equal(&["public.t"]).await;
+}
