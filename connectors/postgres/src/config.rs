@@ -12,8 +12,9 @@ pub const DEFAULT_PUBLICATION: &str = "lockstep";
 /// `snapshot_workers` when the file does not say: two connections outrun one by 1.8 on two cores, and a copy should
 /// not take the whole server.
 pub const DEFAULT_SNAPSHOT_WORKERS: u8 = 2;
-/// `snapshot_chunk` when the file does not say: seconds of work for a connection, so that all end at about the same time.
-pub const DEFAULT_SNAPSHOT_CHUNK: ByteSize = ByteSize(64 << 20);
+/// `snapshot_chunk` when the file does not say: what a copy that is interrupted reads again, and so little that all
+/// connections end at about the same time; so much that a statement for each costs nothing.
+pub const DEFAULT_SNAPSHOT_CHUNK: ByteSize = ByteSize(8 << 20);
 /// The smallest `snapshot_chunk`: a page.
 const LEAST_SNAPSHOT_CHUNK: u64 = 8 << 10;
 /// `status_interval` when the file does not say. Far inside half of the server's default `wal_sender_timeout` (60 s),

@@ -17,6 +17,7 @@ mod kills;
 mod lost;
 mod memory;
 mod reload;
+mod resume;
 mod schema;
 mod sink_faults;
 mod source_faults;
