@@ -1,8 +1,6 @@
 //! The embedded index: state, position, crashes, queries.
 #![cfg(feature = "tantivy")]
 
-#[path = "support/history.rs"]
-mod history;
 mod support;
 
 use std::collections::BTreeMap;
@@ -10,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use history::{Random, cut, history, model};
+use lockstep_conformance::history::{Random, Row, cut, history, model};
 use lockstep_core::ErrorKind;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Held, Sink, SinkFactory};
@@ -402,7 +400,7 @@ async fn any_crash_resumes_to_the_right_end() {
     let mut random = Random(42);
     for round in 0..3 {
         let history = history(&mut random, 120);
-        let expected = model(&history, None);
+        let expected = shown(model(&history, None));
         let dir = tempfile::tempdir().expect("a folder");
         let live = dir.path().join("live");
         let mut sink = sink(&live).await;
@@ -428,7 +426,7 @@ async fn any_crash_resumes_to_the_right_end() {
             let mut sink = self::sink(copy).await;
             let resumed = sink.resume(&source).await.expect("resume");
             let nothing = position(0, 0);
-            let at_position = model(&history, Some(resumed.unwrap_or(nothing)));
+            let at_position = shown(model(&history, Some(resumed.unwrap_or(nothing))));
             assert_eq!(statuses(copy), at_position, "{place}, at {resumed:?}");
             if number % 4 == 1 {
                 for batch in cut(&history, &source, &orders, &mut random, resumed) {
@@ -446,6 +444,13 @@ fn statuses(path: &Path) -> BTreeMap<String, String> {
     all(path)
         .into_iter()
         .map(|(id, row)| (id, format!("{} {}", row["status"], row["note"])))
+        .collect()
+}
+
+/// As [`statuses`].
+fn shown(rows: BTreeMap<String, Row>) -> BTreeMap<String, String> {
+    rows.into_iter()
+        .map(|(id, row)| (id, format!("{:?} {:?}", row["status"], row["note"])))
         .collect()
 }
 

@@ -3,16 +3,16 @@
 mod checks;
 mod crashes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use lockstep_core::Result;
 use lockstep_core::batch::Batch;
 use lockstep_core::durable::{Delivered, Durable};
 use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Sink, SinkContext, Trouble};
-use lockstep_core::{Error, Result};
 
 pub use checks::*;
 pub use crashes::*;
@@ -39,7 +39,8 @@ pub trait SinkUnderTest: Send + Sync {
 pub enum Progress {
     /// They are one: a sink that is opened anew holds exactly what is at or below the position it resumes from.
     Atomic,
-    /// The position is at most that of the data, which may be ahead of it: what is written again changes nothing.
+    /// The position is at most that of the data, and may lag behind what was reported durable: what is written again
+    /// changes nothing.
     Behind,
 }
 
@@ -175,6 +176,17 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// The ids that are held of the items.
+    pub(crate) async fn ids(&self) -> BTreeSet<String> {
+        match self.under_test.held(&self.items).await {
+            Held::Rows(rows) => rows.into_keys().collect(),
+            Held::Events(events) => {
+                let ids = events.into_iter().map(|event| event.key.get("id").cloned());
+                ids.flatten().collect()
+            }
+        }
+    }
+
     /// Asserts what a table holds: the rows in a state sink, the events, as `op id status note`, in a queue.
     pub(crate) async fn assert_held(
         &self,
@@ -222,9 +234,4 @@ pub(crate) async fn put(sink: &mut Box<dyn Sink>, batch: Arc<Batch>) -> Result<D
 /// As [`put`], of a batch that must be written.
 pub(crate) async fn put_ok(sink: &mut Box<dyn Sink>, batch: Arc<Batch>) -> Delivered {
     put(sink, batch).await.expect("the batch is written")
-}
-
-/// Whether an error asks for the sink to be opened again.
-pub(crate) fn is_retried(error: &Error) -> bool {
-    error.kind().policy() == lockstep_core::error::Policy::Retry
 }
