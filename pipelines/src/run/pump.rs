@@ -1,5 +1,6 @@
 //! A pump: reads one source and sends its batches through the transforms to the lanes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use lockstep_core::error::{At, Policy};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::schema::TableId;
 use lockstep_core::source::{Source, SourceContext, SourcePhase};
 use lockstep_core::{Error, Result};
 use tokio::sync::mpsc;
@@ -48,6 +50,8 @@ pub(super) struct Pump {
     /// The last position of the stream that was sent to the lanes. What a source sends again after it was opened anew is
     /// cut off here, before the transforms see it: every lane has it, durable or in flight.
     sent: Option<Position>,
+    /// What the source followed when it was opened last.
+    tables: BTreeSet<TableId>,
     /// The last mark that was sent, counted over all openings of the source, and the one before this opening's first.
     marks: u64,
     marks_before: u64,
@@ -61,6 +65,7 @@ impl Pump {
         Pump {
             parts,
             sent: None,
+            tables: BTreeSet::new(),
             marks: 0,
             marks_before: 0,
             backoff: Backoff::default(),
@@ -115,6 +120,11 @@ impl Pump {
         };
         let source = parts.component.open(context).await?;
         let info = source.info();
+        let tables: BTreeSet<TableId> = source
+            .tables()
+            .iter()
+            .map(|schema| schema.id.clone())
+            .collect();
         let reached = parts.flow.bind(source.tables()).await?;
         let announced: Vec<Announced> = reached
             .into_iter()
@@ -127,12 +137,14 @@ impl Pump {
             Some(before) if before.identity != info.identity => {
                 self.change_over(&before, &info, announced).await;
             }
+            Some(_) if tables != self.tables => self.more_tables(announced),
             _ => {
                 for (lane, announced) in parts.flow.lanes().zip(announced) {
                     lane.announce(parts.index, announced);
                 }
             }
         }
+        self.tables = tables;
         let parts = &self.parts;
         parts
             .share
@@ -167,7 +179,11 @@ impl Pump {
         let (done, mut all_done) = mpsc::channel(1);
         for (lane, announced) in parts.flow.lanes().zip(announced) {
             let done = done.clone();
-            let renewal = Renewal { announced, done };
+            let renewal = Renewal {
+                announced,
+                forget: true,
+                done,
+            };
             lane.inbox.push(Entry::renewal(parts.index, renewal));
         }
         drop(done);
@@ -175,6 +191,20 @@ impl Pump {
         while all_done.recv().await.is_some() {}
         parts.share.forget();
         self.sent = None;
+    }
+
+    /// The source follows other tables from now on: every sink is opened anew with them, behind what came before.
+    fn more_tables(&self, announced: Vec<Announced>) {
+        // Nobody waits for it: what is read from here on comes behind it.
+        let (done, _) = mpsc::channel(1);
+        for (lane, announced) in self.parts.flow.lanes().zip(announced) {
+            let renewal = Renewal {
+                announced,
+                forget: false,
+                done: done.clone(),
+            };
+            lane.inbox.push(Entry::renewal(self.parts.index, renewal));
+        }
     }
 
     /// Reads until the source ends, fails, or the pipeline stops. It stops between two transactions if it can: the first
