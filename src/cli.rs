@@ -131,7 +131,10 @@ impl Command {
     /// Runs it.
     pub async fn run(self, registry: &Registry, progress: &Bars) -> Outcome {
         match self {
-            Command::Run { file } => run::run(&load(&file, registry)?, progress).await,
+            Command::Run { file } => {
+                let pipeline = load(&file, registry)?;
+                run::run(&pipeline, progress, || load(&file, registry)).await
+            }
             Command::Check {
                 file,
                 offline,

@@ -190,8 +190,6 @@ impl Lookout {
             quote_ident(&id.name)
         );
         let heir = published.and_then(|all| all.tables.iter().find(|other| other.id == *id));
-        let clear =
-            "delete what state sinks hold of it (its keys, its index: a load removes nothing)";
         let load = format!("lockstep snapshot FILE --table {id}");
         let Some(now) = found.get(&table.relation) else {
             let others = found.values().any(|other| other.id == *id);
@@ -255,7 +253,7 @@ impl Lookout {
                     table.key.join(", ")
                 ),
                 format!(
-                    "where only names have changed, Kafka's keys have another name in them and nothing else is to be done; else sinks hold rows under their old keys: {clear}, restart lockstep, then {load}"
+                    "where only names have changed, Kafka's keys have another name in them and nothing else is to be done; else sinks hold rows under their old keys: restart lockstep, then {load} --truncate"
                 ),
                 false,
             );

@@ -29,6 +29,7 @@ use crate::server::identify;
 use crate::snapshot::Copy;
 use crate::state::{Known, State, StateFile};
 use crate::stream::Stream;
+use crate::throttle::Throttle;
 use crate::types::TypeCache;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
@@ -143,6 +144,7 @@ struct Driver {
     /// Who the server says it is.
     server: SourceIdentity,
     batches: mpsc::Sender<Result<Batch>>,
+    throttle: Arc<Throttle>,
     shutdown: CancellationToken,
 }
 
@@ -278,7 +280,9 @@ impl PostgresSource {
         if matches!(start, Start::Stream { .. }) {
             extent::remove(&context.state);
         }
+        let throttle = Arc::new(Throttle::new(config, &target));
         let driver = Driver {
+            throttle,
             desk: Arc::clone(&desk),
             merge: merge.clone(),
             config: config.clone(),
@@ -427,6 +431,7 @@ impl Driver {
             merge: self.merge,
             feedback: self.context.feedback.clone(),
             budget: self.context.budget.clone(),
+            throttle: Arc::clone(&self.throttle),
         };
         beside.spawn(reader.run());
         let stream = Stream {
@@ -524,6 +529,7 @@ impl Driver {
             chunk: self.config.snapshot_chunk,
             batches: self.batches.clone(),
             recorder,
+            throttle: Arc::clone(&self.throttle),
             budget: self.context.budget.clone(),
             status: self.context.status.clone(),
         };

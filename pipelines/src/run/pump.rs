@@ -24,7 +24,6 @@ use super::inbox::{Entry, Renewal};
 use super::lane_state::Announced;
 use super::source_state::SourceShare;
 use crate::metrics::SourceMetrics;
-use crate::registry::SourceComponent;
 
 /// How long the rest of a transaction is waited for when the pipeline stops.
 const FINISH: Duration = Duration::from_secs(2);
@@ -34,7 +33,6 @@ pub(super) struct Parts {
     /// Index of the source.
     pub index: usize,
     pub share: Arc<SourceShare>,
-    pub component: Arc<dyn SourceComponent>,
     pub pipeline: Arc<str>,
     pub directory: PathBuf,
     pub budget: Budget,
@@ -88,6 +86,13 @@ impl Pump {
                     Ok(()) => return (Some(source), Ok(())),
                     Err(Failure::Source(error)) => error,
                     Err(Failure::Flow(error)) => return (Some(source), Err(error)),
+                    Err(Failure::Changed) => {
+                        tracing::info!(source = %self.parts.share.name, "its section has changed; opened again");
+                        if let Err(error) = source.close().await {
+                            tracing::warn!(source = %self.parts.share.name, %error, "did not close in order");
+                        }
+                        continue;
+                    }
                 },
                 Err(error) => error,
             };
@@ -118,7 +123,7 @@ impl Pump {
             budget: parts.budget.clone(),
             status: parts.share.status.clone(),
         };
-        let source = parts.component.open(context).await?;
+        let source = parts.share.component().open(context).await?;
         let info = source.info();
         let tables: BTreeSet<TableId> = source
             .tables()
@@ -221,6 +226,7 @@ impl Pump {
                 biased;
                 () = draining.cancelled(), if !inside => return Ok(()),
                 () = &mut stop, if inside => return Ok(()),
+                () = self.parts.share.reopen.notified(), if !inside => return Err(Failure::Changed),
                 batch = source.next() => batch.map_err(Failure::Source)?,
             };
             let Some(batch) = batch else {
@@ -282,6 +288,8 @@ impl Pump {
 enum Failure {
     /// In the source: it may be opened again.
     Source(Error),
+    /// Nowhere: its section of the file has changed.
+    Changed,
     /// Behind it, in a transform: nothing of the batch has been sent on.
     Flow(Error),
 }

@@ -21,6 +21,7 @@ use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
 use crate::error::protocol;
 use crate::sql::{self, quote_ident, quote_literal};
+use crate::throttle::Throttle;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 
@@ -46,6 +47,7 @@ pub struct Reader {
     pub merge: Merge,
     pub feedback: Feedback,
     pub budget: Budget,
+    pub throttle: Arc<Throttle>,
 }
 
 /// A chunk that has passed.
@@ -276,6 +278,9 @@ impl Reader {
         visible: Visible,
     ) -> Result<Merged> {
         let fence = format!("{id}-{:016x}", unique());
+        self.throttle
+            .pass(rows.as_ref().map_or(0, Rows::size))
+            .await?;
         let permit = self.budget.take(rows.as_ref().map_or(0, Rows::size)).await;
         let (answer, merged) = oneshot::channel();
         self.merge.lock().offer(Offer {

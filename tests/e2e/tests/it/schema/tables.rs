@@ -6,6 +6,7 @@ use lockstep_kit::Component::{
     Redis as NeedsRedis,
 };
 use lockstep_kit::require;
+use rustix::process::Signal;
 
 use super::{Lab, names};
 
@@ -172,6 +173,37 @@ async fn a_table_that_the_file_names_later_is_added_and_loaded() {
     lab.loads(&mut pipeline, "public.more").await;
     assert!(pipeline.terminate(PATIENCE).await.success());
     lab.assert_equal(&["public.t", "public.more"]).await;
+    // While it runs, the file is read again.
+    lab.database.execute("CREATE TABLE third (id int PRIMARY KEY, v text); INSERT INTO third VALUES (1, 't'), (2, 't')").await;
+    let all = "tables = [\"public.t\", \"public.more\", \"public.third\"]";
+    let mut pipeline = lab.setup.start_ready().await;
+    let process = pipeline.id();
+    lab.setup
+        .change("tables = [\"public.t\", \"public.more\"]", all);
+    pipeline.signal(Signal::HUP);
+    lab.loads(&mut pipeline, "public.third").await;
+    lab.database
+        .execute("INSERT INTO third VALUES (3, 't'); INSERT INTO t VALUES (11, 't')")
+        .await;
+    lab.settle(&mut pipeline).await;
+    assert_eq!(pipeline.id(), process);
+    // What takes a restart is told, and changes nothing.
+    lab.setup
+        .change("number_of_replicas = 0", "number_of_replicas = 1");
+    pipeline.signal(Signal::HUP);
+    pipeline
+        .until(PATIENCE, "a word about it", async |pipeline| {
+            let log = pipeline.log();
+            let told = log.contains("sinks.search changed, which takes a restart");
+            told.then_some(()).ok_or(log)
+        })
+        .await;
+    lab.setup
+        .change("number_of_replicas = 1", "number_of_replicas = 0");
+    pipeline.wait_ready().await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    lab.assert_equal(&["public.t", "public.more", "public.third"])
+        .await;
     // Left out for a while, and back: what sinks hold of it is of no use.
     lab.setup.change(
         "tables = [\"public.t\", \"public.more\"]",
