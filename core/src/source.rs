@@ -68,6 +68,9 @@ pub struct ReloadRequest {
     /// A condition in SQL that rows must meet; all rows without.
     #[serde(rename = "where", default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
+    /// Whether the table is emptied in every sink first, so that rows go which the source does not have any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncate: bool,
 }
 
 /// A request, and how it stands.

@@ -28,6 +28,7 @@ mod sql;
 mod standing;
 mod state;
 mod stream;
+mod throttle;
 mod types;
 mod watch;
 pub mod wire;

@@ -9,7 +9,7 @@ use lockstep_core::source::Notice;
 use tokio_postgres::Client;
 
 use crate::catalog::{Published, identity_of};
-use crate::publication::{self, Publication, matches};
+use crate::publication::{self, Publication, Wanted, matches};
 use crate::sql::{self, quote_ident};
 
 /// Partitions that came or went, of which the latest are told.
@@ -21,6 +21,8 @@ const DOING: &str = "look at the tables";
 pub struct Lookout {
     publication: String,
     patterns: Vec<String>,
+    /// Of the server, as `server_version_num`.
+    version: u32,
     carried: Vec<Carried>,
     /// By root: its partitions and itself, at the last look.
     partitions: BTreeMap<u32, BTreeMap<u32, String>>,
@@ -61,6 +63,7 @@ impl Lookout {
     pub fn new<'a>(
         publication: &str,
         patterns: &[String],
+        version: u32,
         tables: impl Iterator<Item = &'a TableSchema>,
     ) -> Self {
         let carried = tables.map(|schema| Carried {
@@ -74,6 +77,7 @@ impl Lookout {
         Lookout {
             publication: publication.to_owned(),
             patterns: patterns.to_vec(),
+            version,
             carried: carried.collect(),
             partitions: BTreeMap::new(),
             moves: Vec::new(),
@@ -86,15 +90,7 @@ impl Lookout {
     /// # Errors
     /// When the catalog cannot be read.
     pub async fn look(&mut self, client: &Client) -> Result<Vec<Notice>> {
-        let version = sql::query_one(
-            client,
-            DOING,
-            "SELECT current_setting('server_version_num')::int4",
-            &[],
-        )
-        .await?;
-        let version = u32::try_from(version.get::<_, i32>(0)).unwrap_or(0);
-        let published = publication::read(client, &self.publication, version).await?;
+        let published = publication::read(client, &self.publication, self.version).await?;
         let found = tables(client, &self.carried).await?;
         let partitions = partitions(client, &self.carried).await?;
         let known = self.partitions.values().flat_map(BTreeMap::keys).copied();
@@ -113,6 +109,36 @@ impl Lookout {
         }
         self.told.clone_from(&notices);
         Ok(notices)
+    }
+
+    /// A table that is to be followed, and is not: the publication has it, or can get it.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn grown(&self, client: &Client) -> Result<Option<TableId>> {
+        let Some(publication) = publication::read(client, &self.publication, self.version).await?
+        else {
+            return Ok(None);
+        };
+        let is_new = |table: &&Published| {
+            let mut patterns = self.patterns.iter();
+            let is_carried = |known: &Carried| known.relation == table.relation;
+            patterns.any(|pattern| matches(pattern, &table.id))
+                && !self.carried.iter().any(is_carried)
+        };
+        if let Some(table) = publication.tables.iter().find(is_new) {
+            return Ok(Some(table.id.clone()));
+        }
+        let wanted = Wanted {
+            name: &self.publication,
+            patterns: &self.patterns,
+        };
+        let carried = self.carried.iter();
+        let known = carried
+            .map(|table| (table.id.to_string(), table.relation.into()))
+            .collect();
+        let more = wanted.addable(client, &publication, &known).await?;
+        Ok(more.into_iter().next().map(|table| table.id))
     }
 
     /// What concerns more than one table, and tables that nobody carries.
@@ -140,24 +166,6 @@ impl Lookout {
                 gap: true,
             });
         }
-        let is_new = |table: &&Published| {
-            self.patterns
-                .iter()
-                .any(|pattern| matches(pattern, &table.id))
-                && !self
-                    .carried
-                    .iter()
-                    .any(|known| known.relation == table.relation || known.id == table.id)
-        };
-        notices.extend(published.tables.iter().filter(is_new).map(|table| Notice {
-            subject: format!("table {}", table.id),
-            what: "is in the publication and in `tables` since after the start, and is not followed".to_owned(),
-            remedy: format!(
-                "restart lockstep, then load the rows it had: lockstep snapshot FILE --table {}",
-                table.id
-            ),
-            gap: true,
-        }));
         notices
     }
 
@@ -182,20 +190,15 @@ impl Lookout {
             quote_ident(&id.name)
         );
         let heir = published.and_then(|all| all.tables.iter().find(|other| other.id == *id));
-        let clear =
-            "delete what state sinks hold of it (its keys, its index: a load removes nothing)";
         let load = format!("lockstep snapshot FILE --table {id}");
         let Some(now) = found.get(&table.relation) else {
             let others = found.values().any(|other| other.id == *id);
             return match (heir, others) {
-                (Some(_), _) => notice(
-                    "was dropped and created anew; the new one is followed, and sinks hold rows of the old one too".to_owned(),
-                    format!("{clear}, restart lockstep, then {load}"),
-                    false,
-                ),
+                // In a moment it is emptied and loaded: see `grown`.
+                (Some(_), _) => None,
                 (None, true) => notice(
                     "was dropped and created anew, and the new one is not in the publication: its changes do not come".to_owned(),
-                    format!("{add}, {clear}, restart lockstep, then {load}"),
+                    format!("{add}; it is then emptied in the sinks, and loaded"),
                     true,
                 ),
                 (None, false) => notice(
@@ -250,7 +253,7 @@ impl Lookout {
                     table.key.join(", ")
                 ),
                 format!(
-                    "where only names have changed, Kafka's keys have another name in them and nothing else is to be done; else sinks hold rows under their old keys: {clear}, restart lockstep, then {load}"
+                    "where only names have changed, Kafka's keys have another name in them and nothing else is to be done; else sinks hold rows under their old keys: restart lockstep, then {load} --truncate"
                 ),
                 false,
             );

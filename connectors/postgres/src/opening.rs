@@ -18,7 +18,7 @@ use crate::server::Server;
 use crate::slot::{self, Slot};
 use crate::sql;
 use crate::standing::{Loss, Standing, judge};
-use crate::state::{Copied, Reached, State, StateFile};
+use crate::state::{Copied, Known, Reached, State, StateFile};
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 
@@ -43,8 +43,8 @@ pub enum Start {
         /// Sinks may hold rows of an earlier attempt.
         again: bool,
     },
-    /// Stream from where the slot stands, and read what an interrupted copy has left beside it. It is not on record yet
-    /// that the copy counts as made.
+    /// Stream from where the slot stands, and load beside it what an interrupted copy has left, and tables that have
+    /// come since. That is to be on record before the state is.
     Resume { from: Lsn, rest: Vec<ReloadRequest> },
     /// Stream from where the slot stands.
     Stream { from: Lsn },
@@ -93,7 +93,48 @@ pub struct Opening<'a> {
     pub tables: &'a [(Published, Described, Arc<TableSchema>)],
 }
 
+/// What has to be loaded: tables that have not been followed before, or were others of the same name.
+fn fresh(before: Option<&Known>, now: &Known, never: bool) -> Vec<ReloadRequest> {
+    let Some(before) = before else {
+        return Vec::new();
+    };
+    let is_new = |(table, relation): &(&String, &i64)| before.get(*table) != Some(*relation);
+    let fresh = now.iter().filter(is_new).map(|(table, _)| {
+        let truncate = before.contains_key(table);
+        match (never, truncate) {
+            (true, _) => tracing::info!(table, "is followed from here on; `snapshot` is \"never\""),
+            (_, true) => tracing::info!(
+                table,
+                "is another one than before; it is emptied, and loaded"
+            ),
+            _ => tracing::info!(table, "is new, and is loaded"),
+        }
+        ReloadRequest {
+            table: table.clone(),
+            condition: None,
+            truncate,
+        }
+    });
+    let fresh: Vec<_> = fresh.collect();
+    if never { Vec::new() } else { fresh }
+}
+
+/// What has been followed until now. A table that is not followed at present counts as another one when it comes back.
+fn merged(before: Option<&Known>, now: Known) -> Known {
+    let gone = before.into_iter().flatten();
+    let gone = gone.map(|(table, relation)| (table.clone(), -relation.abs()));
+    gone.chain(now).collect()
+}
+
 impl Opening<'_> {
+    /// The tables that are followed now.
+    fn known(&self) -> Known {
+        let tables = self.tables.iter();
+        tables
+            .map(|(table, ..)| (table.id.to_string(), table.relation.into()))
+            .collect()
+    }
+
     /// Where to begin, by how things stand and the settings:
     ///
     /// | standing | `initial` | `never` |
@@ -144,7 +185,13 @@ impl Opening<'_> {
             Standing::Continues { slot, state } => {
                 replication.terminate().await;
                 let from = slot.confirmed;
-                (Start::Stream { from }, state)
+                let known = work.opening.known();
+                let rest = fresh(state.tables.as_ref(), &known, never);
+                let state = State {
+                    tables: Some(merged(state.tables.as_ref(), known)),
+                    ..state
+                };
+                (Start::Resume { from, rest }, state)
             }
             Standing::Lost(loss) => work.lost(replication, loss).await?,
         };
@@ -204,7 +251,8 @@ impl Work<'_> {
         for (published, _, schema) in opening.tables {
             let table = published.id.to_string();
             let copied = extent.tables.get(&table);
-            let copied = copied.filter(|copied| copied.relation == published.relation);
+            let is_other = copied.is_some_and(|copied| copied.relation != published.relation);
+            let copied = copied.filter(|_| !is_other);
             if copied.is_some_and(extent::Table::is_complete) {
                 continue;
             }
@@ -217,7 +265,12 @@ impl Work<'_> {
             }
             let condition = copied
                 .and_then(|copied| copied.rest(extent.xmin, |heap| files.get(&heap).copied()));
-            rest.push(ReloadRequest { table, condition });
+            rest.push(ReloadRequest {
+                table,
+                condition,
+                // What has been sent of another table of that name must not stay.
+                truncate: is_other,
+            });
         }
         tracing::info!(slot = opening.slot, %from, tables = rest.len(), "the copy goes on where it was interrupted");
         let reached = Reached {
@@ -229,6 +282,7 @@ impl Work<'_> {
         let state = State {
             identity: identity.clone(),
             slot: opening.slot.to_owned(),
+            tables: Some(opening.known()),
             copy: Copied::Done { from },
             reached: Some(reached),
         };
@@ -242,6 +296,7 @@ impl Work<'_> {
         let state = State {
             identity: identity.clone(),
             slot: opening.slot.to_owned(),
+            tables: Some(opening.known()),
             copy: Copied::Running,
             reached: Some(Reached {
                 timeline: self.server.identity.timeline,
@@ -356,6 +411,7 @@ impl Work<'_> {
         let state = State {
             identity: identity.clone(),
             slot: self.opening.slot.to_owned(),
+            tables: Some(self.opening.known()),
             copy: Copied::Done { from },
             reached: Some(Reached {
                 timeline: self.server.identity.timeline,

@@ -25,6 +25,7 @@ use crate::error::{from_sql, protocol};
 use crate::extent::{self, Pages, Recorder};
 use crate::sql::{self, quote_ident, quote_literal};
 use crate::stream::now_ms;
+use crate::throttle::Throttle;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 
@@ -46,6 +47,7 @@ pub struct Copy {
     pub chunk: ByteSize,
     pub batches: mpsc::Sender<Result<Batch>>,
     pub recorder: Recorder,
+    pub throttle: Arc<Throttle>,
     pub budget: Budget,
     pub status: SourceStatus,
 }
@@ -321,6 +323,7 @@ async fn hand_on(shared: &Shared, table: usize, rows: Rows) -> Result<()> {
     };
     let schema = &shared.copy.tables[table].1;
     let batch = rows.into_batch(&shared.copy.source, schema, transaction, first);
+    shared.copy.throttle.pass(batch.size()).await?;
     let permit = shared.copy.budget.take(batch.size()).await;
     send(shared, batch.with_permit(permit)).await?;
     shared.copy.status.update(|state| {

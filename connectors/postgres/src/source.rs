@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use lockstep_core::batch::{Batch, BatchBuilder, Op, Phase, Transaction};
 use lockstep_core::check::Finding;
 use lockstep_core::error::{At, Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
-use lockstep_core::schema::TableSchema;
+use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::source::{Reloads, Source, SourceContext, SourceFactory, SourcePhase};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -26,8 +27,9 @@ use crate::opening::{Opening, Start};
 use crate::reload::{Desk, Merge, Reader};
 use crate::server::identify;
 use crate::snapshot::Copy;
-use crate::state::{State, StateFile};
+use crate::state::{Known, State, StateFile};
 use crate::stream::Stream;
+use crate::throttle::Throttle;
 use crate::types::TypeCache;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
@@ -133,6 +135,8 @@ struct Driver {
     slot: String,
     tables: Vec<(Published, Described, Arc<TableSchema>)>,
     types: TypeCache,
+    /// Of the server, as `server_version_num`.
+    version: u32,
     client: Client,
     file: StateFile,
     /// What is on record, or will be with the first word of the stream.
@@ -140,6 +144,7 @@ struct Driver {
     /// Who the server says it is.
     server: SourceIdentity,
     batches: mpsc::Sender<Result<Batch>>,
+    throttle: Arc<Throttle>,
     shutdown: CancellationToken,
 }
 
@@ -147,6 +152,7 @@ struct Driver {
 struct Contact {
     client: Client,
     replication: Connection,
+    version: u32,
     identity: SourceIdentity,
     tables: Vec<(Published, Described, Arc<TableSchema>)>,
     types: TypeCache,
@@ -154,15 +160,22 @@ struct Contact {
 
 impl Contact {
     /// Connects, makes sure of the publication, and reads the tables' shapes.
-    async fn make(config: &PostgresConfig, target: &Target, name: &Arc<str>) -> Result<Self> {
+    async fn make(
+        config: &PostgresConfig,
+        target: &Target,
+        name: &Arc<str>,
+        known: Option<&Known>,
+    ) -> Result<Self> {
         let mut replication = Connection::open(target, Mode::Replication).await?;
         let server_version = replication.server_version();
         require_version(server_version)?;
         let identity = identify(&mut replication).await?;
         let client = sql::connect(target).await?;
-        let published =
-            publication::ensure(&client, &config.publication, &config.tables, server_version)
-                .await?;
+        let wanted = publication::Wanted {
+            name: &config.publication,
+            patterns: &config.tables,
+        };
+        let published = wanted.ensure(&client, known, server_version).await?;
         let mut catalog = Catalog::new(client, Arc::clone(name), TypeCache::default());
         let mut tables = Vec::with_capacity(published.len());
         for table in published {
@@ -179,6 +192,7 @@ impl Contact {
         Ok(Contact {
             client: catalog.into_client(),
             replication,
+            version: server_version,
             identity,
             tables,
             types,
@@ -195,7 +209,7 @@ pub async fn describe(
     name: &str,
 ) -> Result<(Arc<SourceInfo>, Vec<Arc<TableSchema>>)> {
     let name: Arc<str> = name.into();
-    let contact = Contact::make(config, &config.target()?, &name).await?;
+    let contact = Contact::make(config, &config.target()?, &name, None).await?;
     contact.replication.terminate().await;
     Ok((
         Arc::new(SourceInfo {
@@ -219,8 +233,10 @@ impl PostgresSource {
         });
         let target = config.target()?;
         let slot = config.slot_name(&context.name);
-        let contact = Contact::make(config, &target, &context.name).await?;
         let file = StateFile::new(&context.state);
+        let before = file.read()?;
+        let known = before.as_ref().and_then(|before| before.tables.as_ref());
+        let contact = Contact::make(config, &target, &context.name, known).await?;
         let opening = Opening {
             config,
             target: &target,
@@ -250,9 +266,13 @@ impl PostgresSource {
         let merge = Merge::default();
         let start = match decided.start {
             Start::Resume { from, rest } => {
-                desk.take_rest(rest)?;
-                // What is left to do is on record, so the copy may count as made.
-                file.write(&decided.state)?;
+                // First what is left to do, then that the rest is done.
+                if !rest.is_empty() {
+                    desk.take_rest(rest)?;
+                }
+                if before.as_ref() != Some(&decided.state) {
+                    file.write(&decided.state)?;
+                }
                 Start::Stream { from }
             }
             start => start,
@@ -260,7 +280,9 @@ impl PostgresSource {
         if matches!(start, Start::Stream { .. }) {
             extent::remove(&context.state);
         }
+        let throttle = Arc::new(Throttle::new(config, &target));
         let driver = Driver {
+            throttle,
             desk: Arc::clone(&desk),
             merge: merge.clone(),
             config: config.clone(),
@@ -270,6 +292,7 @@ impl PostgresSource {
             slot,
             tables: contact.tables,
             types: contact.types,
+            version: contact.version,
             client: contact.client,
             file,
             state: decided.state,
@@ -289,6 +312,14 @@ impl PostgresSource {
             driver: Some(driver),
         })
     }
+}
+
+fn grown(table: &TableId) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("the table {table} is to be followed, too"),
+    )
+    .remedy("the source is opened again with it")
 }
 
 /// Refuses servers that are too old.
@@ -337,18 +368,31 @@ impl Driver {
         }
     }
 
-    async fn drive(self, start: Start) -> Result<()> {
+    async fn drive(mut self, start: Start) -> Result<()> {
+        let (tell, mut told) = mpsc::channel(1);
         let watch = tokio::spawn(watch::run(
             self.target.clone(),
             self.slot.clone(),
             self.context.clone(),
+            tell,
             Lookout::new(
                 &self.config.publication,
                 &self.config.tables,
+                self.version,
                 self.tables.iter().map(|(_, _, schema)| &**schema),
             ),
         ));
-        let result = self.copy_then_stream(start).await;
+        // Of the source's own end: the stream says goodbye, and another follows.
+        self.shutdown = self.shutdown.child_token();
+        let stop = self.shutdown.clone();
+        let mut work = pin!(self.copy_then_stream(start));
+        let result = tokio::select! {
+            result = &mut work => result,
+            Some(table) = told.recv() => {
+                stop.cancel();
+                work.await.and_then(|()| Err(grown(&table)))
+            }
+        };
         watch.abort();
         result
     }
@@ -387,6 +431,7 @@ impl Driver {
             merge: self.merge,
             feedback: self.context.feedback.clone(),
             budget: self.context.budget.clone(),
+            throttle: Arc::clone(&self.throttle),
         };
         beside.spawn(reader.run());
         let stream = Stream {
@@ -484,6 +529,7 @@ impl Driver {
             chunk: self.config.snapshot_chunk,
             batches: self.batches.clone(),
             recorder,
+            throttle: Arc::clone(&self.throttle),
             budget: self.context.budget.clone(),
             status: self.context.status.clone(),
         };

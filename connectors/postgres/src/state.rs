@@ -1,6 +1,7 @@
 //! What a source remembers between runs, besides the slot itself: whether its tables have been copied, and how far
 //! which log has been read.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -18,10 +19,16 @@ pub struct State {
     pub slot: String,
     /// How far the initial copy is.
     pub copy: Copied,
+    /// The tables that have been followed: those that come later are loaded. `None` where an older version wrote the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tables: Option<Known>,
     /// How far the log has been read; `None` where an older version wrote the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached: Option<Reached>,
 }
+
+/// Tables by `schema.table`, with their oids; negative for those that are not followed any more.
+pub type Known = BTreeMap<String, i64>;
 
 /// How far a log has been read. A crash leaves it up to a second old, which is why `confirmed` is on record before the
 /// server is told: a slot that stands further was not moved by us.

@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use lockstep_core::error::{Error, Result};
-use lockstep_core::source::SourceContext;
+use lockstep_core::schema::TableId;
+use lockstep_core::source::{SourceContext, SourcePhase};
+use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
 use crate::lookout::Lookout;
@@ -25,7 +27,16 @@ const LOOK: &str = "SELECT pg_catalog.pg_wal_lsn_diff(here, restart_lsn)::int8, 
     LEFT JOIN pg_catalog.pg_replication_slots ON slot_name = $1";
 
 /// Watches until it is aborted.
-pub async fn run(target: Target, slot: String, context: SourceContext, mut lookout: Lookout) {
+///
+/// `grown` is told of a table that is to be followed and is not, when the tables have been copied: the source has to be
+/// opened again for it.
+pub async fn run(
+    target: Target,
+    slot: String,
+    context: SourceContext,
+    grown: mpsc::Sender<TableId>,
+    mut lookout: Lookout,
+) {
     let mut tick = tokio::time::interval(EVERY);
     let mut client: Option<Client> = None;
     let mut warned = None;
@@ -38,11 +49,12 @@ pub async fn run(target: Target, slot: String, context: SourceContext, mut looko
             };
             let seen = Seen::look(&open, &slot).await?;
             let notices = lookout.look(&open).await;
+            let more = lookout.grown(&open).await;
             client = Some(open);
-            Ok::<_, Error>((seen, notices))
+            Ok::<_, Error>((seen, notices, more))
         };
         match looked.await {
-            Ok((seen, notices)) => {
+            Ok((seen, notices, more)) => {
                 let warning = seen.warning(&slot);
                 if let Some((_, text)) = &warning
                     && warned < warning.as_ref().map(|(level, _)| *level)
@@ -60,6 +72,15 @@ pub async fn run(target: Target, slot: String, context: SourceContext, mut looko
                         Err(error) => tracing::debug!(source = &*context.name, %error, "cannot look at the tables"),
                     }
                 });
+                let streams = context.status.get().phase == SourcePhase::Streaming;
+                match more {
+                    // The one who is told ends this.
+                    Ok(Some(table)) if streams => drop(grown.try_send(table)),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::debug!(source = &*context.name, %error, "cannot look for more tables")
+                    }
+                }
             }
             Err(error) => {
                 tracing::debug!(source = &*context.name, %error, "cannot look at the slot");

@@ -23,15 +23,17 @@ pub(super) struct Entry {
     pub mark: Option<u64>,
     /// When its oldest change was committed (or came, for the initial copy), microseconds since the Unix epoch.
     pub since: i64,
-    /// The source reads another log from here on.
+    /// The source reads another log or other tables from here on.
     pub renewal: Option<Renewal>,
 }
 
-/// A source reads another log: what came before has to be durable first, and then nothing of it counts any more.
+/// A source reads another log, or other tables of the same one: what came before has to be durable first.
 #[derive(Clone, Debug)]
 pub(super) struct Renewal {
     /// The source as it is from now on.
     pub announced: Announced,
+    /// Nothing of what came before counts any more: it is another log.
+    pub forget: bool,
     /// Dropped once the lane has done its part.
     pub done: mpsc::Sender<()>,
 }

@@ -63,7 +63,7 @@ pub(super) struct Lane {
     resume: BTreeMap<usize, Position>,
     /// By source index: the last position that was durable.
     durable: BTreeMap<usize, Position>,
-    /// Sources that read another log from here on. Nothing more is taken before that is done.
+    /// Sources that read another log or other tables from here on. Nothing more is taken before that is done.
     renewals: Vec<(usize, Renewal)>,
     backoff: Backoff,
     /// The last problem that was logged.
@@ -306,12 +306,15 @@ impl Lane {
         }
     }
 
-    /// Nothing of the old log counts any more: the sink is opened anew and asked what it holds of the new one.
+    /// The sink is opened anew, with the tables there are now. Where the log is another one, nothing of the old one counts
+    /// any more, and the sink is asked what it holds of the new one.
     fn renew(&mut self) {
         for (source, renewal) in self.renewals.drain(..) {
-            self.resume.remove(&source);
-            self.durable.remove(&source);
-            self.parts.state.view().through.remove(&source);
+            if renewal.forget {
+                self.resume.remove(&source);
+                self.durable.remove(&source);
+                self.parts.state.view().through.remove(&source);
+            }
             self.parts.state.announce(source, renewal.announced);
             drop(renewal.done);
         }

@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::source::{Reloads, SourceStatus, TableProgress};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::copying::Copying;
 use super::lock;
+use crate::registry::SourceComponent;
 
 /// See the module's page.
 pub(super) struct SourceShare {
@@ -16,6 +18,9 @@ pub(super) struct SourceShare {
     pub name: Arc<str>,
     /// What the source says about itself.
     pub status: SourceStatus,
+    component: Mutex<Arc<dyn SourceComponent>>,
+    /// Its section of the file has changed: it is to be opened again.
+    pub reopen: Notify,
     inner: Mutex<Inner>,
     copying: Mutex<Copying>,
 }
@@ -36,13 +41,26 @@ struct Inner {
 }
 
 impl SourceShare {
-    pub fn new(name: Arc<str>) -> Self {
+    pub fn new(name: Arc<str>, component: Arc<dyn SourceComponent>) -> Self {
         SourceShare {
             name,
+            component: Mutex::new(component),
+            reopen: Notify::new(),
             status: SourceStatus::default(),
             inner: Mutex::default(),
             copying: Mutex::new(Copying::new(Instant::now())),
         }
+    }
+
+    /// What opens it.
+    pub fn component(&self) -> Arc<dyn SourceComponent> {
+        Arc::clone(&lock(&self.component))
+    }
+
+    /// From now on it is opened by another section of the file.
+    pub fn replace(&self, component: Arc<dyn SourceComponent>) {
+        *lock(&self.component) = component;
+        self.reopen.notify_one();
     }
 
     /// Whose log it is, once it has been open.

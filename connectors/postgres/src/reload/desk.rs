@@ -25,6 +25,9 @@ pub(super) struct Entry {
     /// The key of the last row that is durable everywhere.
     #[serde(default)]
     pub(super) after: Option<Vec<String>>,
+    /// The table has been emptied, where that was asked for.
+    #[serde(default)]
+    pub(super) emptied: bool,
     #[serde(default)]
     pub(super) rows: u64,
     #[serde(default)]
@@ -100,6 +103,13 @@ impl Desk {
             )
             .remedy(format!("choose one of {}", self.tables.join(", "))));
         }
+        if request.truncate && request.condition.is_some() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "`truncate` empties the whole table, and `where` would load a part of it",
+            )
+            .remedy("leave one of them out"));
+        }
         let mut state = self.lock();
         if state.kept.entries.len() >= MOST {
             return Err(Error::new(
@@ -114,6 +124,7 @@ impl Desk {
             id,
             request,
             after: None,
+            emptied: false,
             rows: 0,
             superseded: 0,
         });
@@ -140,6 +151,7 @@ impl Desk {
                 id,
                 request,
                 after: None,
+                emptied: false,
                 rows: 0,
                 superseded: 0,
             });
@@ -249,6 +261,7 @@ mod tests {
         ReloadRequest {
             table: table.into(),
             condition: None,
+            truncate: false,
         }
     }
 

@@ -21,6 +21,7 @@ use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
 use crate::error::protocol;
 use crate::sql::{self, quote_ident, quote_literal};
+use crate::throttle::Throttle;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 
@@ -46,6 +47,7 @@ pub struct Reader {
     pub merge: Merge,
     pub feedback: Feedback,
     pub budget: Budget,
+    pub throttle: Arc<Throttle>,
 }
 
 /// A chunk that has passed.
@@ -174,6 +176,23 @@ impl Reader {
         let mut ahead = entry.clone();
         let mut must_see = self.merge.lock().watch(at_open.origin.clone());
         let mut shape = self.shape(connection, published, at_open).await?;
+        if entry.request.truncate && !entry.emptied {
+            let latest = self.merge.lock().shape(&at_open.origin);
+            let schema = (&shape.schema, latest.map(|schema| schema.version));
+            let visible = snapshot(connection).await?;
+            let offered = self.offer(connection, entry.id, schema, None, visible);
+            let Merged::Passed { fence, .. } = offered.await? else {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the table has changed its shape meanwhile",
+                ));
+            };
+            ahead.emptied = true;
+            let entry = ahead.clone();
+            passed.push_back(Passed { fence, entry });
+            // What has passed before counts no more: the rows must all come from snapshots that see it.
+            must_see = self.merge.lock().watch(at_open.origin.clone());
+        }
         loop {
             let latest = self.merge.lock().shape(&at_open.origin);
             let latest = latest.map(|schema| schema.version);
@@ -195,7 +214,7 @@ impl Reader {
                 .map(|column| rows.last(column).map(str::to_owned))
                 .collect();
             let last = last.ok_or_else(|| protocol("a key column is NULL"))?;
-            let offered = self.offer(connection, entry.id, (&schema, latest), rows, visible);
+            let offered = self.offer(connection, entry.id, (&schema, latest), Some(rows), visible);
             match offered.await? {
                 Merged::Passed {
                     fence,
@@ -255,11 +274,14 @@ impl Reader {
         connection: &mut Connection,
         id: u64,
         (schema, latest): (&Arc<TableSchema>, Option<u32>),
-        rows: Rows,
+        rows: Option<Rows>,
         visible: Visible,
     ) -> Result<Merged> {
         let fence = format!("{id}-{:016x}", unique());
-        let permit = self.budget.take(rows.size()).await;
+        self.throttle
+            .pass(rows.as_ref().map_or(0, Rows::size))
+            .await?;
+        let permit = self.budget.take(rows.as_ref().map_or(0, Rows::size)).await;
         let (answer, merged) = oneshot::channel();
         self.merge.lock().offer(Offer {
             fence: fence.clone(),

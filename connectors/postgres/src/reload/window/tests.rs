@@ -160,7 +160,7 @@ async fn offer(
         fence: fence.into(),
         schema: Arc::clone(schema),
         passed: Some(schema.version),
-        rows: rows(values),
+        rows: Some(rows(values)),
         permit: Budget::new(1 << 20).take(1).await,
         visible: Visible::parse(visible).expect("a snapshot"),
         answer,

@@ -110,6 +110,25 @@ impl Lab {
         assert_eq!(ended.code(), Some(0), "{ended:?}\n{}", pipeline.log());
     }
 
+    /// Waits until a table has been loaded that nobody asked for.
+    pub async fn loads(&self, pipeline: &mut Pipeline, table: &str) {
+        let what = format!("{table} to be loaded");
+        pipeline
+            .until(PATIENCE, what, async |pipeline| {
+                // None before the source is open again.
+                let (_, body) = pipeline
+                    .get("/api/snapshot")
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let all: Value = serde_json::from_str(&body).map_err(|error| error.to_string())?;
+                let mut requests = all["shop"].as_array().into_iter().flatten();
+                let done = requests.any(|one| one["table"] == table && one["state"] == "done");
+                done.then_some(()).ok_or(body)
+            })
+            .await;
+        self.settle(pipeline).await;
+    }
+
     /// The state sinks, which nobody may write meanwhile, hold exactly what these tables do.
     pub async fn assert_equal(&self, tables: &[&str]) {
         let compare = Compare {
