@@ -75,49 +75,6 @@ fn ids(hits: &[Hit]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn rows_come_change_move_and_go() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let (source, orders) = (source("shop"), orders());
-    let mut sink = sink(dir.path()).await;
-    let mut feed = Feed::new(&source);
-    feed.begin(10);
-    for id in ["1", "2", "3"] {
-        feed.insert(&orders, &row(id, "new"));
-    }
-    let delivered = put_ok(&mut sink, feed.finish()).await;
-    assert_eq!(delivered.written, 3);
-    let mut feed = Feed::new(&source);
-    feed.begin(20)
-        .update(&orders, &row("1", "paid"))
-        .delete(&orders, "2")
-        .rekey(&orders, "3", &row("33", "moved"));
-    put_ok(&mut sink, feed.finish()).await;
-    let rows = all(dir.path());
-    assert_eq!(rows.keys().collect::<Vec<_>>(), ["1", "33"]);
-    assert_eq!(
-        rows["1"],
-        json!({"id": 1, "status": "paid", "note": "gift wrap", "total": "12.50", "address": null})
-    );
-    let mut feed = Feed::new(&source);
-    feed.begin(30)
-        .truncate(&orders)
-        .insert(&orders, &row("4", "new"));
-    put_ok(&mut sink, feed.finish()).await;
-    assert_eq!(all(dir.path()).keys().collect::<Vec<_>>(), ["4"]);
-    assert_eq!(
-        sink.resume(&source).await.expect("resume"),
-        None,
-        "what was there when the sink was opened"
-    );
-    sink.close().await.expect("close");
-    let mut sink = self::sink(dir.path()).await;
-    assert_eq!(
-        sink.resume(&source).await.expect("resume"),
-        Some(position(30, 2))
-    );
-}
-
-#[tokio::test]
 async fn what_was_not_committed_never_happened() {
     let dir = tempfile::tempdir().expect("a folder");
     let (source, orders) = (source("shop"), orders());
