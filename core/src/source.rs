@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -182,8 +183,20 @@ pub struct SourceState {
     pub warning: Option<String>,
     /// Milliseconds since the Unix epoch of the last word from the server.
     pub heard_ms: u64,
+    /// The same by a clock that nobody sets.
+    #[serde(skip)]
+    pub heard: Option<Instant>,
     /// Progress of the initial copy, by table.
     pub snapshot: Vec<TableProgress>,
+}
+
+impl SourceState {
+    /// The server has said something.
+    pub fn heard_now(&mut self) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.heard_ms = since.map_or(0, |since| since.as_millis() as u64);
+        self.heard = Some(Instant::now());
+    }
 }
 
 /// The phases of a source.
@@ -228,5 +241,10 @@ impl SourceStatus {
         if let Ok(mut state) = self.0.lock() {
             change(&mut state);
         }
+    }
+
+    /// The server has said something.
+    pub fn heard(&self) {
+        self.update(SourceState::heard_now);
     }
 }

@@ -23,7 +23,6 @@ use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
 use crate::error::from_sql;
 use crate::sql::{self, quote_ident, quote_literal};
-use crate::stream::now_ms;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 
@@ -294,7 +293,7 @@ async fn hand_on(shared: &Shared, table: usize, rows: Rows) -> Result<()> {
         .await
         .map_err(|_| Error::new(ErrorKind::Stopping, "the pipeline is stopping"))?;
     shared.copy.status.update(|state| {
-        state.heard_ms = now_ms();
+        state.heard_now();
         state.snapshot[table].rows += count;
     });
     shared.log_progress();

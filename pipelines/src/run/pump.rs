@@ -77,6 +77,8 @@ impl Pump {
                 Ok(mut source) => match self.read(source.as_mut()).await {
                     Ok(()) => return (Some(source), Ok(())),
                     Err(Failure::Source(error)) => error,
+                    // The source sends the batch again.
+                    Err(Failure::Flow(error)) if error.kind().policy() == Policy::Retry => error,
                     Err(Failure::Flow(error)) => return (Some(source), Err(error)),
                 },
                 Err(error) => error,

@@ -180,7 +180,10 @@ impl Desk {
             std::fs::rename(&fresh, &self.path)?;
             std::fs::File::open(directory)?.sync_all()
         };
-        write().map_err(|error| storage(&self.path, "cannot be written").source(error))
+        write().map_err(|error| {
+            let kind = ErrorKind::of_storage(&error);
+            failed(kind, &self.path, "cannot be written").source(error)
+        })
     }
 }
 
@@ -215,8 +218,12 @@ impl Reloads for Desk {
 }
 
 fn storage(path: &Path, what: &str) -> Error {
+    failed(ErrorKind::Storage, path, what)
+}
+
+fn failed(kind: ErrorKind, path: &Path, what: &str) -> Error {
     Error::new(
-        ErrorKind::Storage,
+        kind,
         format!("the file of reloads {} {what}", path.display()),
     )
 }

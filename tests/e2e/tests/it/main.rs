@@ -19,4 +19,5 @@ mod memory;
 mod reload;
 mod sink_faults;
 mod source_faults;
+mod stalls;
 mod support;
