@@ -181,6 +181,10 @@ pub struct SourceState {
     pub server: u64,
     /// Bytes of log the slot keeps on the server, when known.
     pub retained_bytes: Option<u64>,
+    /// Transactions that have come in part and not ended yet.
+    pub in_progress: u64,
+    /// Bytes of them that are kept, mostly on disk.
+    pub in_progress_bytes: u64,
     /// Bytes of log that may still be written before the server gives the slot up, when there is such a limit.
     pub safe_bytes: Option<u64>,
     /// What somebody should look at soon, although everything works.

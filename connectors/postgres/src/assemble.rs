@@ -24,16 +24,27 @@ pub enum Step {
 }
 
 /// A relation the stream has described.
+#[derive(Clone)]
 struct Known {
     described: Described,
     /// `None`: in the publication, but not ours.
     schema: Option<Arc<TableSchema>>,
+    /// Of the payload with the description, see [`Assembler::number`].
+    number: u64,
 }
 
 /// The transaction being received.
 struct Current {
     transaction: Transaction,
     ordinal: u64,
+}
+
+/// A transaction that comes whole, after it was sent piece by piece.
+struct Streamed {
+    /// Until its first change.
+    head: Option<Transaction>,
+    /// As its pieces describe them.
+    relations: HashMap<u32, Known>,
 }
 
 /// Collects messages until the caller flushes. Pure: bytes in, batches out.
@@ -43,6 +54,11 @@ pub struct Assembler {
     relations: HashMap<u32, Known>,
     message: Arc<TableSchema>,
     current: Option<Current>,
+    streamed: Option<Streamed>,
+    /// Payloads that have come.
+    numbered: u64,
+    /// Of the last description.
+    described: u64,
     /// Everything that ends at or below this has been taken in.
     through: Lsn,
     /// What the batches so far have said.
@@ -61,6 +77,9 @@ impl Assembler {
             relations: HashMap::new(),
             message,
             current: None,
+            streamed: None,
+            numbered: 0,
+            described: 0,
             through: from,
             said: from,
             last: None,
@@ -116,7 +135,14 @@ impl Assembler {
                     current.transaction.origin = Some(String::from_utf8_lossy(name).into());
                 }
             }
-            Message::Relation(relation) => return self.relation(&relation),
+            Message::Relation(relation) => {
+                // Descriptions have no LSN; those in pieces were kept with their number.
+                self.described = match self.streamed {
+                    Some(_) => wal_start.0,
+                    None => self.numbered,
+                };
+                return self.relation(&relation);
+            }
             Message::Type { .. } => {}
             Message::Truncate { relations, .. } => {
                 for relation in relations.iter() {
@@ -143,7 +169,7 @@ impl Assembler {
             | Message::CommitPrepared { .. }
             | Message::RollbackPrepared { .. } => {
                 return Err(protocol(
-                    "the server sent a message that protocol version 1 does not have",
+                    "the server sent a message that was not asked for, or has no place here",
                 ));
             }
         }
@@ -151,21 +177,96 @@ impl Assembler {
     }
 
     fn begin(&mut self, commit_lsn: u64, commit_time: i64, xid: u32) -> Result<()> {
-        if self.current.is_some() {
-            return Err(protocol("a transaction began inside another"));
-        }
-        let transaction = Transaction {
+        self.begin_with(Transaction {
             commit: Lsn(commit_lsn),
             commit_micros: commit_time + EPOCH_MICROS,
             xid,
             origin: None,
-            previous_commit: self.previous_commit(),
-        };
+            previous_commit: None,
+        })
+    }
+
+    fn begin_with(&mut self, head: Transaction) -> Result<()> {
+        if self.current.is_some() {
+            return Err(protocol("a transaction began inside another"));
+        }
         self.current = Some(Current {
-            transaction,
+            transaction: Transaction {
+                previous_commit: self.previous_commit(),
+                ..head
+            },
             ordinal: 0,
         });
         Ok(())
+    }
+
+    /// Counts a payload as it comes. Descriptions of a table, in pieces of transactions in progress and outside, are told
+    /// apart by it: the latest that came is what the server goes by.
+    pub fn number(&mut self) -> u64 {
+        self.numbered += 1;
+        self.numbered
+    }
+
+    /// A transaction begins whose pieces came before its commit: [`Assembler::take_piece`] takes them, and
+    /// [`Assembler::end_streamed`] ends it. With `empty_too` it counts as sent although no change is left of it, as
+    /// without streaming before PostgreSQL 15.
+    ///
+    /// # Errors
+    /// Of kind `Protocol`, inside another.
+    pub fn begin_streamed(&mut self, head: Transaction, empty_too: bool) -> Result<()> {
+        if self.current.is_some() || self.streamed.is_some() {
+            return Err(protocol("a transaction ended inside another"));
+        }
+        let head = if empty_too {
+            self.begin_with(head)?;
+            None
+        } else {
+            Some(head)
+        };
+        self.streamed = Some(Streamed {
+            head,
+            relations: HashMap::new(),
+        });
+        Ok(())
+    }
+
+    /// As [`Assembler::take`], for a message of the transaction that began last, without the xid it carried.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take_piece(&mut self, block: &[u8], start: usize, end: usize, lsn: Lsn) -> Result<Step> {
+        if let Some(streamed) = &mut self.streamed
+            && matches!(block[start], b'I' | b'U' | b'D' | b'T' | b'M')
+            && let Some(head) = streamed.head.take()
+        {
+            self.begin_with(head)?;
+        }
+        self.take(block, start, end, lsn)
+    }
+
+    /// It has ended, and its commit record at `end`.
+    ///
+    /// # Errors
+    /// Of kind `Protocol`, when none began.
+    pub fn end_streamed(&mut self, end: Lsn) -> Result<()> {
+        let Some(streamed) = self.streamed.take() else {
+            return Err(protocol("a transaction ended that did not begin"));
+        };
+        // The server describes a table again to everybody once it has another shape. Whatever came last is what it takes
+        // to be known from now on, in whichever order the transactions commit.
+        for (relation, known) in streamed.relations {
+            let newer = |last: &Known| last.number >= known.number;
+            if !self.relations.get(&relation).is_some_and(newer) {
+                self.relations.insert(relation, known);
+            }
+        }
+        match &self.current {
+            Some(current) => self.commit(current.transaction.commit, end),
+            None => {
+                self.through = self.through.max(end);
+                Ok(())
+            }
+        }
     }
 
     fn commit(&mut self, commit: Lsn, end: Lsn) -> Result<()> {
@@ -222,20 +323,40 @@ impl Assembler {
                 })
                 .collect::<Result<_>>()?,
         };
-        match self.relations.get(&relation.oid) {
-            Some(known) if known.described == described => Ok(Step::Taken),
+        let own = self
+            .streamed
+            .as_ref()
+            .and_then(|streamed| streamed.relations.get(&relation.oid));
+        match own.or_else(|| self.relations.get(&relation.oid)) {
+            Some(known) if known.described == described => {
+                let schema = known.schema.clone();
+                self.define(described, schema);
+                Ok(Step::Taken)
+            }
             _ => Ok(Step::Define(described)),
         }
     }
 
     /// Answers [`Step::Define`]; `None` leaves the table out.
     pub fn define(&mut self, described: Described, schema: Option<Arc<TableSchema>>) {
-        self.relations
-            .insert(described.relation, Known { described, schema });
+        let known = Known {
+            described,
+            schema,
+            number: self.described,
+        };
+        self.relations_mut().insert(known.described.relation, known);
     }
 
-    fn row_schema(&self, relation: u32) -> Result<Option<Arc<TableSchema>>> {
-        match self.relations.get(&relation) {
+    /// As the transaction sees them that is being received: one that was streamed has been told of each again.
+    fn relations_mut(&mut self) -> &mut HashMap<u32, Known> {
+        match &mut self.streamed {
+            Some(streamed) => &mut streamed.relations,
+            None => &mut self.relations,
+        }
+    }
+
+    fn row_schema(&mut self, relation: u32) -> Result<Option<Arc<TableSchema>>> {
+        match self.relations_mut().get(&relation) {
             Some(known) => Ok(known.schema.clone()),
             None => Err(protocol(format!(
                 "a row of relation {relation} came before its description"
@@ -362,6 +483,11 @@ impl Assembler {
     /// Everything that ends at or below this has been taken in.
     pub fn through(&self) -> Lsn {
         self.through
+    }
+
+    /// What the batches so far have said.
+    pub fn said(&self) -> Lsn {
+        self.said
     }
 
     /// Whether every transaction that began has ended.

@@ -66,6 +66,9 @@ pub struct PostgresConfig {
     /// Create the slot so that standbys have it too and it survives a failover. PostgreSQL 17 and newer.
     #[serde(default)]
     pub failover: bool,
+    /// Whether large transactions are received while they are still in progress.
+    #[serde(default)]
+    pub streaming: Streaming,
     /// Decode PREPARE TRANSACTION as it happens. Not available in this version: only `false` is accepted.
     #[serde(default)]
     pub two_phase: bool,
@@ -88,6 +91,17 @@ pub enum SnapshotMode {
     Never,
     /// `initial` with `on_slot_lost = "resync"`.
     WhenNeeded,
+}
+
+/// Whether transactions that outgrow the server's `logical_decoding_work_mem` are received while they are in progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Streaming {
+    /// The server keeps them, and sends them when they have committed.
+    #[default]
+    Off,
+    /// They are kept here, in files in the state directory, and go on when they have committed.
+    On,
 }
 
 /// What to do when changes can no longer be read without a gap.

@@ -2,7 +2,8 @@
 //!
 //! `wire` speaks the protocol, `pgoutput` reads its payloads (pure, no I/O), `catalog` knows types and keys,
 //! `publication` and `slot` keep the server's side in order, `standing` judges whether the log can be continued,
-//! `opening` decides what to do about it, `snapshot` copies tables, `stream` follows the log, `reload` loads tables again
+//! `opening` decides what to do about it, `snapshot` copies tables, `stream` follows the log, `streamed` keeps transactions that are
+//! still in progress, `reload` loads tables again
 //! inside it, `ledger` records how far all that came,
 //! `assemble` turns messages into batches, `lookout` sees what the stream never says. Everything that is plain SQL goes through `tokio-postgres`.
 
@@ -28,10 +29,11 @@ mod sql;
 mod standing;
 mod state;
 mod stream;
+mod streamed;
 mod throttle;
 mod types;
 mod watch;
 pub mod wire;
 
-pub use config::{OnSlotLost, PostgresConfig, SnapshotMode};
+pub use config::{OnSlotLost, PostgresConfig, SnapshotMode, Streaming};
 pub use source::{PostgresFactory, describe};

@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Described, Published, require_identity};
-use crate::config::{OnSlotLost, PostgresConfig};
+use crate::config::{OnSlotLost, PostgresConfig, Streaming};
 use crate::extent::{self, Recorder};
 use crate::ledger::Ledger;
 use crate::lookout::Lookout;
@@ -450,6 +450,8 @@ impl Driver {
             ledger,
             status_interval: self.config.status_interval.0,
             nap: Duration::from_micros(self.config.coalesce_micros.into()),
+            streaming: self.config.streaming == Streaming::On,
+            directory: self.context.state,
             batches: self.batches,
             feedback: self.context.feedback,
             budget: self.context.budget,

@@ -406,6 +406,9 @@ impl Inner {
             set_or_remove(&metrics.source_lag, labels, lag(&state, source.confirmed()));
             set_or_remove(&metrics.slot_retained, labels, state.retained_bytes);
             set_or_remove(&metrics.slot_safe, labels, state.safe_bytes);
+            set_or_remove(&metrics.in_progress, labels, Some(state.in_progress));
+            let kept = Some(state.in_progress_bytes);
+            set_or_remove(&metrics.in_progress_bytes, labels, kept);
             let connected = matches!(state.phase, SourcePhase::Snapshot | SourcePhase::Streaming);
             metrics
                 .source_connected
