@@ -28,6 +28,10 @@ pub struct Seen {
     pub position: Position,
     pub phase: Phase,
     pub xid: u32,
+    pub lsn: Lsn,
+    pub micros: i64,
+    pub origin: Option<String>,
+    pub previous_commit: Option<Lsn>,
 }
 
 impl Seen {
@@ -150,6 +154,7 @@ impl Opened {
         self.batches += 1;
         for change in batch.changes() {
             let schema = batch.schema(change);
+            let transaction = batch.transaction(change);
             self.seen.push(Seen {
                 op: change.op,
                 table: schema.id.to_string(),
@@ -162,7 +167,11 @@ impl Opened {
                     .collect(),
                 position: batch.position(change),
                 phase: batch.phase,
-                xid: batch.transaction(change).xid,
+                xid: transaction.xid,
+                lsn: change.lsn,
+                micros: transaction.commit_micros,
+                origin: transaction.origin.as_deref().map(str::to_owned),
+                previous_commit: transaction.previous_commit,
             });
         }
         self.mark = batch.mark.unwrap_or(self.mark);

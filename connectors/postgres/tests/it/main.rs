@@ -11,4 +11,5 @@ mod lost;
 mod preflight;
 mod resume;
 mod stream;
+mod streamed;
 mod tables;
