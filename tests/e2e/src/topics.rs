@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Header, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::Value;
 
@@ -58,7 +58,74 @@ fn consumer(bootstrap: &str, isolation: &str) -> BaseConsumer {
         .expect("a consumer")
 }
 
+/// How often each number from 1 to `most` is the `id` of a key among the committed records of a topic that may be too large
+/// to be held; the first number that is not there exactly once, if there is one.
+///
+/// # Panics
+/// As [`read`], but with a deadline.
+pub async fn not_once(
+    bootstrap: &str,
+    topic: &str,
+    most: u64,
+    deadline: Duration,
+) -> Option<(u64, u8)> {
+    let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+    let visit = move || {
+        let mut times = Times::new(most);
+        visit(&bootstrap, &topic, deadline, |message| {
+            times.add(message.key().expect("a key"));
+        });
+        times.not_once()
+    };
+    tokio::task::spawn_blocking(visit)
+        .await
+        .expect("the reader")
+}
+
+/// How often the numbers from 1 on have come.
+pub struct Times(Vec<u8>);
+
+impl Times {
+    /// Up to `most`.
+    pub fn new(most: u64) -> Self {
+        Times(vec![0; most as usize + 1])
+    }
+
+    /// Counts the number in a key, `{"id":1}`.
+    ///
+    /// # Panics
+    /// When it is another kind of key, or beyond the end.
+    pub fn add(&mut self, key: &[u8]) {
+        let number = key
+            .strip_prefix(br#"{"id":"#)
+            .and_then(|rest| rest.strip_suffix(b"}"))
+            .and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<usize>().ok());
+        let number = number.unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(key)));
+        self.0[number] = self.0[number].saturating_add(1);
+    }
+
+    /// The first number that has not come exactly once, and how often it has.
+    pub fn not_once(&self) -> Option<(u64, u8)> {
+        let mut times = (0..).zip(self.0.iter().copied()).skip(1);
+        times.find(|(_, times)| *times != 1)
+    }
+}
+
 fn read_blocking(bootstrap: &str, topic: &str) -> Vec<Record> {
+    let mut records = Vec::new();
+    visit(bootstrap, topic, DEADLINE, |message| {
+        records.push(record(message));
+    });
+    records.sort_by_key(|record| (record.partition, record.offset));
+    records
+}
+
+fn visit(
+    bootstrap: &str,
+    topic: &str,
+    deadline: Duration,
+    mut visitor: impl FnMut(&BorrowedMessage<'_>),
+) {
     let committed = consumer(bootstrap, "read_committed");
     let uncommitted = consumer(bootstrap, "read_uncommitted");
     let metadata = committed
@@ -66,7 +133,7 @@ fn read_blocking(bootstrap: &str, topic: &str) -> Vec<Record> {
         .expect("metadata");
     let partitions = metadata.topics()[0].partitions().len() as i32;
     assert!(partitions > 0, "topic {topic} is missing");
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + deadline;
     let end = |consumer: &BaseConsumer, partition| {
         consumer
             .fetch_watermarks(topic, partition, DEADLINE)
@@ -86,23 +153,22 @@ fn read_blocking(bootstrap: &str, topic: &str) -> Vec<Record> {
             .expect("an offset");
     }
     committed.assign(&from).expect("an assignment");
-    let mut records = Vec::new();
-    let mut ended = 0;
+    let (mut ended, mut count) = (0, 0_u64);
     while ended < partitions {
         assert!(
             Instant::now() < deadline,
-            "the end of {topic} was not reached; {} records so far",
-            records.len()
+            "the end of {topic} was not reached; {count} records so far"
         );
         match committed.poll(Duration::from_millis(100)) {
-            Some(Ok(message)) => records.push(record(&message)),
+            Some(Ok(message)) => {
+                count += 1;
+                visitor(&message);
+            }
             Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
             Some(Err(error)) => panic!("{topic}: {error}"),
             None => {}
         }
     }
-    records.sort_by_key(|record| (record.partition, record.offset));
-    records
 }
 
 /// All records of a file that the `file` sink wrote. Tombstones are not among them.

@@ -15,11 +15,11 @@ use lockstep_kit::Component::{
 };
 use lockstep_kit::kafka::Kafka;
 use lockstep_kit::opensearch::OpenSearch;
-use lockstep_kit::postgres::Postgres;
+use lockstep_kit::postgres::{Postgres, PostgresOptions};
 use lockstep_kit::redis::Redis;
-use lockstep_kit::{require, unique};
+use lockstep_kit::{require, require_own, unique};
 
-use crate::support::{list, tables};
+use crate::support::{end_of_log, events, list, source, tables};
 
 /// From the last kill to everything being there.
 const CATCH_UP: Duration = Duration::from_secs(120);
@@ -328,4 +328,97 @@ path = "{folder}/{{table}}.jsonl"
             == begin.ledger.len(),
         "copied once"
     );
+}
+
+/// Until the beginning of a transaction that is still open has come.
+async fn wait_in_progress(pipeline: &mut Pipeline, bytes: u64) {
+    pipeline
+        .until(CATCH_UP, "a transaction in progress", async |pipeline| {
+            let source = pipeline.status().await["sources"]["shop"].clone();
+            let kept = source["in_progress_bytes"].as_u64().unwrap_or(0);
+            (source["in_progress"] == 1 && kept >= bytes)
+                .then_some(())
+                .ok_or_else(|| format!("{} bytes of {}", kept, source["in_progress"]))
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_while_a_transaction_is_in_progress_lose_and_double_nothing() {
+    require!(NeedsKafka);
+    require_own!(NeedsPostgres(17));
+    const ROWS: u64 = 120_000;
+    let insert = |from: u64, to: u64| {
+        format!("INSERT INTO t SELECT n, repeat('x', 100) FROM generate_series({from}, {to}) n")
+    };
+    let mut random = Random::from_environment();
+    let server = Postgres::start(PostgresOptions::new(17)).await;
+    let database = server.database("shop").await;
+    let set = format!(
+        "ALTER DATABASE \"{}\" SET logical_decoding_work_mem = '1MB'",
+        database.name()
+    );
+    database.execute(&set).await;
+    database
+        .execute("CREATE TABLE t (id bigint PRIMARY KEY, note text)")
+        .await;
+    let kafka = Kafka::shared().await;
+    let name = unique("progress");
+    let setup = Setup::new(&name, |_| {
+        source(database.url(), &name, &["t"])
+            + "streaming = \"on\"\n"
+            + &events(kafka.bootstrap(), &name, "")
+    });
+    let mut pipeline = setup.start_ready().await;
+    pipeline.wait_streaming("shop").await;
+    let open = database.client().await;
+    open.batch_execute("BEGIN").await.expect("begun");
+    for part in 0..3 {
+        // Beyond what is kept in memory: there are files.
+        let from = part * 40_000;
+        let sql = insert(from + 1, from + 40_000);
+        open.batch_execute(&sql).await.expect("inserted");
+        // What is rolled back comes again, too.
+        let sql = format!(
+            "SAVEPOINT a; {}; ROLLBACK TO a",
+            insert(ROWS + 1, ROWS + 9_000)
+        );
+        open.batch_execute(&sql).await.expect("rolled back");
+        wait_in_progress(&mut pipeline, 5_000_000 * (part + 1)).await;
+        tokio::time::sleep(random.millis(0, 50)).await;
+        pipeline.kill9();
+        pipeline = setup.start();
+    }
+    wait_in_progress(&mut pipeline, 15_000_000).await;
+    open.batch_execute("COMMIT").await.expect("committed");
+    // Now and then while it goes on.
+    for _ in 0..3 {
+        tokio::time::sleep(random.millis(0, 1_000)).await;
+        pipeline.kill9();
+        pipeline = setup.start();
+    }
+    let end = end_of_log(&database).await;
+    pipeline.wait_visible("shop", &end, CATCH_UP).await;
+    pipeline
+        .until(CATCH_UP, "nothing to be in progress", async |pipeline| {
+            let source = pipeline.status().await["sources"]["shop"].clone();
+            let kept = source["in_progress_bytes"].to_string();
+            (kept == "0").then_some(()).ok_or(kept)
+        })
+        .await;
+    assert!(pipeline.terminate(CATCH_UP).await.success());
+    let topic = format!("{name}.t");
+    let wrong = topics::not_once(kafka.bootstrap(), &topic, ROWS, CATCH_UP).await;
+    assert_eq!(wrong, None);
+    // Nothing of the killed is left behind.
+    let folder = setup.state().join("sources").join("shop");
+    for entry in std::fs::read_dir(folder).expect("the source's state") {
+        let entry = entry.expect("an entry");
+        let length = entry.metadata().expect("metadata").len();
+        assert!(
+            length < 100_000,
+            "{:?} has {length} bytes",
+            entry.file_name()
+        );
+    }
 }
