@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
+use async_trait::async_trait;
 use lockstep_core::batch::Batch;
 use lockstep_core::position::Position;
 use lockstep_core::schema::{TableId, TableSchema};
@@ -75,6 +76,7 @@ impl TransformFactory for WitnessTransform {
     }
 }
 
+#[async_trait]
 impl Transform for WitnessTransform {
     fn bind(&mut self, schema: &Arc<TableSchema>) -> Result<()> {
         let mut state = self.witness.state();
@@ -89,7 +91,7 @@ impl Transform for WitnessTransform {
         Ok(())
     }
 
-    fn apply(&mut self, batch: Batch) -> Result<Batch> {
+    async fn apply(&mut self, batch: Arc<Batch>) -> Result<Arc<Batch>> {
         let mut state = self.witness.state();
         if let Some(kind) = state.fail {
             return Err(error(kind));
@@ -104,7 +106,9 @@ impl Transform for WitnessTransform {
                 let stays = |change: &&lockstep_core::batch::Change| {
                     &*batch.schema(change).origin.name != table
                 };
-                batch.with_changes(batch.changes().iter().filter(stays).copied().collect())
+                Arc::new(
+                    batch.with_changes(batch.changes().iter().filter(stays).copied().collect()),
+                )
             }
             None => batch,
         };
@@ -114,7 +118,9 @@ impl Transform for WitnessTransform {
         let renamed = |schema: &Arc<TableSchema>| {
             Arc::clone(&self.renamed[&(Arc::as_ptr(schema) as usize)].1)
         };
-        Ok(batch.with_schemas(batch.schemas().iter().map(renamed).collect()))
+        Ok(Arc::new(batch.with_schemas(
+            batch.schemas().iter().map(renamed).collect(),
+        )))
     }
 
     fn persist(&mut self) -> Result<()> {
