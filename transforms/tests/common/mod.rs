@@ -410,11 +410,21 @@ impl Place {
         tables: &[&Arc<TableSchema>],
         letters: &Arc<Letters>,
     ) -> Box<dyn Transform> {
+        self.open_as(self.section(json), tables, letters)
+    }
+
+    /// The same under a section with a store of its own.
+    pub fn open_as(
+        &self,
+        section: Json,
+        tables: &[&Arc<TableSchema>],
+        letters: &Arc<Letters>,
+    ) -> Box<dyn Transform> {
         let context = TransformContext {
             pipeline: self.pipeline.as_str().into(),
             ..context(&self.folder(), Arc::clone(letters))
         };
-        let mut dedupe = Dedupe::open(&config(self.section(json)), context).unwrap();
+        let mut dedupe = Dedupe::open(&config(section), context).unwrap();
         for table in tables {
             dedupe.bind(table).unwrap();
         }

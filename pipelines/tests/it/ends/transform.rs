@@ -32,6 +32,7 @@ pub struct WitnessState {
     /// Tables become this one.
     pub rename: Option<&'static str>,
     pub fail: Option<ErrorKind>,
+    pub fail_ready: Option<ErrorKind>,
     pub fail_persist: bool,
     pub panic: bool,
 }
@@ -89,6 +90,11 @@ impl Transform for WitnessTransform {
                 .insert(address, (Arc::clone(schema), Arc::new(renamed)));
         }
         Ok(())
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        let fail = self.witness.state().fail_ready;
+        fail.map_or(Ok(()), |kind| Err(error(kind)))
     }
 
     async fn apply(&mut self, batch: Arc<Batch>) -> Result<Arc<Batch>> {

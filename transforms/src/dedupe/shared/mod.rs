@@ -263,7 +263,6 @@ impl Shared {
         if let Some(known) = &mut self.known {
             known.writes = writes;
         }
-        self.measure().await?;
         Ok(Attempt::Done)
     }
 
@@ -317,6 +316,7 @@ impl Shared {
             }
             self.count(keys, held);
         }
+        self.measure().await?;
         Ok(Attempt::Done)
     }
 

@@ -21,7 +21,7 @@ if before ~= number then
   end
   if not read then
     -- What is known from it is to be removed: the sweeper goes round from the beginning.
-    redis.call('HSET', meta, 'given:' .. before, 1, 'oldest:claims', 0, 'oldest:rows', 0)
+    redis.call('HSET', meta, 'given:' .. before, 1, 'oldest:claims', '-1e30', 'oldest:rows', '-1e30')
     redis.call('HDEL', meta, 'time:' .. before, 'cursor:claims', 'cursor:rows', 'cycle:claims', 'cycle:rows')
   end
   redis.call('HINCRBY', meta, 'logs', 1)
