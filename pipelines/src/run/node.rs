@@ -106,7 +106,10 @@ impl Node {
         loop {
             let ready = self.state.lock().await.transform.ready().await;
             match ready {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    waiting.over();
+                    return Ok(());
+                }
                 Err(error) => waiting.after(error).await?,
             }
         }
@@ -125,7 +128,7 @@ impl Node {
                 Err(error) => waiting.after(error).await?,
             }
         };
-        drop(waiting);
+        waiting.over();
         if batch.through != through {
             // Confirming what a transform made up would lose changes (I1).
             let message = "the transform changed how far a batch reaches";
@@ -214,11 +217,20 @@ impl<'a> Waiting<'a> {
     }
 }
 
+impl Waiting<'_> {
+    /// It works.
+    fn over(self) {
+        if self.logged.is_some() {
+            let attempts = self.backoff.failures();
+            tracing::info!(transform = %self.node.name, attempts, "goes on");
+        }
+    }
+}
+
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if self.logged.is_some() {
             *lock(&self.node.problem) = None;
-            tracing::info!(transform = %self.node.name, attempts = self.backoff.failures(), "goes on");
         }
     }
 }

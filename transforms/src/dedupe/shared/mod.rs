@@ -19,7 +19,10 @@
 
 mod preflight;
 mod record;
+#[cfg(test)]
+mod tests;
 mod wire;
+mod written;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
@@ -31,14 +34,14 @@ use lockstep_redis::{Command, Link, Node, Server};
 use redis::Value;
 
 use super::config::{OnLost, RedisStore};
-use super::digest::Digest;
 use super::expiry::GRACE_MICROS;
-use super::history::{Claim, Fact, History, Moment, Standing};
-use super::judge::{self, Case, Memory, Stood, Verdict, Window};
-use super::notes::{Entry, Logs, Notes, Table};
+use super::history::Moment;
+use super::judge::{self, Case, Verdict, Window};
+use super::notes::{Logs, Notes};
 pub(super) use preflight::look;
 use record::{Known, Record};
 use wire::{Answer, Args, Keys, Meta, SCRIPTS};
+use written::{Changed, collect, fill};
 
 /// Changes with the layout of what is kept.
 const FORMAT: u64 = 1;
@@ -211,6 +214,12 @@ impl Shared {
 
     async fn attempt(&mut self, cases: &[Case], verdicts: &mut Vec<Verdict>) -> Result<Attempt> {
         self.ready().await?;
+        let mut moments = cases.iter().filter_map(Case::at);
+        if moments.any(|at| !self.logs.counts(at.source)) {
+            // The next attempt begins by saying which log it is.
+            let message = "another replica reads another log of this source";
+            return Err(Error::new(ErrorKind::Busy, message).at(self.server.place()));
+        }
         self.notes.clear(0);
         for case in cases {
             if let Some(key) = case.key() {
@@ -438,99 +447,4 @@ impl Shared {
 fn new_generation() -> String {
     let random = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", random(), random())
-}
-
-/// Puts histories where they belong, which come in the table's own order. `None` when they are none.
-fn fill<F: Fact>(table: &mut Table<F>, values: Option<Value>, logs: &Logs) -> Option<()> {
-    let Some(Value::Array(values)) = values else {
-        return None;
-    };
-    if values.len() != table.len() {
-        return None;
-    }
-    for (entry, value) in table.values_mut().zip(values) {
-        match value {
-            Value::Nil => {}
-            Value::BulkString(stored) => {
-                entry.history = History::read(&stored)?;
-                entry.history.forget(|log| logs.counts(log));
-                entry.stored = stored;
-            }
-            _ => return None,
-        }
-    }
-    Some(())
-}
-
-/// A history that is to be written.
-struct Changed {
-    is_key: bool,
-    digest: Digest,
-    was: Vec<u8>,
-    is: Vec<u8>,
-    /// What it ages from.
-    since: i64,
-}
-
-fn collect<F: Fact>(table: &Table<F>, is_key: bool, out: &mut Vec<Changed>) {
-    let changed = table.iter().filter(|(_, entry)| entry.changed);
-    out.extend(changed.map(|(digest, entry)| {
-        let mut is = Vec::new();
-        entry.history.write(&mut is);
-        Changed {
-            is_key,
-            digest: *digest,
-            was: entry.stored.clone(),
-            is,
-            since: entry.history.latest().map_or(0, Fact::since),
-        }
-    }));
-}
-
-impl Notes {
-    fn claims_of(&mut self, key: Digest) -> Result<&mut Entry<Claim>> {
-        self.claims.get_mut(&key).ok_or_else(unfetched)
-    }
-
-    fn row(&mut self, row: Digest) -> Result<&mut Entry<Standing>> {
-        self.rows.get_mut(&row).ok_or_else(unfetched)
-    }
-}
-
-fn unfetched() -> Error {
-    let message = "the judge asks about something that was not looked up";
-    Error::new(ErrorKind::Protocol, message).remedy("this is a defect of lockstep; report it")
-}
-
-impl Memory for Notes {
-    fn claim(&mut self, key: Digest, now: &Moment) -> Result<Option<Claim>> {
-        Ok(self.claims_of(key)?.history.known(now).copied())
-    }
-
-    fn add_claim(&mut self, key: Digest, claim: Claim) -> Result<()> {
-        let entry = self.claims_of(key)?;
-        entry.history.add(claim);
-        entry.changed = true;
-        Ok(())
-    }
-
-    fn standing(&mut self, row: Digest, now: &Moment) -> Result<Stood> {
-        Ok(Stood::of(&self.row(row)?.history, now))
-    }
-
-    fn add_standing(&mut self, row: Digest, standing: Standing) -> Result<()> {
-        let entry = self.row(row)?;
-        entry.history.add(standing);
-        entry.changed = true;
-        Ok(())
-    }
-
-    fn next_sequence(&mut self) -> u64 {
-        self.sequence += 1;
-        self.sequence
-    }
-
-    fn sequence(&self) -> u64 {
-        self.sequence
-    }
 }
