@@ -24,6 +24,7 @@ metrics! {
     SLOT_RETAINED_BYTES = "lockstep_slot_retained_bytes" ["source"] "How much log does the slot keep on the server's disk?";
     SLOT_SAFE_BYTES = "lockstep_slot_safe_bytes" ["source"] "How much more log may be written before the server gives the slot up?";
     SOURCE_CONNECTED = "lockstep_source_connected" ["source"] "Is the source streaming (1) or not (0)?";
+    SOURCE_GAPS = "lockstep_source_gaps" ["source"] "How many tables are asked for, and their changes do not come?";
     SOURCE_RECEIVED_BYTES = "lockstep_source_received_bytes_total" ["source"] "How many bytes of changes came in?";
     CHANGES = "lockstep_changes_total" ["source", "table", "op"] "How many changes came in, by table and operation?";
     TRANSACTIONS = "lockstep_transactions_total" ["source"] "How many transactions came in?";

@@ -15,7 +15,7 @@ use crate::state::StateFile;
 use crate::types::TypeCache;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
-use crate::{opening, publication, slot, sql, watch};
+use crate::{opening, publication, slot, sql, throttle, watch};
 
 /// Looks at everything `run` would need, and at what it remembers in `state`.
 pub async fn run(config: &PostgresConfig, name: &str, state: &Path) -> Vec<Finding> {
@@ -85,6 +85,7 @@ async fn look(
         }
     }
     senders(&client, findings).await?;
+    findings.extend(throttle::sees_load(&client, config).await?);
     tables(client, config, version, name, &target.user, findings).await
 }
 

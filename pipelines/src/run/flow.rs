@@ -138,6 +138,12 @@ impl Flow {
     /// future is dropped, no lane has got anything of it.
     pub async fn send(&self, batch: Batch) -> Result<()> {
         let through = batch.through;
+        if let Some(mark) = batch.mark {
+            for outlet in &self.outlets {
+                outlet.lane.inbox.push(Entry::marker(self.source, mark));
+            }
+            return Ok(());
+        }
         let mut made: Vec<Made> = vec![Vec::new(); self.steps.len() + 1];
         if !batch.changes().is_empty() {
             made[0].push(Arc::new(batch));

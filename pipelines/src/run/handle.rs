@@ -1,7 +1,7 @@
 //! A running pipeline, seen from outside.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lockstep_core::memory::Budget;
@@ -16,9 +16,10 @@ use tokio::time::Instant;
 use super::copying::remaining;
 use super::lane_state::LaneState;
 use super::node::Node;
-use super::now_micros;
 use super::replay::{self, Reports};
 use super::source_state::SourceShare;
+use super::{lock, now_micros};
+use crate::file::{Fingerprint, Pipeline};
 use crate::letters::{Desk, Head, Letter, Selection};
 use crate::metrics::Metrics;
 use crate::status::{MemoryStatus, SinkPhase, SinkReport, SourceReport, Status, TransformReport};
@@ -92,6 +93,8 @@ impl std::fmt::Debug for Handle {
 }
 
 pub(super) struct Inner {
+    /// Of the file as it is carried out.
+    pub fingerprint: Mutex<Fingerprint>,
     pub pipeline: Arc<str>,
     pub started: Instant,
     pub budget: Budget,
@@ -109,6 +112,43 @@ impl Handle {
 
     pub(super) fn inner(&self) -> Arc<Inner> {
         Arc::clone(&self.0)
+    }
+
+    /// Carries out the sources' sections of another reading of the file; their names, and what has changed of them. Those
+    /// sources are opened again: tables that have come are followed and loaded.
+    ///
+    /// # Errors
+    /// Of kind `Setup`, and nothing is done, when something else has changed: that takes a restart.
+    pub fn adopt(&self, pipeline: &Pipeline) -> Result<Vec<String>> {
+        let mut fingerprint = lock(&self.0.fingerprint);
+        let changed = fingerprint.changed(&pipeline.fingerprint);
+        let mut sources = Vec::new();
+        let mut others = Vec::new();
+        for part in &changed {
+            let name = part.strip_prefix("sources.");
+            let known = |share: &&Arc<SourceShare>| Some(&*share.name) == name;
+            let share = self.0.sources.iter().find(known);
+            let component = pipeline
+                .plan
+                .sources
+                .iter()
+                .position(|source| Some(&**source) == name)
+                .map(|index| Arc::clone(&pipeline.sources[index]));
+            match share.zip(component) {
+                Some(both) => sources.push(both),
+                None => others.push(part.as_str()),
+            }
+        }
+        if !others.is_empty() {
+            let message = format!("{} changed, which takes a restart", others.join(", "));
+            return Err(Error::new(ErrorKind::Setup, message)
+                .remedy("restart lockstep; it goes on as before until then"));
+        }
+        for (share, component) in sources {
+            share.replace(component);
+        }
+        *fingerprint = pipeline.fingerprint.clone();
+        Ok(changed)
     }
 
     /// Everything about the pipeline, as it is now.
@@ -376,6 +416,9 @@ impl Inner {
                 .source_connected
                 .with_label_values(labels)
                 .set(i64::from(connected));
+            let gaps = state.notices.iter().filter(|notice| notice.gap).count();
+            let gauge = metrics.source_gaps.with_label_values(labels);
+            gauge.set(signed(gaps as u64));
             for progress in &state.snapshot {
                 let labels = &[&*source.name, &*progress.table];
                 // A table that was never analysed has no estimate.
@@ -488,13 +531,20 @@ fn source_problem(source: &SourceShare) -> Option<String> {
                     heard / 1000
                 ))
             } else {
-                None
+                gaps(&state).map(|gaps| format!("{place}: {gaps}"))
             }
         }
         SourcePhase::Connecting => Some(format!("{place}: {}", problem.unwrap_or("connecting"))),
         SourcePhase::Waiting => Some(format!("{place}: {}", problem.unwrap_or("waiting"))),
         SourcePhase::Stopped => Some(format!("{place}: {}", problem.unwrap_or("stopped"))),
     }
+}
+
+/// What does not come of what was asked for.
+fn gaps(state: &SourceState) -> Option<String> {
+    let gaps = state.notices.iter().filter(|notice| notice.gap);
+    let gaps: Vec<String> = gaps.map(ToString::to_string).collect();
+    (!gaps.is_empty()).then(|| gaps.join("; "))
 }
 
 fn lane_problem(lane: &LaneState) -> Option<String> {

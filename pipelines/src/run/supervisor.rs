@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lockstep_core::error::At;
@@ -51,7 +51,10 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
     let sources: Vec<_> = plan
         .sources
         .iter()
-        .map(|name| Arc::new(SourceShare::new(Arc::clone(name))))
+        .zip(&pipeline.sources)
+        .map(|(name, component)| {
+            Arc::new(SourceShare::new(Arc::clone(name), Arc::clone(component)))
+        })
         .collect();
     let lanes: Vec<_> = plan
         .sinks
@@ -70,6 +73,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         wake: Arc::new(Notify::new()),
     };
     let handle = Handle::new(Inner {
+        fingerprint: Mutex::new(pipeline.fingerprint.clone()),
         pipeline: Arc::clone(&pipeline.name),
         started: Instant::now(),
         budget: Budget::new(pipeline.memory.bytes()),
@@ -269,7 +273,6 @@ impl Supervisor {
             let pump = Pump::new(pump::Parts {
                 index,
                 share: Arc::clone(share),
-                component: Arc::clone(&pipeline.sources[index]),
                 pipeline: Arc::clone(&pipeline.name),
                 directory: made_directory(&pipeline.state, "sources", &share.name)?,
                 budget: inner.budget.clone(),

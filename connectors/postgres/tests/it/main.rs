@@ -8,5 +8,6 @@ mod harness;
 mod login;
 mod lost;
 mod preflight;
+mod resume;
 mod stream;
 mod tables;

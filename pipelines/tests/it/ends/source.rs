@@ -270,7 +270,7 @@ pub fn now_ms() -> u64 {
 
 /// What to read next.
 enum Next {
-    Batch(Batch, usize),
+    Batch(Box<Batch>, usize),
     Wait,
     End,
     Fail(ErrorKind),
@@ -326,7 +326,7 @@ impl ScriptedSource {
         }
         if idle > self.idle_sent {
             self.idle_sent = idle;
-            return Next::Batch(Batch::progress(Arc::clone(&self.info), idle), 0);
+            return Next::Batch(Box::new(Batch::progress(Arc::clone(&self.info), idle)), 0);
         }
         if bounded { Next::End } else { Next::Wait }
     }
@@ -367,11 +367,10 @@ impl ScriptedSource {
             }
         }
         let info = Arc::clone(&self.info);
-        Next::Batch(
-            self.builder
-                .finish(info, phase, through, Bytes::from(block)),
-            count,
-        )
+        let batch = self
+            .builder
+            .finish(info, phase, through, Bytes::from(block));
+        Next::Batch(Box::new(batch), count)
     }
 }
 
@@ -393,7 +392,7 @@ impl Source for ScriptedSource {
             let server = Arc::clone(&self.server);
             let changed = server.changed.notified();
             match self.look() {
-                Next::Batch(batch, 0) => return Ok(Some(batch)),
+                Next::Batch(batch, 0) => return Ok(Some(*batch)),
                 Next::Batch(batch, _) => return Ok(Some(batch.with_permit(permit))),
                 Next::End => return Ok(None),
                 Next::Fail(kind) => return Err(error(kind)),

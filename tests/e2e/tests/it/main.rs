@@ -18,6 +18,8 @@ mod kills;
 mod lost;
 mod memory;
 mod reload;
+mod resume;
+mod schema;
 mod sink_faults;
 mod source_faults;
 mod support;

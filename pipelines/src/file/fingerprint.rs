@@ -1,0 +1,67 @@
+//! Which parts of a pipeline file differ from those of another, without keeping what is in them: secrets are.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+
+use serde_json::Value;
+
+/// The sections whose entries are told apart.
+const SECTIONS: [&str; 3] = ["sources", "transforms", "sinks"];
+
+/// A digest of each part: `memory`, `sinks.events`. Equal parts have equal digests in one process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint(BTreeMap<String, u64>);
+
+impl Fingerprint {
+    /// Of a file as a tree, its variables replaced.
+    pub(super) fn of(root: &Value) -> Self {
+        let mut parts = BTreeMap::new();
+        for (key, value) in root.as_object().into_iter().flatten() {
+            match value {
+                Value::Object(nodes) if SECTIONS.contains(&key.as_str()) => {
+                    for (name, section) in nodes {
+                        parts.insert(format!("{key}.{name}"), digest(section));
+                    }
+                }
+                _ => {
+                    parts.insert(key.clone(), digest(value));
+                }
+            }
+        }
+        Fingerprint(parts)
+    }
+
+    /// The parts that only one of the two has, or that differ.
+    pub(crate) fn changed(&self, other: &Fingerprint) -> Vec<String> {
+        let names = self.0.keys().chain(other.0.keys());
+        let mut changed: Vec<String> = names
+            .filter(|name| self.0.get(*name) != other.0.get(*name))
+            .cloned()
+            .collect();
+        changed.sort_unstable();
+        changed.dedup();
+        changed
+    }
+}
+
+fn digest(value: &Value) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn parts_that_differ_are_named() {
+        let of = |value: Value| Fingerprint::of(&value);
+        let before = of(json!({ "name": "a", "sinks": { "s": { "url": "1" }, "t": {} } }));
+        let after =
+            of(json!({ "name": "a", "memory": "1GB", "sinks": { "s": { "url": "2" }, "u": {} } }));
+        let changed = before.changed(&after);
+        assert_eq!(changed, ["memory", "sinks.s", "sinks.t", "sinks.u"]);
+        assert!(before.changed(&before.clone()).is_empty());
+    }
+}
