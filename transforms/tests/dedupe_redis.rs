@@ -404,7 +404,7 @@ fn what_a_log_that_was_given_up_knew_is_removed() {
     let mut other = lockstep_core::position::SourceInfo::clone(&source("shop"));
     other.identity.incarnation = 1;
     let other = Arc::new(other);
-    for commit in 1..=20 {
+    for commit in 1..=40 {
         let feed = Feed::from(Arc::clone(&other)).begin(commit, 2);
         let feed = (0..100).fold(feed, |feed, row| {
             let name = format!("{commit}-{row}");
@@ -412,7 +412,7 @@ fn what_a_log_that_was_given_up_knew_is_removed() {
         });
         assert_eq!(passed(&mut dedupe, feed), 100);
     }
-    assert_eq!(dedupe.size().unwrap().keys, 2000);
+    assert_eq!(dedupe.size().unwrap().keys, 4000);
 }
 
 #[test]

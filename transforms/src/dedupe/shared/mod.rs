@@ -47,9 +47,9 @@ use written::{Changed, collect, fill};
 const FORMAT: u64 = 1;
 /// Histories per write: a call blocks the server for a microsecond or two for each.
 const PER_WRITE: usize = 2000;
-/// Entries that the sweeper looks at for each that is written: a round over all of them takes a third as many writes as
-/// there are, so a quarter of them or so are spent at any time.
-const SWEPT_PER_WRITE: usize = 4;
+/// Entries that the sweeper looks at for each that is written: a round over all of them takes half as many writes as there
+/// are, so a quarter of them or so are spent at any time. Each costs the server as much as half a look-up.
+const SWEPT_PER_WRITE: usize = 2;
 /// How often a batch is judged anew at once when another process has written in between.
 const ATTEMPTS: usize = 8;
 /// How often the server is asked for the memory that the store takes.
