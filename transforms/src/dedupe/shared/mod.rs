@@ -48,7 +48,7 @@ const FORMAT: u64 = 1;
 /// Histories per write: a call blocks the server for a microsecond or two for each.
 const PER_WRITE: usize = 2000;
 /// Entries that the sweeper looks at for each that is written: a round over all of them takes half as many writes as there
-/// are, so a quarter of them or so are spent at any time. Each costs the server as much as half a look-up.
+/// are, so a third of them or so are spent at any time. One costs the server nearly as much as looking a key up and writing it.
 const SWEPT_PER_WRITE: usize = 2;
 /// How often a batch is judged anew at once when another process has written in between.
 const ATTEMPTS: usize = 8;
