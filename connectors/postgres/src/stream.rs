@@ -420,16 +420,17 @@ impl Receiver {
             self.assembler.define(described, None);
             return Ok(());
         };
-        let id = tables[ours].0.id.clone();
+        let known = tables[ours].0.clone();
+        let id = known.id.clone();
         let look_up = look_up(
             self.catalog.take(),
             self.stream.target.clone(),
             Arc::clone(&self.stream.source.name),
             self.stream.types.clone(),
             described.clone(),
-            id.clone(),
+            known,
         );
-        let (catalog, mut schema) = self.alive_during(look_up).await?;
+        let (catalog, mut schema, is_now) = self.alive_during(look_up).await?;
         self.catalog = Some(catalog);
         let (known, last) = &mut self.stream.tables[ours];
         schema.version = last.version + 1;
@@ -442,10 +443,13 @@ impl Receiver {
         );
         let schema = Arc::new(schema);
         *last = Arc::clone(&schema);
-        *known = Described {
-            id,
-            ..described.clone()
-        };
+        // An earlier table of that name gives its place to nobody: what it is called later is another matter.
+        if is_now {
+            *known = Described {
+                id,
+                ..described.clone()
+            };
+        }
         self.assembler.define(described, Some(schema));
         Ok(())
     }
@@ -682,34 +686,38 @@ fn keepalive(payload: &[u8]) -> Option<bool> {
     }
 }
 
-/// The schema of a table in a shape that is new to us, under the name that it has here, and the catalog that was asked.
+/// The schema of a table in a shape that is new to us, under the name of the one that we know; whether it is that one by now;
+/// and the catalog that was asked.
 ///
 /// # Errors
-/// Of kind `Setup` when the table has been renamed.
+/// Of kind `Setup` when the table that we know has been renamed.
 async fn look_up(
     catalog: Option<Catalog>,
     target: Target,
     source: Arc<str>,
     types: TypeCache,
     mut described: Described,
-    id: TableId,
-) -> Result<(Catalog, TableSchema)> {
+    known: Described,
+) -> Result<(Catalog, TableSchema, bool)> {
     let open = catalog.filter(|catalog| !catalog.client().is_closed());
     let mut catalog = match open {
         Some(catalog) => catalog,
         None => Catalog::new(crate::sql::connect(&target).await?, source, types),
     };
-    let at = |error: Error| error.at(format!("table {id}"));
-    if described.id != id {
+    let at = |error: Error| error.at(format!("table {}", known.id));
+    let is_known = known.relation == described.relation;
+    let mut is_now = is_known;
+    if described.id != known.id || !is_known {
         let now = catalog.name(described.relation).await.map_err(at)?;
-        // One that was dropped since is nobody's to decide about.
-        if let Some(now) = now.filter(|now| *now != id) {
-            return Err(at(renamed(&now)));
+        match now {
+            Some(now) if is_known && now != known.id => return Err(at(renamed(&now))),
+            // One that was dropped since is nobody's to decide about.
+            now => is_now |= now.is_some_and(|now| now == known.id),
         }
-        described.id = id.clone();
+        described.id = known.id.clone();
     }
     let schema = catalog.schema(&described).await.map_err(at)?;
-    Ok((catalog, schema))
+    Ok((catalog, schema, is_now))
 }
 
 fn renamed(now: &TableId) -> Error {

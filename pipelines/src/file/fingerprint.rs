@@ -44,8 +44,24 @@ impl Fingerprint {
     }
 }
 
+/// The same for the same keys in another order, in which they may well be read.
 fn digest(value: &Value) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(value.to_string())
+    let hasher = BuildHasherDefault::<DefaultHasher>::default();
+    match value {
+        Value::Object(entries) => {
+            let mut entries: Vec<(&String, u64)> = entries
+                .iter()
+                .map(|(key, value)| (key, digest(value)))
+                .collect();
+            entries.sort_unstable();
+            hasher.hash_one(("object", entries))
+        }
+        Value::Array(elements) => {
+            let elements: Vec<u64> = elements.iter().map(digest).collect();
+            hasher.hash_one(("array", elements))
+        }
+        plain => hasher.hash_one(("plain", plain.to_string())),
+    }
 }
 
 #[cfg(test)]
@@ -58,6 +74,15 @@ mod tests {
     fn parts_that_differ_are_named() {
         let of = |value: Value| Fingerprint::of(&value);
         let before = of(json!({ "name": "a", "sinks": { "s": { "url": "1" }, "t": {} } }));
+        let mixed = |text: &str| of(serde_json::from_str(text).expect("JSON"));
+        let (one, other) = (
+            r#"{"sinks":{"s":{"a":1,"b":[{"c":2,"d":3}]}}}"#,
+            r#"{"sinks":{"s":{"b":[{"d":3,"c":2}],"a":1}}}"#,
+        );
+        assert!(
+            mixed(one).changed(&mixed(other)).is_empty(),
+            "another order"
+        );
         let after =
             of(json!({ "name": "a", "memory": "1GB", "sinks": { "s": { "url": "2" }, "u": {} } }));
         let changed = before.changed(&after);

@@ -285,7 +285,7 @@ async fn letters_may_go_to_a_queue_instead() {
     assert_eq!(held.len(), 1);
     assert_eq!(
         (&*held[0].table, &*held[0].key),
-        ("sinks.s/public.t/1/1/a/00000000000000c8/1", "sinks.s")
+        ("dead_letters", "sinks.s/public.t/1/1/a/00000000000000c8/1")
     );
     assert_eq!(run.running.status().dead_letters, 1);
     let refused = run

@@ -134,7 +134,7 @@ impl Sources {
 
 /// The command that notes how far a source has come.
 pub(crate) fn save_progress(names: &Names, source: &SourceInfo, position: Position) -> Command {
-    let key = keys::progress(&names.pipeline, &names.sink, &source.identity.to_string());
+    let key = keys::progress(&names.pipeline, &names.sink, source);
     let mut command = Command::on_key("SET", key);
     command
         .cmd
@@ -151,7 +151,7 @@ pub(crate) async fn load_progress(
     names: &Names,
     source: &SourceInfo,
 ) -> Result<Option<Position>> {
-    let key = keys::progress(&names.pipeline, &names.sink, &source.identity.to_string());
+    let key = keys::progress(&names.pipeline, &names.sink, source);
     match link.expect_one(Command::on_key("GET", &key)).await? {
         Value::Nil => Ok(None),
         Value::BulkString(text) => parse_position(&text).map(Some).ok_or_else(|| {

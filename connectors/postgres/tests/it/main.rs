@@ -1,5 +1,6 @@
 //! The connector against real servers.
 
+mod conformance;
 mod copy;
 mod decode;
 mod errors;

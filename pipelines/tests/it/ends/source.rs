@@ -199,6 +199,7 @@ pub struct ScriptedSource {
     info: Arc<SourceInfo>,
     context: SourceContext,
     copied: bool,
+    closed: bool,
     transaction: usize,
     row: usize,
     idle_sent: Lsn,
@@ -249,6 +250,7 @@ impl SourceFactory for ScriptedSource {
                 identity,
             }),
             copied: start > Lsn(0),
+            closed: false,
             idle_sent: start,
             server,
             context,
@@ -386,6 +388,9 @@ impl Source for ScriptedSource {
 
     async fn next(&mut self) -> Result<Option<Batch>> {
         loop {
+            if self.closed {
+                return Ok(None);
+            }
             self.server.tell(self.context.feedback.confirmed());
             // Room first, so that nothing is lost when this future is dropped.
             let permit = self.context.budget.take(3 * ROW_BYTES).await;
@@ -408,6 +413,7 @@ impl Source for ScriptedSource {
     async fn close(&mut self) -> Result<()> {
         self.server.tell(self.context.feedback.confirmed());
         self.server.state().closed += 1;
+        self.closed = true;
         Ok(())
     }
 }

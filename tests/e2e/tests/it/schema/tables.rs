@@ -205,10 +205,7 @@ async fn a_table_that_the_file_names_later_is_added_and_loaded() {
     lab.assert_equal(&["public.t", "public.more", "public.third"])
         .await;
     // Left out for a while, and back: what sinks hold of it is of no use.
-    lab.setup.change(
-        "tables = [\"public.t\", \"public.more\"]",
-        "tables = [\"public.t\"]",
-    );
+    lab.setup.change(all, "tables = [\"public.t\"]");
     let mut pipeline = lab.setup.start_ready().await;
     lab.database.execute("DELETE FROM more WHERE id = 2").await;
     lab.settle(&mut pipeline).await;
