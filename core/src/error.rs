@@ -38,6 +38,8 @@ pub enum ErrorKind {
     Lost,
     /// A local file or store failed.
     Storage,
+    /// A local disk is full; somebody may make room.
+    Full,
     /// The work was given up because the process is stopping.
     Stopping,
     /// A receipt was dropped without an answer. Never counted as success.
@@ -61,6 +63,7 @@ impl ErrorKind {
             ErrorKind::Unavailable
             | ErrorKind::Busy
             | ErrorKind::Overloaded
+            | ErrorKind::Full
             | ErrorKind::Abandoned => Policy::Retry,
             ErrorKind::Config
             | ErrorKind::Invalid
@@ -93,7 +96,34 @@ impl ErrorKind {
             ErrorKind::Storage => "LS012",
             ErrorKind::Stopping => "LS013",
             ErrorKind::Abandoned => "LS014",
+            ErrorKind::Full => "LS015",
         }
+    }
+
+    /// [`ErrorKind::Full`] when this error, or one underneath it, says that a disk or a quota is full; else
+    /// [`ErrorKind::Storage`].
+    #[must_use]
+    pub fn of_storage(error: &(dyn StdError + 'static)) -> Self {
+        let full = |error: &(dyn StdError + 'static)| {
+            let shared = error.downcast_ref::<Arc<std::io::Error>>();
+            let error = error
+                .downcast_ref()
+                .or_else(|| shared.map(|shared| &**shared));
+            error.is_some_and(|error: &std::io::Error| {
+                matches!(
+                    error.kind(),
+                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+                )
+            })
+        };
+        let mut below = Some(error);
+        while let Some(error) = below {
+            if full(error) {
+                return ErrorKind::Full;
+            }
+            below = error.source();
+        }
+        ErrorKind::Storage
     }
 }
 
@@ -277,5 +307,29 @@ mod tests {
             "LS003 sinks.events: broker: cannot connect to 127.0.0.1:1: connection refused. Remedy: start the server"
         );
         assert_eq!(error.kind().policy(), Policy::Retry);
+    }
+
+    #[test]
+    fn a_full_disk_is_found_however_deep_it_lies() {
+        #[derive(Debug)]
+        struct Around(std::io::Error);
+        impl fmt::Display for Around {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("around")
+            }
+        }
+        impl StdError for Around {
+            fn source(&self) -> Option<&(dyn StdError + 'static)> {
+                Some(&self.0)
+            }
+        }
+        // As the kernel says it.
+        let full = || std::io::Error::from_raw_os_error(28);
+        assert_eq!(ErrorKind::of_storage(&full()), ErrorKind::Full);
+        assert_eq!(ErrorKind::of_storage(&Around(full())), ErrorKind::Full);
+        assert_eq!(ErrorKind::of_storage(&Arc::new(full())), ErrorKind::Full);
+        let other = std::io::Error::other("broken");
+        assert_eq!(ErrorKind::of_storage(&Around(other)), ErrorKind::Storage);
+        assert_eq!(ErrorKind::Full.policy(), Policy::Retry);
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -186,6 +187,9 @@ pub struct SourceState {
     pub warning: Option<String>,
     /// Milliseconds since the Unix epoch of the last word from the server.
     pub heard_ms: u64,
+    /// The same by a clock that nobody sets.
+    #[serde(skip)]
+    pub heard: Option<Instant>,
     /// Progress of the initial copy, by table.
     pub snapshot: Vec<TableProgress>,
     /// What has happened to tables on the server that the stream does not say, or that a person has to decide.
@@ -208,6 +212,15 @@ pub struct Notice {
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: {}", self.subject, self.what, self.remedy)
+    }
+}
+
+impl SourceState {
+    /// The server has said something.
+    pub fn heard_now(&mut self) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.heard_ms = since.map_or(0, |since| since.as_millis() as u64);
+        self.heard = Some(Instant::now());
     }
 }
 
@@ -253,5 +266,10 @@ impl SourceStatus {
         if let Ok(mut state) = self.0.lock() {
             change(&mut state);
         }
+    }
+
+    /// The server has said something.
+    pub fn heard(&self) {
+        self.update(SourceState::heard_now);
     }
 }

@@ -24,6 +24,8 @@ pub struct Ledger {
     /// What is being written.
     writing: Option<JoinHandle<Result<State>>>,
     begun_at: Option<Instant>,
+    /// Why nothing can be put on record for now.
+    trouble: Option<Error>,
 }
 
 /// What a stream knows that is to be put on record.
@@ -55,7 +57,14 @@ impl Ledger {
             expected,
             writing: None,
             begun_at: None,
+            trouble: None,
         }
+    }
+
+    /// Why nothing can be put on record for now: the disk is full. The stream goes on meanwhile, and the server is told
+    /// nothing.
+    pub fn trouble(&self) -> Option<&Error> {
+        self.trouble.as_ref()
     }
 
     /// What the server may be told of what every sink has: nothing while the copy before this stream is not on record
@@ -109,10 +118,16 @@ impl Ledger {
     /// Puts on record what has been seen, beside the stream, when there is news and the last time is long enough ago.
     ///
     /// # Errors
-    /// When the last write failed.
+    /// When the last write failed, and not because the disk is full: that one is tried again.
     pub async fn keep(&mut self, seen: &Seen<'_>) -> Result<()> {
         if self.writing.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.settle().await?;
+            match self.settle().await {
+                Err(error) if error.kind() == ErrorKind::Full => self.trouble = Some(error),
+                settled => {
+                    settled?;
+                    self.trouble = None;
+                }
+            }
         }
         let recently = self.begun_at.is_some_and(|at| at.elapsed() < WRITE_EVERY);
         if self.writing.is_some() || recently {
@@ -288,6 +303,29 @@ mod tests {
         let read = StateFile::new(directory.path()).read().expect("readable");
         let reached = read.and_then(|state| state.reached).expect("a position");
         assert_eq!((reached.confirmed, reached.received), (Lsn(200), Lsn(220)));
+    }
+
+    /// Keeps until `done`, for some seconds.
+    async fn keep_until(ledger: &mut Ledger, done: impl Fn(&Ledger) -> bool) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !done(ledger) {
+            assert!(Instant::now() < end, "{:?}", ledger.trouble());
+            ledger.keep(&seen(200, 220, None)).await.expect("goes on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_holds_back_the_server_and_not_the_stream() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut ledger = ledger(directory.path(), Copied::Done { from: Lsn(50) }, None);
+        let temporary = directory.path().join("source.json.new");
+        std::os::unix::fs::symlink("/dev/full", &temporary).expect("a link");
+        keep_until(&mut ledger, |ledger| ledger.trouble().is_some()).await;
+        assert_eq!(ledger.tellable(Lsn(300)), Lsn(100));
+        std::fs::remove_file(&temporary).expect("room again");
+        keep_until(&mut ledger, |ledger| ledger.trouble().is_none()).await;
+        assert_eq!(ledger.tellable(Lsn(300)), Lsn(200));
     }
 
     #[tokio::test]

@@ -24,7 +24,6 @@ use crate::copy_out::{CopyOut, Rows};
 use crate::error::{from_sql, protocol};
 use crate::extent::{self, Pages, Recorder};
 use crate::sql::{self, quote_ident, quote_literal};
-use crate::stream::now_ms;
 use crate::throttle::Throttle;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
@@ -327,7 +326,7 @@ async fn hand_on(shared: &Shared, table: usize, rows: Rows) -> Result<()> {
     let permit = shared.copy.budget.take(batch.size()).await;
     send(shared, batch.with_permit(permit)).await?;
     shared.copy.status.update(|state| {
-        state.heard_ms = now_ms();
+        state.heard_now();
         state.snapshot[table].rows += count;
     });
     shared.log_progress();

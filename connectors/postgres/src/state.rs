@@ -113,29 +113,33 @@ impl StateFile {
     /// Of kind `Storage` when it cannot be read or is damaged: starting over silently is not an option.
     pub fn read(&self) -> Result<Option<State>> {
         match std::fs::read(&self.0) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-                self.error("is damaged").source(error).remedy(
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+                    self.error(ErrorKind::Storage, "is damaged").source(error).remedy(
                     "remove it to copy the tables again; the slot keeps the changes since then",
                 )
-            }),
+                })
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.error("cannot be read").source(error)),
+            Err(error) => Err(self
+                .error(ErrorKind::Storage, "cannot be read")
+                .source(error)),
         }
     }
 
     /// Writes it, whole or not at all, and safe against power loss.
     ///
     /// # Errors
-    /// Of kind `Storage`.
+    /// Of kind `Storage`, or `Full` when the disk is.
     pub fn write(&self, state: &State) -> Result<()> {
-        replace(&self.0, state).map_err(|error| self.error("cannot be written").source(error))
+        replace(&self.0, state).map_err(|error| {
+            let kind = ErrorKind::of_storage(&error);
+            self.error(kind, "cannot be written").source(error)
+        })
     }
 
-    fn error(&self, what: &str) -> Error {
-        Error::new(
-            ErrorKind::Storage,
-            format!("the state file {} {what}", self.0.display()),
-        )
-        .remedy("check the directory of `[state]`: space, rights")
+    fn error(&self, kind: ErrorKind, what: &str) -> Error {
+        Error::new(kind, format!("the state file {} {what}", self.0.display()))
+            .remedy("check the directory of `[state]`: space, rights")
     }
 }

@@ -202,7 +202,7 @@ impl Receiver {
         stream.status.update(|state| {
             state.phase = SourcePhase::Streaming;
             state.problem = None;
-            state.heard_ms = now_ms();
+            state.heard_now();
         });
         let from = stream.from;
         tracing::info!(source = &*stream.source.name, slot = stream.slot, from = %from, "streaming");
@@ -267,7 +267,7 @@ impl Receiver {
         if now.duration_since(self.read_at) >= SILENCE {
             self.awake_at = now;
         }
-        self.stream.status.update(|state| state.heard_ms = now_ms());
+        self.stream.status.heard();
         self.begun_at.get_or_insert(now);
         self.parse().await?;
         let busy = now.duration_since(self.awake_at) >= SILENCE;
@@ -516,7 +516,7 @@ impl Receiver {
                     self.read_at = Instant::now();
                     self.asked_at = None;
                     self.begun_at.get_or_insert(self.read_at);
-                    self.stream.status.update(|state| state.heard_ms = now_ms());
+                    self.stream.status.heard();
                     if self.is_asked(&mut looked_at)? {
                         self.report().await?;
                     }
@@ -584,7 +584,19 @@ impl Receiver {
             last: assembler.last(),
             publication: &stream.publication,
         };
-        stream.ledger.keep(&seen).await
+        let before = stream.ledger.trouble().is_some();
+        stream.ledger.keep(&seen).await?;
+        let trouble = stream.ledger.trouble();
+        if before != trouble.is_some() {
+            let source = &*stream.source.name;
+            match trouble {
+                Some(error) => tracing::warn!(source, %error, "nothing is confirmed for now"),
+                None => tracing::info!(source, "positions are on record again"),
+            }
+            let problem = trouble.map(Error::to_string);
+            stream.status.update(|state| state.problem = problem);
+        }
+        Ok(())
     }
 
     /// Puts on record how far the stream came, or that it cannot be continued, and says goodbye where that is possible.
@@ -735,9 +747,4 @@ fn be64(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0, |sum, &byte| sum << 8 | u64::from(byte))
-}
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn now_ms() -> u64 {
-    u64::try_from(now_micros() / 1000).unwrap_or(0)
 }

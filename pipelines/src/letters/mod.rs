@@ -116,7 +116,7 @@ impl Desk {
     /// Keeps letters, and returns when they are safe.
     ///
     /// # Errors
-    /// Kind `Storage` when the store or the disk is full; what the queue says.
+    /// Kind `Storage` when the store is full, `Full` when the disk is; what the queue says.
     pub(crate) async fn put(self: &Arc<Self>, letters: Vec<Letter>) -> Result<()> {
         let counts: Vec<_> = letters.iter().map(label).collect();
         let new = match &self.to {

@@ -48,6 +48,8 @@ pub(crate) struct Store {
     open: Mutex<Option<Open>>,
     /// It has been looked for, and is not there: nobody else makes it.
     absent: AtomicBool,
+    /// A write has found no room. The database takes no more since then: it is opened anew for the next call.
+    spoiled: AtomicBool,
 }
 
 struct Open {
@@ -87,6 +89,7 @@ impl Store {
             limits,
             open: Mutex::default(),
             absent: AtomicBool::new(false),
+            spoiled: AtomicBool::new(false),
         }
     }
 
@@ -94,7 +97,7 @@ impl Store {
     /// What was kept is with the operating system when this returns, and on disk after [`Store::persist`].
     ///
     /// # Errors
-    /// Kind `Storage`: the store is full, or the disk is. Nothing is kept then.
+    /// Kind `Storage` when the store is full, `Full` when the disk is. Nothing is kept then.
     pub(crate) fn keep(&self, letters: &[Letter]) -> Result<Vec<Kept>> {
         let mut guard = self.opened(true)?;
         let Some(open) = guard.as_mut() else {
@@ -404,6 +407,9 @@ impl Store {
 
     fn opened(&self, make: bool) -> Result<MutexGuard<'_, Option<Open>>> {
         let mut guard = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.spoiled.swap(false, Ordering::Relaxed) {
+            *guard = None;
+        }
         if guard.is_some() || !make && self.absent.load(Ordering::Relaxed) {
             return Ok(guard);
         }
@@ -462,13 +468,23 @@ impl Store {
     }
 
     fn failed(&self, error: fjall::Error) -> Error {
-        let locked = matches!(error, fjall::Error::Locked);
-        let error = self.error(format!("{} failed", self.place())).source(error);
-        error.remedy(if locked {
-            "another process works in this directory: stop it"
-        } else {
-            "give the state directory room and write permission, then start again; nothing was acknowledged"
-        })
+        let kind = match error {
+            // A write in the background has failed, and it does not say why. It is opened anew, and then says what is wrong.
+            fjall::Error::Poisoned => ErrorKind::Full,
+            _ => ErrorKind::of_storage(&error),
+        };
+        if kind == ErrorKind::Full {
+            self.spoiled.store(true, Ordering::Relaxed);
+        }
+        let remedy = match (kind, &error) {
+            (_, fjall::Error::Locked) => "another process works in this directory: stop it",
+            (ErrorKind::Full, _) => "make room on the disk of the state directory",
+            _ => {
+                "give the state directory room and write permission, then start again; nothing was acknowledged"
+            }
+        };
+        let message = format!("{} failed", self.place());
+        Error::new(kind, message).source(error).remedy(remedy)
     }
 
     fn full(&self, open: &Open) -> Error {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lockstep_core::memory::Budget;
 use lockstep_core::position::Lsn;
+use lockstep_core::sink::Trouble;
 use lockstep_core::source::{Reload, ReloadRequest, SourcePhase, SourceState};
 use lockstep_core::{Error, ErrorKind, Result};
 use prometheus::core::Collector;
@@ -25,8 +26,8 @@ use crate::metrics::Metrics;
 use crate::status::{MemoryStatus, SinkPhase, SinkReport, SourceReport, Status, TransformReport};
 
 /// A source that has not heard from its server for this long, and a sink that has made nothing durable for this long
-/// although it has work, are not ready. Servers send a word every 10 s or so.
-const SILENCE: Duration = Duration::from_secs(30);
+/// although it has work, are not ready. Servers send a word every 10 s or so; whoever asks sees a stall within 30 s.
+const SILENCE: Duration = Duration::from_secs(25);
 
 /// A running pipeline. Dropping it does not stop the pipeline.
 #[derive(Debug)]
@@ -103,6 +104,8 @@ pub(super) struct Inner {
     pub nodes: Vec<Arc<Node>>,
     pub metrics: Metrics,
     pub desk: Arc<Desk>,
+    /// Why nothing can be confirmed, when nothing can.
+    pub keeper: Trouble,
 }
 
 impl Handle {
@@ -199,8 +202,8 @@ impl Handle {
     /// Whether every source streams (or copies) and hears from its server, and every sink is open and makes progress.
     ///
     /// # Errors
-    /// What is not as it should be, a sentence each. A silent stall counts: no word from a server for 30 s, or a sink
-    /// with work that has made nothing durable for 30 s.
+    /// What is not as it should be, a sentence each. A silent stall counts: no word from a server for 25 s, or a sink
+    /// with work that has made nothing durable for 25 s.
     pub fn ready(&self) -> Result<(), Vec<String>> {
         let sources = self
             .0
@@ -208,7 +211,8 @@ impl Handle {
             .iter()
             .filter_map(|source| source_problem(source));
         let sinks = self.0.lanes.iter().filter_map(|lane| lane_problem(lane));
-        let problems: Vec<String> = sources.chain(sinks).collect();
+        let keeper = self.0.keeper.get();
+        let problems: Vec<String> = sources.chain(sinks).chain(keeper).collect();
         if problems.is_empty() {
             Ok(())
         } else {
@@ -501,20 +505,17 @@ fn source_problem(source: &SourceShare) -> Option<String> {
     let problem = state.problem.as_deref();
     match state.phase {
         SourcePhase::Snapshot | SourcePhase::Streaming => {
-            let heard = u64::try_from(now_micros() / 1000)
-                .unwrap_or(0)
-                .saturating_sub(state.heard_ms);
+            let silent = state.heard.map(|heard| heard.elapsed());
             if let Some(problem) = problem {
                 Some(format!("{place}: {problem}"))
-            } else if state.heard_ms == 0 {
-                Some(format!("{place}: no word from the server yet"))
-            } else if heard > SILENCE.as_millis() as u64 {
-                Some(format!(
-                    "{place}: no word from the server for {} s",
-                    heard / 1000
-                ))
+            } else if let Some(silent) = silent {
+                let seconds = silent.as_secs();
+                match silent > SILENCE {
+                    true => Some(format!("{place}: no word from the server for {seconds} s")),
+                    false => gaps(&state).map(|gaps| format!("{place}: {gaps}")),
+                }
             } else {
-                gaps(&state).map(|gaps| format!("{place}: {gaps}"))
+                Some(format!("{place}: no word from the server yet"))
             }
         }
         SourcePhase::Connecting => Some(format!("{place}: {}", problem.unwrap_or("connecting"))),

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockstep_core::error::Policy;
 use lockstep_core::position::Lsn;
+use lockstep_core::sink::Trouble;
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::backoff::Backoff;
 use super::lane_state::LaneState;
 use super::node::Node;
 use super::source_state::SourceShare;
@@ -26,25 +29,46 @@ pub(super) struct Keeper {
     pub dead_letters: Arc<Desk>,
     /// Woken by lanes when something became durable.
     pub wake: Arc<Notify>,
+    /// Why nothing can be confirmed at the moment.
+    pub trouble: Trouble,
 }
 
 impl Keeper {
     /// Confirms, again and again, until told to stop.
     ///
     /// # Errors
-    /// When state cannot be made safe; nothing is confirmed then.
+    /// When state cannot be made safe, and only a person can mend it; nothing is confirmed then.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
+        let mut backoff = Backoff::default();
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = self.wake.notified() => {}
             }
-            self.confirm().await?;
+            let pause = match self.confirm().await {
+                Ok(()) => {
+                    if self.trouble.get().is_some() {
+                        tracing::info!("positions are confirmed again");
+                        self.trouble.clear();
+                    }
+                    backoff.reset();
+                    CONFIRM_EVERY
+                }
+                Err(error) if error.kind().policy() == Policy::Retry => {
+                    if self.trouble.get().is_none() {
+                        tracing::warn!(%error, "positions cannot be confirmed for now");
+                    }
+                    self.trouble.report(error.to_string());
+                    self.wake.notify_one();
+                    backoff.next()
+                }
+                Err(error) => return Err(error),
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(CONFIRM_EVERY) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }

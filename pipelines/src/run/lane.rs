@@ -184,10 +184,15 @@ impl Lane {
             self.pending
                 .iter_mut()
                 .for_each(|pending| pending.durable = None);
-            if self.put_aside(&failed).await? {
-                self.after_aside = true;
-                continue;
-            }
+            let failed = match self.put_aside(&failed).await {
+                Ok(true) => {
+                    self.after_aside = true;
+                    continue;
+                }
+                Ok(false) => failed,
+                // Refused rows that cannot be kept now are refused again, and kept then.
+                Err(error) => error,
+            };
             self.failed(&failed);
             if failed.kind().policy() == Policy::Stop {
                 // One that only a letter has met ends its replay, not the line.
@@ -299,7 +304,7 @@ impl Lane {
                 }
                 // 4. More work, when there is room for it.
                 entry = self.parts.state.inbox.pop(), if has_room => match entry {
-                    Some(entry) => self.accept(entry)?,
+                    Some(entry) => self.accept(entry),
                     None => return self.finish(sink).await,
                 },
             }
@@ -321,10 +326,10 @@ impl Lane {
     }
 
     /// Takes an entry from the inbox. One without changes counts as durable once everything before it is.
-    fn accept(&mut self, mut entry: Entry) -> Result<()> {
+    fn accept(&mut self, mut entry: Entry) {
         if let Some(renewal) = entry.renewal.take() {
             self.renewals.push((entry.source, renewal));
-            return Ok(());
+            return;
         }
         let queued = self
             .pending
@@ -332,11 +337,10 @@ impl Lane {
             .rev()
             .map(|pending| &mut pending.entry);
         if ride(&entry, queued) {
-            return Ok(());
+            return;
         }
         match entry.batch.clone() {
             Some(batch) => {
-                self.parts.aside.arrived(&batch)?;
                 let mut view = self.parts.state.view();
                 if self.pending.is_empty() {
                     view.moved = Instant::now();
@@ -347,7 +351,6 @@ impl Lane {
             }
             None => self.advance(&entry),
         }
-        Ok(())
     }
 
     /// Whether a batch is to be written now: one that goes alone waits for all before it, and all after wait for it.
@@ -368,6 +371,7 @@ impl Lane {
         let (source, batch) = (pending.entry.source, Arc::clone(&pending.batch));
         let mut rest = Some(batch);
         if pending.letter.is_none() {
+            self.parts.aside.arrived(&pending.batch)?;
             rest = rest.and_then(|batch| self.rest(source, batch));
             if let Some(batch) = rest {
                 rest = self.parts.aside.sift(batch).await?;

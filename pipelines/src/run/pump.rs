@@ -85,6 +85,8 @@ impl Pump {
                 Ok(mut source) => match self.read(source.as_mut()).await {
                     Ok(()) => return (Some(source), Ok(())),
                     Err(Failure::Source(error)) => error,
+                    // The source sends the batch again.
+                    Err(Failure::Flow(error)) if error.kind().policy() == Policy::Retry => error,
                     Err(Failure::Flow(error)) => return (Some(source), Err(error)),
                     Err(Failure::Changed) => {
                         tracing::info!(source = %self.parts.share.name, "its section has changed; opened again");

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lockstep_core::error::At;
+use lockstep_core::error::{At, Policy};
 use lockstep_core::memory::Budget;
 use lockstep_core::sink::{SinkContext, Trouble};
 use lockstep_core::source::{Source, SourcePhase};
@@ -71,6 +71,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         nodes: nodes.clone(),
         dead_letters: Arc::clone(&dead_letters),
         wake: Arc::new(Notify::new()),
+        trouble: Trouble::default(),
     };
     let handle = Handle::new(Inner {
         fingerprint: Mutex::new(pipeline.fingerprint.clone()),
@@ -82,6 +83,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         nodes,
         metrics,
         desk: dead_letters,
+        keeper: keeper.trouble.clone(),
     });
     let mut supervisor = Supervisor {
         handle: handle.clone(),
@@ -387,6 +389,9 @@ impl Supervisor {
     async fn confirm_and_close(&mut self) {
         match tokio::time::timeout(CLOSE_TIMEOUT, self.keeper.confirm()).await {
             Ok(Ok(())) => {}
+            Ok(Err(error)) if error.kind().policy() == Policy::Retry => {
+                tracing::warn!(%error, "the last positions were not confirmed; what they cover comes again");
+            }
             Ok(Err(error)) => self.fail(error),
             // A queue for dead letters may be away: what waits for it comes again.
             Err(_) => tracing::warn!("the last positions were not confirmed in time"),

@@ -9,9 +9,7 @@ use lockstep_core::position::Lsn;
 use lockstep_core::source::SourcePhase;
 use lockstep_pipelines::status::SinkPhase;
 
-use crate::ends::{
-    Fault, LogRow, ROW_BYTES, Run, Server, Store, Witness, error, load, now_ms, until,
-};
+use crate::ends::{Fault, LogRow, ROW_BYTES, Run, Server, Store, Witness, error, load, until};
 
 /// One source `a` and one sink `s`, with scripts of the same prefix.
 fn one_to_one(script: &str) -> String {
@@ -602,9 +600,10 @@ async fn readiness_tells_a_silent_source() {
         "{problems:?}"
     );
     until("ready", || run.running.ready().is_ok()).await;
-    // The wall clock cannot be moved; the last word can.
+    // The clock cannot be moved; the last word can.
     let status = server.state().status.clone().expect("open");
-    status.update(|status| status.heard_ms = now_ms() - 31_000);
+    let earlier = std::time::Instant::now().checked_sub(Duration::from_secs(31));
+    status.update(|status| status.heard = earlier);
     let problems = run.running.ready().expect_err("silent");
     assert!(
         problems[0].starts_with("sources.a: no word from the server for 31 s"),

@@ -146,7 +146,8 @@ pub(crate) fn storage(path: &Path, doing: &str, error: io::Error) -> Error {
         io::ErrorKind::ReadOnlyFilesystem => "mount the disk writable, or choose another `path`",
         _ => "see the system's log",
     };
-    Error::new(ErrorKind::Storage, format!("{doing} {}", path.display()))
+    let kind = ErrorKind::of_storage(&error);
+    Error::new(kind, format!("{doing} {}", path.display()))
         .source(error)
         .remedy(remedy)
 }

@@ -122,8 +122,9 @@ pub(crate) fn kind_of(code: Code) -> ErrorKind {
         Code::MessageSizeTooLarge
         | Code::MessageBatchTooLarge
         | Code::InvalidMessageSize
-        | Code::InvalidRecord
-        | Code::InvalidTimestamp => ErrorKind::Refused,
+        | Code::InvalidRecord => ErrorKind::Refused,
+        // Records carry the time they are made at: a clock that is wrong is nothing that is wrong with a row.
+        Code::InvalidTimestamp => ErrorKind::Unavailable,
         Code::TopicAuthorizationFailed
         | Code::GroupAuthorizationFailed
         | Code::ClusterAuthorizationFailed
@@ -173,6 +174,9 @@ fn remedy_of(code: Code, kind: ErrorKind) -> Option<&'static str> {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
             "raise `max.message.bytes` of the topic (kafka-configs --alter --entity-type topics) and `\"message.max.bytes\"` in `properties` of this sink, or drop the large column with a `project` transform"
         }
+        Code::InvalidTimestamp => {
+            "set the clock of this machine or of the broker's, or raise `message.timestamp.after.max.ms` of the topic"
+        }
         Code::TransactionalIdAuthorizationFailed => {
             "allow Write and Describe on the transactional id (kafka-acls --add --transactional-id … --operation Write --operation Describe), or set `exactly_once = false`"
         }
@@ -216,6 +220,7 @@ mod tests {
             (Code::UnknownTopicOrPartition, ErrorKind::Setup),
             (Code::BrokerTransportFailure, ErrorKind::Unavailable),
             (Code::MessageTimedOut, ErrorKind::Unavailable),
+            (Code::InvalidTimestamp, ErrorKind::Unavailable),
             (Code::Fenced, ErrorKind::Busy),
             (Code::SaslAuthenticationFailed, ErrorKind::Authentication),
         ] {

@@ -21,6 +21,19 @@ pub use sink::Tantivy;
 use ::tantivy::TantivyError;
 use lockstep_core::{Error, ErrorKind};
 
+/// Whether the disk is full. What the index's own threads met is told as text.
+fn is_full(error: &TantivyError) -> bool {
+    let kind = match error {
+        TantivyError::IoError(error) => ErrorKind::of_storage(&**error),
+        other => ErrorKind::of_storage(other),
+    };
+    let said = || error.to_string();
+    kind == ErrorKind::Full
+        || ["StorageFull", "No space left"]
+            .iter()
+            .any(|words| said().contains(words))
+}
+
 /// A failure of the index: always of the disk, or of what is on it.
 fn storage(doing: &str, error: TantivyError) -> Error {
     let (kind, remedy) = match &error {
@@ -33,7 +46,11 @@ fn storage(doing: &str, error: TantivyError) -> Error {
             "the folder holds an index of something else, or of another version of lockstep: choose another `path`, or remove it and load the tables again",
         ),
         _ => (
-            ErrorKind::Storage,
+            if is_full(&error) {
+                ErrorKind::Full
+            } else {
+                ErrorKind::Storage
+            },
             "see that the disk has room and that the folder may be written; a damaged index must be removed and its tables loaded again",
         ),
     };

@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use lockstep_kit::disk::SmallDisk;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -51,6 +52,8 @@ pub fn program() -> PathBuf {
 #[derive(Debug)]
 pub struct Setup {
     folder: TempDir,
+    /// Holds the state, when it is not in the folder.
+    disk: Option<SmallDisk>,
     runs: AtomicU32,
 }
 
@@ -62,6 +65,27 @@ impl Setup {
     /// When the folder cannot be made.
     #[must_use]
     pub fn new(name: &str, body: impl FnOnce(&Path) -> String) -> Self {
+        Self::with(name, None, body)
+    }
+
+    /// As [`Setup::new`], with the state on a disk that can be full.
+    ///
+    /// # Panics
+    /// When the folder cannot be made.
+    #[must_use]
+    pub fn on_disk(name: &str, disk: SmallDisk, body: impl FnOnce(&Path) -> String) -> Self {
+        Self::with(name, Some(disk), body)
+    }
+
+    /// The disk of [`Setup::on_disk`].
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn disk(&self) -> &SmallDisk {
+        self.disk.as_ref().expect("a disk")
+    }
+
+    fn with(name: &str, disk: Option<SmallDisk>, body: impl FnOnce(&Path) -> String) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("lockstep-e2e-")
             .tempdir()
@@ -72,13 +96,15 @@ impl Setup {
         } else {
             "[admin]\nlisten = \"127.0.0.1:0\"\n"
         };
-        let state = folder.path().join("state");
+        let home = disk.as_ref().map_or_else(|| folder.path(), SmallDisk::path);
+        let state = home.join("state");
         let text = format!(
             "name = \"{name}\"\n{body}\n{admin}\n[state]\ndir = \"{}\"\n",
             state.display()
         );
         let setup = Setup {
             folder,
+            disk,
             runs: AtomicU32::new(0),
         };
         setup.write(&text);
@@ -115,12 +141,19 @@ impl Setup {
 
     /// Where the pipeline keeps its state.
     pub fn state(&self) -> PathBuf {
-        self.folder().join("state")
+        let home = self
+            .disk
+            .as_ref()
+            .map_or_else(|| self.folder(), SmallDisk::path);
+        home.join("state")
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         // The signal comes should the test process die: nothing outlives it.
-        let mut command = Command::new("setpriv");
+        let mut command = match &self.disk {
+            Some(disk) => disk.inside("setpriv"),
+            None => Command::new("setpriv"),
+        };
         command
             .args(["--pdeathsig=KILL", "--"])
             .arg(program())

@@ -22,7 +22,9 @@
 //! Functions here panic when something fails: the message says what, why and what to do.
 
 pub mod certificates;
+pub mod clock;
 pub mod component;
+pub mod connect;
 pub mod disk;
 mod error;
 mod http;

@@ -2,24 +2,25 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use lockstep_kit::disk::SmallDisk;
 use lockstep_kit::postgres::Database;
 use lockstep_kit::{Random, unique};
 
 use crate::check::{Begin, Checked, Counts, Place, check};
-use crate::fault::{Fault, Faults};
+use crate::contestant::{Contestant, Subject};
+use crate::debezium::Debezium;
+use crate::fault::{Fault, Faults, Own, STOP};
 use crate::lockstep::Lockstep;
 use crate::servers::Servers;
 use crate::sinks::{Sink, pipeline};
 use crate::workload::{self, Load, TABLES, Tally, Workload};
 
-/// How long the beginning may take on a busy machine.
-const BEGIN: Duration = Duration::from_secs(90);
 /// From the end of the last fault to everything being there. It holds the longest pause between two tries, and the wait
-/// for an answer that does not come.
-const DRAIN: Duration = Duration::from_secs(120);
-const STOP: Duration = Duration::from_secs(45);
+/// for an answer that does not come, on a machine that has other work.
+const DRAIN: Duration = Duration::from_secs(300);
 const TAIL: usize = 25;
 
 /// A workload under a fault.
@@ -41,6 +42,8 @@ impl Cell {
 /// What came of a run.
 #[derive(Debug)]
 pub struct Outcome {
+    /// Whose.
+    pub contestant: Contestant,
     /// Which one.
     pub cell: Cell,
     /// Of this run alone.
@@ -79,7 +82,8 @@ impl Outcome {
     /// All about it, for people.
     pub fn story(&self) -> String {
         let mut story = format!(
-            "{} with seed {}: {} faults, {} changes, {}\n",
+            "{} {} with seed {}: {} faults, {} changes, {}\n",
+            self.contestant,
             self.cell.name(),
             self.seed,
             self.faults.len(),
@@ -101,13 +105,14 @@ impl Outcome {
             story += &format!("  fault: {fault}\n");
         }
         story += &format!(
-            "  writers: {} committed, {} failed, {:?}\n  folder: {}\n  repeat: make torture TORTURE='--only {} --seed {}'\n",
+            "  writers: {} committed, {} failed, {:?}\n  folder: {}\n  repeat: make torture TORTURE='--only {} --seed {} --contestants {}'\n",
             self.tally.committed,
             self.tally.failed,
             self.tally.last,
             self.folder.display(),
             self.cell.name(),
-            self.seed
+            self.seed,
+            self.contestant
         );
         story
     }
@@ -124,37 +129,60 @@ pub struct Bench<'a> {
     pub root: &'a Path,
     /// Which sinks.
     pub sinks: &'a [Sink],
+    /// Whether the folders of peers' runs go although something is wrong: that is expected of them, and there are many.
+    pub forget_peers: bool,
 }
 
 /// Runs a cell.
 ///
 /// # Panics
-/// When a server cannot be brought back, or a file cannot be written: then there is nothing to be said about lockstep.
-pub async fn run(bench: &Bench<'_>, cell: Cell, seed: u64) -> Outcome {
+/// When a server cannot be brought back, or a file cannot be written: then there is nothing to be said about anybody.
+pub async fn run(bench: &Bench<'_>, contestant: Contestant, cell: Cell, seed: u64) -> Outcome {
     let began = Instant::now();
     let name = unique("torture");
     let folder = bench.root.join(&name);
     fs::create_dir_all(&folder).expect("the folder of runs can be written");
     let database = bench.servers.postgres.database("torture").await;
     workload::create(&database, cell.workload.rows_at_first()).await;
-    let text = pipeline(&name, &folder, &database, bench.servers, bench.sinks);
-    fs::write(folder.join("pipeline.toml"), text).expect("the folder can be written");
+    let own = Own::new(cell.fault, &folder);
+    let subject = match contestant {
+        Contestant::Lockstep => {
+            let data = own.disk.as_ref().map_or(&*folder, SmallDisk::path);
+            let text = pipeline(&name, data, &database, bench.servers, bench.sinks);
+            fs::write(folder.join("pipeline.toml"), text).expect("the folder can be written");
+            let (disk, clock) = (own.disk.as_ref(), own.clock.as_ref());
+            Subject::Lockstep(Lockstep::new(bench.program, folder.clone(), disk, clock))
+        }
+        Contestant::Debezium | Contestant::DebeziumWithTransactions => {
+            Debezium::prepare(&database).await;
+            let with_transactions = contestant == Contestant::DebeziumWithTransactions;
+            let folder = folder.clone();
+            let debezium =
+                Debezium::new(&name, folder, &database, bench.servers, with_transactions);
+            Subject::Debezium(debezium)
+        }
+    };
     let mut run = Run {
         bench,
+        contestant,
         cell,
         random: Random::seeded(seed),
-        lockstep: Lockstep::new(bench.program.into(), folder.clone()),
+        subject,
+        own: &own,
+        name: &name,
+        folder: &folder,
         database: &database,
         troubles: Vec::new(),
     };
-    run.begin(&name).await;
+    run.begin().await;
     let (faults, tally) = run.torture().await;
     let since = Instant::now();
     run.drain().await;
     let drained = since.elapsed();
     run.stop().await;
-    let checked = run.check(&name).await;
+    let checked = run.check().await;
     let outcome = Outcome {
+        contestant,
         cell,
         seed,
         faults,
@@ -165,8 +193,8 @@ pub async fn run(bench: &Bench<'_>, cell: Cell, seed: u64) -> Outcome {
         took: began.elapsed(),
         folder: folder.clone(),
     };
-    clean(bench, &name).await;
-    if outcome.is_right() {
+    clean(bench, &contestant.topics(&name), &name).await;
+    if outcome.is_right() || contestant != Contestant::Lockstep && bench.forget_peers {
         // What stays is in the way of nobody.
         let _ = fs::remove_dir_all(&folder);
     } else {
@@ -177,92 +205,94 @@ pub async fn run(bench: &Bench<'_>, cell: Cell, seed: u64) -> Outcome {
 
 struct Run<'a> {
     bench: &'a Bench<'a>,
+    contestant: Contestant,
     cell: Cell,
     random: Random,
-    lockstep: Lockstep,
+    subject: Subject,
+    own: &'a Own,
+    name: &'a str,
+    folder: &'a Path,
     database: &'a Database,
     troubles: Vec<String>,
 }
 
 impl Run<'_> {
-    /// Starts lockstep, and waits for the moment from which on every commit is in its stream.
-    async fn begin(&mut self, name: &str) {
-        self.lockstep.start();
-        if self.cell.workload == Workload::FirstCopy {
-            let sql = format!(
-                "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{name}'"
-            );
-            lockstep_kit::wait_for(BEGIN, format!("the slot {name}"), async || {
-                self.database.value(&sql).await
-            })
-            .await;
-        } else if !self
-            .lockstep
-            .says("the copy is durable in every sink", BEGIN)
-            .await
-        {
-            self.trouble("the initial copy did not end");
+    async fn begin(&mut self) {
+        let begun = self
+            .subject
+            .begin(self.cell.workload, self.name, self.database);
+        if let Err(what) = begun.await {
+            self.trouble(&what);
         }
     }
 
     async fn torture(&mut self) -> (Vec<String>, Tally) {
-        let load = Load::start(self.cell.workload, self.database.url(), &mut self.random);
+        let (url, more) = (self.database.url(), self.contestant.rounds());
+        let load = Load::start(self.cell.workload, url, &mut self.random, more);
+        let whose = (self.contestant, self.cell.workload);
         let fork = self.random.fork();
-        let mut faults = Faults::new(self.cell.fault, self.bench.servers, fork);
+        let servers = self.bench.servers;
+        let mut faults = Faults::new(self.cell.fault, whose, self.name, servers, self.own, fork);
         let mut injected = Vec::new();
-        for _ in 0..self.cell.fault.times() {
-            injected.push(faults.inject(&mut self.lockstep).await);
-            self.still_runs();
+        for _ in 0..self.cell.fault.times(self.contestant) {
+            injected.push(faults.inject(&mut self.subject).await);
+            if let Some(what) = self.subject.revived().await {
+                self.trouble(&what);
+            }
         }
         (injected, load.stop().await)
     }
 
-    /// One that ended by itself is a trouble, and started again.
-    fn still_runs(&mut self) {
-        if !self.lockstep.runs() {
-            let status = self.lockstep.ended.last().map(|(_, status)| *status);
-            self.trouble(&format!("it ended by itself: {status:?}"));
-            self.lockstep.start();
-        }
-    }
-
     async fn drain(&mut self) {
-        let lsn = self
-            .database
-            .value("SELECT pg_current_wal_flush_lsn()")
-            .await;
-        let lsn = lsn.expect("a server has an LSN");
-        let Err(seen) = self.lockstep.visible(&lsn, DRAIN).await else {
+        let Err(seen) = self.subject.caught_up(self.database, DRAIN).await else {
             return;
         };
-        let status = self.lockstep.get("/api/status").await.unwrap_or_default();
-        self.trouble(&format!("not drained up to {lsn}: {seen}; {status}"));
+        self.trouble(&seen);
         // Whether a restart helps tells what is lost from what is only late.
-        self.lockstep.start();
-        if let Err(seen) = self.lockstep.visible(&lsn, DRAIN).await {
+        self.subject.program().start();
+        if let Err(seen) = self.subject.caught_up(self.database, DRAIN).await {
             self.trouble(&format!("nor after a restart: {seen}"));
         }
     }
 
     async fn stop(&mut self) {
-        match self.lockstep.terminate(STOP).await {
+        let status = self.subject.program().terminate(STOP).await;
+        // A Java virtual machine ends so when it is asked to.
+        let of_signal = |status: &ExitStatus| status.code() == Some(128 + 15);
+        match status {
             Some(status) if status.success() => {}
+            Some(status) if self.contestant != Contestant::Lockstep && of_signal(&status) => {}
             other => self.trouble(&format!("SIGTERM ended it with {other:?}")),
         }
     }
 
-    async fn check(&mut self, name: &str) -> Checked {
+    async fn check(&mut self) -> Checked {
         let begin = match self.cell.workload {
             Workload::FirstCopy => Begin::LastCopy,
             _ => Begin::FirstCopy,
         };
+        let topics = self.contestant.topics(self.name);
+        if let Some(disk) = &self.own.disk {
+            // Out of the disk's namespace, which not every reader enters.
+            let copied = Command::new("cp")
+                .arg("-rT")
+                .arg(disk.seen())
+                .arg(self.folder)
+                .status();
+            assert!(copied.is_ok_and(|status| status.success()), "cp -r failed");
+        }
         let place = Place {
-            name,
-            folder: self.lockstep.folder(),
+            name: self.name,
+            topics: &topics,
+            folder: self.folder,
             database: self.database,
             servers: self.bench.servers,
         };
-        match check(&place, self.bench.sinks, begin).await {
+        let sinks = match self.contestant {
+            Contestant::Lockstep => self.bench.sinks,
+            _ => &[Sink::Kafka],
+        };
+        match check(&place, sinks, begin).await {
             Ok(checked) => checked,
             Err(error) => {
                 self.trouble(&format!("cannot be read: {error}"));
@@ -272,18 +302,18 @@ impl Run<'_> {
     }
 
     fn trouble(&mut self, what: &str) {
-        let tail = self.lockstep.tail(TAIL).replace('\n', "\n      ");
+        let tail = self.subject.program().tail(TAIL).replace('\n', "\n      ");
         self.troubles.push(format!("{what}\n      {tail}"));
     }
 }
 
 /// Removes what a run leaves on the servers: they stay fast.
-async fn clean(bench: &Bench<'_>, name: &str) {
+async fn clean(bench: &Bench<'_>, topics: &str, name: &str) {
     // What cannot be removed is a burden and no harm: names are never used again.
     let _ = bench.servers.redis.command(&["FLUSHALL"]).await;
     for table in TABLES {
         let path = format!("/{name}-{table}");
         let _ = bench.servers.opensearch.request("DELETE", &path, "").await;
     }
-    crate::topics::remove(bench.servers.kafka.bootstrap(), name).await;
+    crate::topics::remove(bench.servers.kafka.bootstrap(), topics).await;
 }

@@ -1,21 +1,32 @@
-//! What is done to lockstep and to the servers around it.
+//! What is done to a contestant and to the servers around it.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
 
 use lockstep_kit::Random;
+use lockstep_kit::clock::Clock;
+use lockstep_kit::disk::SmallDisk;
 use lockstep_kit::proxy::End;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::lockstep::Lockstep;
+use crate::contestant::{Contestant, Subject};
 use crate::servers::{Link, Servers};
+use crate::topics::Growth;
+use crate::workload::Workload;
+
+/// How long an orderly end may take.
+pub const STOP: Duration = Duration::from_secs(90);
+/// How long records are waited for that a fault is to fall between.
+const MIDWAY: Duration = Duration::from_secs(10);
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// `kill -9` of lockstep.
+    /// `kill -9` of the contestant.
     Kill,
-    /// SIGSTOP of lockstep for a while.
+    /// SIGTERM, and a start.
+    Stop,
+    /// SIGSTOP for a while.
     Freeze,
     /// PostgreSQL ends at once, by an immediate shutdown or by the death of all its processes, and starts again.
     Postgres,
@@ -35,11 +46,16 @@ pub enum Fault {
     BlackHole,
     /// A link carries little.
     Slow,
+    /// The disk under state, files and index is full for a while.
+    Disk,
+    /// The wall clock is set.
+    Clock,
 }
 
 /// All kinds, in the order of the table.
-pub const FAULTS: [Fault; 11] = [
+pub const FAULTS: [Fault; 14] = [
     Fault::Kill,
+    Fault::Stop,
     Fault::Freeze,
     Fault::Postgres,
     Fault::Redis,
@@ -50,6 +66,8 @@ pub const FAULTS: [Fault; 11] = [
     Fault::HalfClose,
     Fault::BlackHole,
     Fault::Slow,
+    Fault::Disk,
+    Fault::Clock,
 ];
 
 impl Fault {
@@ -57,6 +75,7 @@ impl Fault {
     pub fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
+            Self::Stop => "stop",
             Self::Freeze => "freeze",
             Self::Postgres => "postgres",
             Self::Redis => "redis",
@@ -67,17 +86,25 @@ impl Fault {
             Self::HalfClose => "half-close",
             Self::BlackHole => "black-hole",
             Self::Slow => "slow",
+            Self::Disk => "disk-full",
+            Self::Clock => "clock",
         }
     }
 
     /// How often it is injected in one run of a cell.
-    pub fn times(self) -> usize {
+    pub fn times(self, contestant: Contestant) -> usize {
+        if contestant != Contestant::Lockstep {
+            return match self {
+                Self::Kill | Self::Stop => 4,
+                _ => 3,
+            };
+        }
         match self {
             Self::Kill => 8,
-            Self::Freeze | Self::Redis => 5,
+            Self::Stop | Self::Freeze | Self::Redis | Self::Clock => 5,
             Self::Postgres => 4,
             // They take seconds to come back.
-            Self::Kafka | Self::OpenSearch => 3,
+            Self::Kafka | Self::OpenSearch | Self::Disk => 3,
             // Each of the four links once or twice.
             Self::Cut | Self::HalfClose => 8,
             Self::Delay | Self::BlackHole | Self::Slow => 4,
@@ -85,46 +112,123 @@ impl Fault {
     }
 }
 
+/// Things of a run's own that are broken only there.
+#[derive(Debug, Default)]
+pub struct Own {
+    /// Under state, files and index.
+    pub disk: Option<SmallDisk>,
+    /// The contestant's.
+    pub clock: Option<Clock>,
+}
+
+impl Own {
+    /// What this fault breaks, with its files in this folder.
+    ///
+    /// # Panics
+    /// When it cannot be made here.
+    pub fn new(fault: Fault, folder: &std::path::Path) -> Self {
+        let disk = (fault == Fault::Disk).then(|| SmallDisk::start(DISK));
+        let clock = (fault == Fault::Clock).then(|| Clock::new(folder));
+        Self {
+            disk: disk.map(|disk| disk.unwrap_or_else(|error| panic!("{error}"))),
+            clock: clock.map(|clock| clock.unwrap_or_else(|error| panic!("{error}"))),
+        }
+    }
+}
+
+/// Room for all that a run writes.
+const DISK: u64 = 1 << 30;
+
 /// Brings faults of one kind about.
 #[derive(Debug)]
 pub struct Faults<'a> {
     kind: Fault,
     servers: &'a Servers,
+    own: &'a Own,
     random: Random,
+    contestant: Contestant,
     /// Those that are still to be hit before any is hit again.
     links: Vec<Link>,
+    /// In imports, whose rows share LSNs, an end falls between rows that arrive.
+    growth: Option<Growth>,
 }
 
 impl<'a> Faults<'a> {
-    /// Of this kind.
-    pub fn new(kind: Fault, servers: &'a Servers, random: Random) -> Self {
+    /// Of this kind, for the run of this name.
+    pub fn new(
+        kind: Fault,
+        (contestant, workload): (Contestant, Workload),
+        name: &str,
+        servers: &'a Servers,
+        own: &'a Own,
+        random: Random,
+    ) -> Self {
+        let midway = workload == Workload::Copy && matches!(kind, Fault::Kill | Fault::Stop);
+        let topics = contestant.topics(name);
         Self {
             kind,
             servers,
+            own,
             random,
+            contestant,
             links: Vec::new(),
+            growth: midway
+                .then(|| Growth::new(servers.kafka.bootstrap(), &topics))
+                .flatten(),
+        }
+    }
+
+    /// Waits until rows arrive, and some more of them have; before a kill of one that keeps its position by the clock, until
+    /// it has done so while they arrive.
+    async fn midway(&mut self, subject: &Subject) {
+        let Some(growth) = self.growth.clone() else {
+            return;
+        };
+        let more = 20 + self.random.below(1_500);
+        let kept = || subject.kept().filter(|_| self.kind == Fault::Kill);
+        let end = Instant::now() + MIDWAY;
+        let mut last = (growth.records().await, kept());
+        let arriving = last.0 + more;
+        while Instant::now() < end {
+            let now = (growth.records().await, kept());
+            let is_kept = now.1.is_none() || now.1 != last.1 && now.0 > last.0;
+            if now.0 > arriving && is_kept {
+                return;
+            }
+            last = now;
         }
     }
 
     /// Waits for a random moment, injects one, and waits until the cause is over. Returns what was done, for the record.
-    pub async fn inject(&mut self, lockstep: &mut Lockstep) -> String {
+    pub async fn inject(&mut self, subject: &mut Subject) -> String {
         sleep(self.random.millis(50, 900)).await;
+        self.midway(subject).await;
         let away = self.random.millis(0, 1_200);
+        // Most of the times a contestant is back at once; else what happens meanwhile waits for it.
+        let short = away.saturating_sub(Duration::from_millis(900));
         let what = self.kind.name();
         match self.kind {
             Fault::Kill => {
-                lockstep.kill();
-                // Most of the times it is back at once; else what happens meanwhile waits for it.
-                let away = away.saturating_sub(Duration::from_millis(900));
-                sleep(away).await;
-                lockstep.start();
-                format!("{what}, back after {away:?}")
+                subject.program().kill();
+                sleep(short).await;
+                subject.program().start();
+                subject.back().await;
+                format!("{what}, back after {short:?}")
+            }
+            Fault::Stop => {
+                let ended = subject.program().terminate(STOP).await;
+                sleep(short).await;
+                subject.program().start();
+                subject.back().await;
+                let how =
+                    ended.map_or_else(|| "not ended in time".into(), |status| status.to_string());
+                format!("{what}: {how}, back after {short:?}")
             }
             Fault::Freeze => {
                 let frozen = self.random.millis(100, 3_000);
-                lockstep.freeze(true);
+                subject.program().freeze(true);
                 sleep(frozen).await;
-                lockstep.freeze(false);
+                subject.program().freeze(false);
                 format!("{what} for {frozen:?}")
             }
             Fault::Postgres => {
@@ -161,7 +265,46 @@ impl<'a> Faults<'a> {
             Fault::Cut | Fault::Delay | Fault::HalfClose | Fault::BlackHole | Fault::Slow => {
                 self.misuse_a_link().await
             }
+            Fault::Disk => self.fill_the_disk().await,
+            Fault::Clock => self.set_the_clock().await,
         }
+    }
+
+    async fn fill_the_disk(&mut self) -> String {
+        let Some(disk) = &self.own.disk else {
+            return "no disk".into();
+        };
+        let lasting = self.random.millis(500, 4_000);
+        disk.fill().expect("ballast can be written");
+        sleep(lasting).await;
+        disk.free().expect("ballast can be removed");
+        format!("{} for {lasting:?}", self.kind.name())
+    }
+
+    async fn set_the_clock(&mut self) -> String {
+        let Some(clock) = &self.own.clock else {
+            return "no clock".into();
+        };
+        const SECOND: i64 = 1_000;
+        const DAY: i64 = 86_400 * SECOND;
+        let far = *self
+            .random
+            .pick(&[SECOND, 60 * SECOND, 3_600 * SECOND, DAY, 4_000 * DAY]);
+        let by = if self.random.once_in(2) { -far } else { far };
+        let lasting = self.random.millis(500, 2_500);
+        clock.set(by).expect("the clock can be set");
+        sleep(lasting).await;
+        // Half of the times it stays wrong, until it is set the next time.
+        let right = self.random.once_in(2);
+        if right {
+            clock.set(0).expect("the clock can be set");
+        }
+        let then = if right { ", then right" } else { "" };
+        format!(
+            "{} {} s away for {lasting:?}{then}",
+            self.kind.name(),
+            by / SECOND
+        )
     }
 
     async fn misuse_a_link(&mut self) -> String {
@@ -191,7 +334,7 @@ impl<'a> Faults<'a> {
                     if cut {
                         connection.cut();
                     } else {
-                        // Nobody will ever tell lockstep that it is dead.
+                        // Nobody will ever tell that it is dead.
                         connection.black_hole(true);
                     }
                 }
@@ -217,7 +360,14 @@ impl<'a> Faults<'a> {
 
     fn next_link(&mut self) -> Link {
         if self.links.is_empty() {
-            self.links = vec![Link::Postgres, Link::Kafka, Link::Redis, Link::OpenSearch];
+            self.links = match self.contestant {
+                Contestant::Lockstep => {
+                    vec![Link::Postgres, Link::Kafka, Link::Redis, Link::OpenSearch]
+                }
+                Contestant::Debezium | Contestant::DebeziumWithTransactions => {
+                    vec![Link::Postgres, Link::Kafka]
+                }
+            };
             self.random.shuffle(&mut self.links);
         }
         self.links.pop().unwrap_or(Link::Postgres)

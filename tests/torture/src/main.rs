@@ -12,13 +12,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use lockstep_torture::cell::{Bench, Cell, Outcome, run};
+use lockstep_torture::contestant::{CONTESTANTS, Contestant};
 use lockstep_torture::lockstep::program;
 use lockstep_torture::plan;
 use lockstep_torture::report::{Circumstances, Report, replaced};
 use lockstep_torture::servers::Servers;
 use lockstep_torture::sinks::{SINKS, Sink};
 
-/// Breaks everything around lockstep at random moments, and counts what is lost, doubled, reordered or stale.
+/// Breaks everything around lockstep at random moments, and counts what is lost, doubled, reordered or stale; and does the
+/// same to Debezium.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-torture")]
 struct Options {
@@ -34,7 +36,10 @@ struct Options {
     /// Runs of the cell of `--only`.
     #[arg(long, default_value_t = 1)]
     times: u32,
-    /// Only these sinks, separated by commas.
+    /// Who is tortured, separated by commas: with `debezium` beside `lockstep`, it gets two fifths of the time.
+    #[arg(long, value_delimiter = ',', value_parser = contestant, default_value = "lockstep")]
+    contestants: Vec<Contestant>,
+    /// Only these sinks of lockstep, separated by commas.
     #[arg(long, value_delimiter = ',', value_parser = sink)]
     sinks: Vec<Sink>,
     /// The page that gets the result of anything but `--only`.
@@ -50,6 +55,14 @@ fn sink(name: &str) -> Result<Sink, String> {
     found.ok_or_else(|| {
         let names = SINKS.map(Sink::name).join(", ");
         format!("there is no sink {name:?}; there are {names}")
+    })
+}
+
+fn contestant(name: &str) -> Result<Contestant, String> {
+    let found = CONTESTANTS.into_iter().find(|one| one.name() == name);
+    found.ok_or_else(|| {
+        let names = CONTESTANTS.map(Contestant::name).join(", ");
+        format!("there is no contestant {name:?}; there are {names}")
     })
 }
 
@@ -85,16 +98,18 @@ async fn torture(options: &Options) -> std::io::Result<bool> {
         program: &program,
         root: &root,
         sinks: &sinks,
+        forget_peers: options.only.is_none(),
     };
     let mut progress = Progress::new(options);
     let mut report = Report::default();
     let began = Instant::now();
-    for (cell, seed) in cells(options, seed) {
+    let mut plan = Plan::new(options, seed);
+    while let Some((contestant, cell, seed)) = plan.next(report.peers_took(), began.elapsed()) {
         if report.runs() > 0 && options.only.is_none() && began.elapsed() > progress.whole {
             break;
         }
         progress.begins(&report, &cell);
-        let outcome = run(&bench, cell, seed).await;
+        let outcome = run(&bench, contestant, cell, seed).await;
         progress.ends(&outcome);
         report.add(outcome);
     }
@@ -118,17 +133,54 @@ async fn torture(options: &Options) -> std::io::Result<bool> {
         write_page(&options.report, &report.section(&about))?;
         println!("written to {}", options.report.display());
     }
-    if report.is_right() {
+    if report.is_right() && options.keep.is_none() {
         std::fs::remove_dir_all(&root)?;
     }
     Ok(report.is_right())
 }
 
-/// Round after round; the time ends it.
-fn cells(options: &Options, seed: u64) -> Box<dyn Iterator<Item = (Cell, u64)>> {
-    match options.only {
-        Some(cell) => Box::new((0..options.times).map(move |time| (cell, seed + u64::from(time)))),
-        None => Box::new((0..).flat_map(move |number| plan::round(seed, number))),
+/// What is run, one after the other: round after round, until the time ends it.
+struct Plan {
+    cells: Box<dyn Iterator<Item = (Contestant, Cell, u64)>>,
+    peers: Option<Box<dyn Iterator<Item = (Contestant, Cell, u64)>>>,
+}
+
+impl Plan {
+    fn new(options: &Options, seed: u64) -> Self {
+        let contestants = options.contestants.clone();
+        if let Some(cell) = options.only {
+            let each = (0..options.times).flat_map(move |time| {
+                let all = contestants.clone().into_iter();
+                all.map(move |one| (one, cell, seed + u64::from(time)))
+            });
+            return Self {
+                cells: Box::new(each),
+                peers: None,
+            };
+        }
+        let peers = contestants
+            .contains(&Contestant::Debezium)
+            .then(|| Box::new(plan::of_peers(seed)) as Box<_>);
+        let alone = !contestants.contains(&Contestant::Lockstep);
+        let cells = (0..).flat_map(move |number| plan::round(seed, number));
+        let cells = cells.map(|(cell, seed)| (Contestant::Lockstep, cell, seed));
+        Self {
+            cells: if alone {
+                Box::new(std::iter::empty())
+            } else {
+                Box::new(cells)
+            },
+            peers,
+        }
+    }
+
+    /// The next one: a peer's, while those have had less than two fifths of the time.
+    fn next(&mut self, peers_took: Duration, took: Duration) -> Option<(Contestant, Cell, u64)> {
+        match &mut self.peers {
+            Some(peers) if peers_took * 5 < took * 2 => peers.next(),
+            Some(peers) => self.cells.next().or_else(|| peers.next()),
+            None => self.cells.next(),
+        }
     }
 }
 
@@ -171,8 +223,9 @@ impl Progress {
             return;
         }
         println!(
-            "{clear}{} {:<22} seed {:<10} {} faults, {:>6} changes, {}, {} troubles, drained in {:.1} s, took {:.1} s",
+            "{clear}{} {} {:<22} seed {:<10} {} faults, {:>6} changes, {}, {} troubles, drained in {:.1} s, took {:.1} s",
             if right { "✓" } else { "✗" },
+            outcome.contestant,
             outcome.cell.name(),
             outcome.seed,
             outcome.faults.len(),
@@ -182,8 +235,18 @@ impl Progress {
             outcome.drained.as_secs_f64(),
             outcome.took.as_secs_f64()
         );
-        if !right {
-            println!("{}", outcome.story());
+        if outcome.contestant == Contestant::Lockstep {
+            if !right {
+                println!("{}", outcome.story());
+            }
+        } else {
+            for trouble in &outcome.troubles {
+                println!("    {}", trouble.lines().next().unwrap_or_default());
+            }
+            let of_sinks = outcome.checked.sinks.values();
+            for example in of_sinks.flat_map(|findings| &findings.examples).take(2) {
+                println!("    {example}");
+            }
         }
     }
 }

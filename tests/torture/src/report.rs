@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cell::Outcome;
 use crate::check::Counts;
+use crate::contestant::Contestant;
 use crate::fault::{FAULTS, Fault};
 use crate::workload::{WORKLOADS, Workload};
 
@@ -85,17 +86,29 @@ impl Report {
         self.outcomes.len()
     }
 
-    /// How many faults were injected.
+    /// How many faults lockstep has met.
     pub fn faults(&self) -> usize {
-        self.outcomes
-            .iter()
+        self.of(Contestant::Lockstep)
             .map(|outcome| outcome.faults.len())
             .sum()
     }
 
-    /// Runs in which something is wrong.
+    /// How long the runs of the peers took.
+    pub fn peers_took(&self) -> Duration {
+        let peers = self.outcomes.iter();
+        let peers = peers.filter(|outcome| outcome.contestant != Contestant::Lockstep);
+        peers.map(|outcome| outcome.took).sum()
+    }
+
+    fn of(&self, contestant: Contestant) -> impl Iterator<Item = &Outcome> {
+        let all = self.outcomes.iter();
+        all.filter(move |outcome| outcome.contestant == contestant)
+    }
+
+    /// Runs of lockstep in which something is wrong. What is wrong with a peer is a result.
     pub fn wrong(&self) -> impl Iterator<Item = &Outcome> {
-        self.outcomes.iter().filter(|outcome| !outcome.is_right())
+        let all = self.of(Contestant::Lockstep);
+        all.filter(|outcome| !outcome.is_right())
     }
 
     /// Whether nothing is.
@@ -103,69 +116,122 @@ impl Report {
         self.wrong().next().is_none()
     }
 
-    fn sum(&self, belongs: impl Fn(&Outcome) -> bool) -> Sum {
+    fn sum(&self, contestant: Contestant, belongs: impl Fn(&Outcome) -> bool) -> Sum {
         let mut sum = Sum::default();
-        for outcome in self.outcomes.iter().filter(|outcome| belongs(outcome)) {
+        for outcome in self.of(contestant).filter(|outcome| belongs(outcome)) {
             sum.add(outcome);
         }
         sum
     }
 
-    /// Both tables in Markdown, which is readable as it is.
+    fn has(&self, contestant: Contestant) -> bool {
+        self.of(contestant).next().is_some()
+    }
+
+    /// All tables in Markdown, which is readable as it is.
     pub fn tables(&self) -> String {
+        let mut text = self.matrix(Contestant::Lockstep) + "\n" + &self.totals();
+        if self.has(Contestant::Debezium) {
+            text += &format!(
+                "\nDebezium, fault by fault:\n\n{}",
+                self.matrix(Contestant::Debezium)
+            );
+        }
+        let with = Contestant::DebeziumWithTransactions;
+        if self.has(with) {
+            text += &format!(
+                "\nDebezium with `provide.transaction.metadata`, fault by fault:\n\n{}",
+                self.matrix(with)
+            );
+        }
+        text
+    }
+
+    /// A row per workload, a column per fault; those that were not met are left out.
+    fn matrix(&self, contestant: Contestant) -> String {
         let mut sums = BTreeMap::new();
         for workload in WORKLOADS {
             for fault in FAULTS {
                 let of = |outcome: &Outcome| {
                     outcome.cell.workload == workload && outcome.cell.fault == fault
                 };
-                sums.insert((workload, fault), self.sum(of));
+                sums.insert((workload, fault), self.sum(contestant, of));
             }
         }
-        let faults = FAULTS.map(Fault::name);
-        let mut rows = vec![[&["workload"], &faults[..]].concat().join(" | ")];
-        rows.push(vec!["---"; faults.len() + 1].join(" | "));
+        let met = |workload, fault| sums[&(workload, fault)].runs > 0;
+        let faults: Vec<Fault> = FAULTS
+            .into_iter()
+            .filter(|&fault| WORKLOADS.iter().any(|&workload| met(workload, fault)))
+            .collect();
+        let names: Vec<&str> = faults.iter().map(|fault| fault.name()).collect();
+        let mut rows = vec![[&["workload"], &names[..]].concat().join(" | ")];
+        rows.push(vec!["---"; names.len() + 1].join(" | "));
         for workload in WORKLOADS {
-            let cells = FAULTS.map(|fault| shown(&sums[&(workload, fault)]));
-            rows.push(format!("{} | {}", workload.name(), cells.join(" | ")));
+            if faults.iter().any(|&fault| met(workload, fault)) {
+                let cells = faults.iter().map(|&fault| shown(&sums[&(workload, fault)]));
+                let cells: Vec<String> = cells.collect();
+                rows.push(format!("{} | {}", workload.name(), cells.join(" | ")));
+            }
         }
-        let matrix = aligned(&rows);
+        aligned(&rows)
+    }
+
+    /// A row per workload, a set of columns per contestant.
+    fn totals(&self) -> String {
+        let whole = [Contestant::Lockstep, Contestant::Debezium];
+        let whole: Vec<Contestant> = whole.into_iter().filter(|&one| self.has(one)).collect();
+        let names = whole.iter().map(|one| {
+            let name = one.name();
+            format!(
+                "{name}: runs | faults | changes | lost | doubled | reordered | stale | troubles"
+            )
+        });
+        let names: Vec<String> = names.collect();
+        let line = |belongs: &dyn Fn(&Outcome) -> bool| {
+            let sums = whole.iter().map(|&one| self.sum(one, belongs).line());
+            sums.collect::<Vec<_>>().join(" | ")
+        };
         let mut rows = vec![
-            "workload | runs | faults | changes | lost | doubled | reordered | stale | troubles"
-                .into(),
-            "--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---:".into(),
+            format!("workload | {}", names.join(" | ")),
+            "---".to_owned() + &" | ---:".repeat(8 * whole.len()),
         ];
         for workload in WORKLOADS {
-            let sum = self.sum(|outcome| outcome.cell.workload == workload);
-            rows.push(format!("{} | {}", Workload::name(workload), sum.line()));
+            let sums = line(&|outcome| outcome.cell.workload == workload);
+            rows.push(format!("{} | {sums}", Workload::name(workload)));
         }
-        rows.push(format!("**all** | {}", self.sum(|_| true).line()));
-        format!("{matrix}\n{}", aligned(&rows))
+        rows.push(format!("**all** | {}", line(&|_| true)));
+        aligned(&rows)
     }
 
     /// What the page says between its marks.
     pub fn section(&self, about: &Circumstances) -> String {
-        let all = self.sum(|_| true);
-        let mut drained: Vec<Duration> = self.outcomes.iter().map(|one| one.drained).collect();
+        let all = self.sum(Contestant::Lockstep, |_| true);
+        let drained = self.of(Contestant::Lockstep).map(|one| one.drained);
+        let mut drained: Vec<Duration> = drained.collect();
         drained.sort_unstable();
         let at = |part: usize| {
             drained.get((drained.len() * part / 100).min(drained.len().saturating_sub(1)))
         };
         let seconds = |time: Option<&Duration>| time.map_or(0.0, Duration::as_secs_f64);
         let mut text = format!(
-            "{}: {} runs, {} faults, {} committed changes, each checked in {}. {} took {:.0} minutes on {}; seed {}.\n\n\
+            "{}: {} runs, {} faults, {} committed changes, each checked in {}: lost {}, doubled {}, stale {}, order violations {}. \
+             {} on {}; {:.0} minutes with what is beside it; seed {}.\n\n\
              In a cell: the number of faults injected, ✓ when everything arrived once, in order and as it is in PostgreSQL, \
-             ✗ and what was wrong when not. *Troubles* are runs in which lockstep ended by itself, did not catch up within two \
-             minutes, or did not stop.\n\n{}\n\
-             After the last fault everything was in every sink within {:.1} s (median), {:.1} s (95 %), {:.1} s (longest).\n",
+             ✗ and what was wrong when not. *Troubles* are runs in which it ended by itself or gave up for good, did not catch up \
+             within five minutes, or did not stop.\n\n{}\n\
+             After the last fault everything was in every sink of lockstep within {:.1} s (median), {:.1} s (95 %), {:.1} s (longest).\n",
             about.day,
             all.runs,
             all.faults,
             all.changes,
             about.sinks,
+            all.counts.lost,
+            all.counts.doubled,
+            all.counts.stale,
+            all.counts.reordered,
             about.lockstep,
-            about.took.as_secs_f64() / 60.0,
             about.servers,
+            about.took.as_secs_f64() / 60.0,
             about.seed,
             self.tables(),
             seconds(at(50)),
@@ -175,31 +241,46 @@ impl Report {
         if !self.is_right() {
             text += "\nWhat was wrong:\n\n";
             for outcome in self.wrong() {
-                let first = outcome
-                    .troubles
-                    .first()
-                    .and_then(|trouble| trouble.lines().next());
-                let examples = outcome.checked.sinks.iter().filter_map(|(sink, findings)| {
-                    Some(format!("{sink}: {}", findings.examples.first()?))
-                });
-                let details: Vec<String> = first
-                    .map(str::to_owned)
-                    .into_iter()
-                    .chain(examples)
-                    .collect();
                 // Writing to a String cannot fail.
-                let _ = writeln!(
-                    text,
-                    "- `--only {} --seed {}`: {}; {}",
-                    outcome.cell.name(),
-                    outcome.seed,
-                    outcome.counts(),
-                    details.join("; ")
-                );
+                let _ = writeln!(text, "{}", item(outcome));
             }
+        }
+        let peers = self.outcomes.iter().filter(|outcome| {
+            outcome.contestant != Contestant::Lockstep
+                && (outcome.counts().lost > 0 || outcome.counts().stale > 0)
+        });
+        let peers: Vec<String> = peers.map(item).collect();
+        if !peers.is_empty() {
+            text += &format!("\nWhat Debezium lost:\n\n{}\n", peers.join("\n"));
         }
         text
     }
+}
+
+/// A run in which something was wrong, in a line of the page.
+fn item(outcome: &Outcome) -> String {
+    let first = outcome
+        .troubles
+        .first()
+        .and_then(|trouble| trouble.lines().next());
+    let examples = outcome
+        .checked
+        .sinks
+        .iter()
+        .filter_map(|(sink, findings)| Some(format!("{sink}: {}", findings.examples.first()?)));
+    let details: Vec<String> = first
+        .map(str::to_owned)
+        .into_iter()
+        .chain(examples)
+        .collect();
+    format!(
+        "- `--contestants {} --only {} --seed {}`: {}; {}",
+        outcome.contestant,
+        outcome.cell.name(),
+        outcome.seed,
+        outcome.counts(),
+        details.join("; ")
+    )
 }
 
 fn shown(sum: &Sum) -> String {

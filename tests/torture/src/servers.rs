@@ -90,8 +90,10 @@ impl Servers {
     /// When a server does not answer.
     pub async fn versions(&self) -> String {
         let kafka = lockstep_kit::kafka::installed_version().unwrap_or_default();
+        let debezium = lockstep_kit::connect::installed_version();
+        let debezium = debezium.map_or_else(String::new, |version| format!(", Debezium {version}"));
         format!(
-            "PostgreSQL {}, Kafka {kafka}, Redis {}, OpenSearch {}",
+            "PostgreSQL {}, Kafka {kafka}, Redis {}, OpenSearch {}{debezium}",
             self.postgres.version(),
             self.redis.version().await.expect("Redis answers"),
             self.opensearch.version().await.expect("OpenSearch answers"),

@@ -48,7 +48,7 @@ impl Sink {
         }
     }
 
-    fn section(self, name: &str, folder: &Path, servers: &Servers) -> String {
+    fn section(self, name: &str, data: &Path, servers: &Servers) -> String {
         let redis = |value: &str| {
             let address = servers.proxy(Link::Redis).address();
             format!(
@@ -67,19 +67,19 @@ impl Sink {
                 "type = \"opensearch\"\nurl = \"http://{}\"\nindex = \"{name}-{{table}}\"\nrequest_timeout = \"8s\"",
                 servers.proxy(Link::OpenSearch).address()
             ),
-            Self::Tantivy => format!("type = \"tantivy\"\npath = \"{}/index\"", folder.display()),
+            Self::Tantivy => format!("type = \"tantivy\"\npath = \"{}/index\"", data.display()),
             Self::File => format!(
                 "type = \"file\"\npath = \"{}/{{table}}.jsonl\"",
-                folder.display()
+                data.display()
             ),
         }
     }
 }
 
-/// The pipeline file. Everything but what bounds the wait for an answer that will not come is as it is by default.
+/// The pipeline file, whose state, files and index lie in the folder `data`. Everything but what bounds the wait for an answer that will not come is as it is by default.
 pub fn pipeline(
     name: &str,
-    folder: &Path,
+    data: &Path,
     database: &Database,
     servers: &Servers,
     sinks: &[Sink],
@@ -92,10 +92,10 @@ pub fn pipeline(
     let mut text = format!(
         "name = \"{name}\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n\n[state]\ndir = \"{}/state\"\n\n\
          [sources.shop]\ntype = \"postgres\"\nurl = \"{url}\"\nslot = \"{name}\"\ntables = [{tables}]\nstatus_interval = \"2s\"\n",
-        folder.display(),
+        data.display(),
     );
     for sink in sinks {
-        let section = sink.section(name, folder, servers);
+        let section = sink.section(name, data, servers);
         // Writing to a String cannot fail.
         let _ = write!(
             text,

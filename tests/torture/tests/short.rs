@@ -11,6 +11,7 @@ use lockstep_kit::Component::{
 use lockstep_kit::random::SEED_VARIABLE;
 use lockstep_kit::{Random, require_own};
 use lockstep_torture::cell::{Bench, run};
+use lockstep_torture::contestant::Contestant;
 use lockstep_torture::lockstep::program;
 use lockstep_torture::plan;
 use lockstep_torture::report::Report;
@@ -47,6 +48,7 @@ async fn nothing_is_lost_doubled_reordered_or_stale() {
         program: &program,
         root: folder.path(),
         sinks: &SINKS,
+        forget_peers: true,
     };
     let fixed = CELLS.map(|name| (plan::named(name).expect("a cell"), FIXED));
     let others = plan::round(random.below(1 << 31), 0);
@@ -55,7 +57,7 @@ async fn nothing_is_lost_doubled_reordered_or_stale() {
         if began.elapsed() > WHOLE {
             break;
         }
-        let outcome = run(&bench, cell, seed).await;
+        let outcome = run(&bench, Contestant::Lockstep, cell, seed).await;
         println!(
             "{} {seed}: {:?} {}",
             cell.name(),

@@ -211,8 +211,10 @@ impl Desk {
 
     /// Writes it, whole or not at all.
     fn write(&self, kept: &Kept) -> Result<()> {
-        state::replace(&self.path, kept)
-            .map_err(|error| storage(&self.path, "cannot be written").source(error))
+        state::replace(&self.path, kept).map_err(|error| {
+            let kind = ErrorKind::of_storage(&error);
+            failed(kind, &self.path, "cannot be written").source(error)
+        })
     }
 }
 
@@ -247,8 +249,12 @@ impl Reloads for Desk {
 }
 
 fn storage(path: &Path, what: &str) -> Error {
+    failed(ErrorKind::Storage, path, what)
+}
+
+fn failed(kind: ErrorKind, path: &Path, what: &str) -> Error {
     Error::new(
-        ErrorKind::Storage,
+        kind,
         format!("the file of reloads {} {what}", path.display()),
     )
 }

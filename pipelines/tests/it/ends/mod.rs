@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 pub use sink::{Fault, MemorySink, Store};
-pub use source::{LogRow, ScriptedSource, Server, now_ms};
+pub use source::{LogRow, ScriptedSource, Server};
 pub use transform::{Witness, WitnessTransform};
 
 /// Bytes that a change takes in a batch here; the budget counts in KiB.

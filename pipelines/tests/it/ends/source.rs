@@ -242,7 +242,7 @@ impl SourceFactory for ScriptedSource {
         drop(state);
         context.status.update(|status| {
             status.phase = SourcePhase::Streaming;
-            status.heard_ms = now_ms();
+            status.heard_now();
         });
         Ok(Box::new(ScriptedSource {
             info: Arc::new(SourceInfo {
@@ -265,7 +265,7 @@ impl SourceFactory for ScriptedSource {
     }
 }
 
-pub fn now_ms() -> u64 {
+fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.unwrap().as_millis() as u64
 }

@@ -21,4 +21,5 @@ mod resume;
 mod schema;
 mod sink_faults;
 mod source_faults;
+mod stalls;
 mod support;

@@ -7,7 +7,6 @@ use lockstep_kit::postgres::{Auth, Database, Postgres, PostgresOptions};
 use lockstep_kit::proxy::Proxy;
 use lockstep_kit::redis::Redis;
 use lockstep_kit::{require, require_own, unique, wait_for};
-use rustix::process::Signal;
 
 use crate::support::{cache, end_of_log, files, source};
 
@@ -268,33 +267,6 @@ async fn readyz_turns_red_while_postgresql_is_away_and_green_again() {
         .map(|record| &record.key["id"])
         .collect();
     assert_eq!(ids, [2, 3], "each once");
-}
-
-/// A server that is there and says nothing: its processes are stopped, not ended.
-#[tokio::test]
-async fn readyz_turns_red_on_a_silent_server() {
-    require_own!(NeedsPostgres(16));
-    let server = Postgres::start(PostgresOptions::new(16)).await;
-    let database = server.database("shop").await;
-    table(&database).await;
-    let setup = Setup::new(&unique("silent"), |folder| {
-        source(database.url(), "silent", &["t"]) + &files(folder)
-    });
-    let mut pipeline = setup.start_ready().await;
-    pipeline.wait_streaming("shop").await;
-    let pid = database
-        .value("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'silent'")
-        .await;
-    let pid: i32 = pid.expect("a walsender").parse().expect("a number");
-    let walsender = rustix::process::Pid::from_raw(pid).expect("not 0");
-    rustix::process::kill_process(walsender, Signal::STOP).expect("the tests may signal it");
-    let said = pipeline
-        .wait_unready(&["sources.shop", "no word from the server"])
-        .await;
-    rustix::process::kill_process(walsender, Signal::CONT).expect("it is still there");
-    pipeline.wait_ready().await;
-    assert!(said.contains("30 s") || said.contains("31 s"), "{said}");
-    assert!(pipeline.terminate(PATIENCE).await.success());
 }
 
 /// A connection that nobody ends and on which nothing comes any more, as behind a proxy that lost its other half. Every

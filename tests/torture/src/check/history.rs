@@ -134,24 +134,33 @@ pub(super) fn compare(
     for id in ids {
         let history = expected.history.get(&id).map_or(&[][..], Vec::as_slice);
         let found = keys.get(&id).unwrap_or(&none);
-        compare_key(
-            &format!("{place} {id}"),
-            expected.begin,
-            history,
-            found,
-            findings,
-        );
-        let deletions = found
-            .events
-            .iter()
-            .filter(|event| event.op == Op::Deleted)
-            .count();
-        if tombstones == Tombstones::Follow && deletions != found.tombstones {
-            let seen = found.tombstones;
-            findings.lost(format_args!(
-                "{place} {id}: {deletions} deletions and {seen} tombstones"
-            ));
+        let place = format!("{place} {id}");
+        let history = match expected.begin {
+            Begin::FirstCopy => history,
+            Begin::LastCopy => since_copy(history, &found.events),
+        };
+        compare_key(&place, expected.begin, history, found, findings);
+        if tombstones == Tombstones::Follow {
+            compare_tombstones(&place, history, found, findings);
         }
+    }
+}
+
+fn compare_tombstones(place: &str, history: &[Event], found: &Found, findings: &mut Findings) {
+    let deletions = |events: &[Event]| {
+        let deleted = events.iter().filter(|event| event.op == Op::Deleted);
+        deleted.count()
+    };
+    let (wanted, seen) = (deletions(history), deletions(&found.events));
+    let told = format!(
+        "{place}: {seen} deletions and {} tombstones",
+        found.tombstones
+    );
+    // A deletion that came again may have been cut off before its second tombstone.
+    if found.tombstones < seen.min(wanted) {
+        findings.lost(told);
+    } else if found.tombstones > seen {
+        findings.doubled(told);
     }
 }
 
@@ -231,10 +240,6 @@ fn compare_key(
             found.partitions
         ));
     }
-    let history = match begin {
-        Begin::FirstCopy => history,
-        Begin::LastCopy => since_copy(history, &found.events),
-    };
     let counted = |events: &[Event]| {
         let mut counts: BTreeMap<(bool, i64), i64> = BTreeMap::new();
         for event in events {
@@ -256,6 +261,15 @@ fn compare_key(
         }
         return;
     }
+    let is_short =
+        |(identity, count): (&(bool, i64), &i64)| seen.get(identity).copied().unwrap_or(0) < *count;
+    // Of what is there again, the first time must stand where it belongs; what is not there has no place.
+    if !wanted.iter().any(is_short) && !is_within(history, &found.events) {
+        findings.reordered(format_args!(
+            "{place}: {:?} instead of {history:?}",
+            found.events
+        ));
+    }
     for (identity, &count) in &wanted {
         for _ in seen.get(identity).copied().unwrap_or(0)..count {
             findings.lost(format_args!("{place}: {}", shown(*identity)));
@@ -266,6 +280,14 @@ fn compare_key(
             findings.doubled(format_args!("{place}: {}", shown(*identity)));
         }
     }
+}
+
+/// Whether all of the history can be read off what was found, leaving out what is there again.
+fn is_within(history: &[Event], found: &[Event]) -> bool {
+    let mut found = found.iter();
+    history
+        .iter()
+        .all(|wanted| found.any(|seen| seen.identity() == wanted.identity()))
 }
 
 fn shown((deletion, version): (bool, i64)) -> String {
@@ -279,7 +301,7 @@ fn shown((deletion, version): (bool, i64)) -> String {
 /// The part of a key's history that a copy and the changes after it have to show: from the copied version on, or, if the
 /// row was not there when it was copied, from a moment at which it was not there: the one that fits what was found.
 fn since_copy<'a>(history: &'a [Event], found: &[Event]) -> &'a [Event] {
-    if let Some(copied) = found.first().filter(|event| event.op == Op::Copied) {
+    if let Some(copied) = found.iter().rfind(|event| event.op == Op::Copied) {
         let at = history
             .iter()
             .position(|event| event.version == copied.version);
@@ -392,6 +414,29 @@ mod tests {
             let counts = counts(&expected(), &records);
             assert!(counts.doubled > 0 && counts.lost == 0, "{at}: {counts}");
         }
+    }
+
+    #[test]
+    fn what_is_there_again_must_have_been_there_in_order_before() {
+        let mut expected = expected();
+        expected.truncates = 0;
+        for event in expected.history.values_mut().flatten() {
+            event.truncates = 0;
+        }
+        let right = right();
+        let right = [&right[..5], &right[6..]].concat();
+        let again = [&right[..], &right[1..]].concat();
+        let found = counts(&expected, &again);
+        assert_eq!((found.lost, found.reordered), (0, 0), "{found}");
+        assert!(found.doubled >= 4, "{found}");
+        // The last version before the others, and again where it belongs.
+        let early = [&right[right.len() - 1..], &right[..right.len() - 1]].concat();
+        let early = [&early[..], &early[..1]].concat();
+        let mut late = early.clone();
+        late.pop();
+        late.push(right[0].clone());
+        assert_eq!(counts(&expected, &early).reordered, 0);
+        assert_eq!(counts(&expected, &late).reordered, 1);
     }
 
     #[test]

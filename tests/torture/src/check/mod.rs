@@ -106,7 +106,9 @@ impl Findings {
 pub struct Place<'a> {
     /// What all names begin with.
     pub name: &'a str,
-    /// Of the pipeline file.
+    /// What the names of topics begin with.
+    pub topics: &'a str,
+    /// Of files and index.
     pub folder: &'a Path,
     /// The source.
     pub database: &'a Database,
@@ -139,7 +141,7 @@ pub async fn check(place: &Place<'_>, sinks: &[Sink], begin: Begin) -> Result<Ch
             let found = &mut findings;
             match sink {
                 Sink::Kafka => {
-                    let topic = format!("{}.{table}", place.name);
+                    let topic = format!("{}.{table}", place.topics);
                     let records = kafka::read(place.servers.kafka.bootstrap(), &topic).await?;
                     history::compare(
                         &topic,

@@ -138,8 +138,9 @@ pub struct Load {
 }
 
 impl Load {
-    /// Begins to write, to the server itself and not through its proxy.
-    pub fn start(workload: Workload, url: &str, random: &mut Random) -> Self {
+    /// Begins to write, to the server itself and not through its proxy: `more` times as many rounds as usual, before small
+    /// commits take their place.
+    pub fn start(workload: Workload, url: &str, random: &mut Random, more: u32) -> Self {
         let (stop, stopped) = watch::channel(false);
         let mut writers = JoinSet::new();
         for number in 0..workload.writers() {
@@ -148,7 +149,7 @@ impl Load {
             writers.spawn(async move {
                 let mut rounds = 0;
                 while rounds < workload.least_rounds() || !*stopped.borrow() {
-                    if rounds < workload.most_rounds() {
+                    if rounds < workload.most_rounds() * more {
                         writer.round(workload).await;
                     } else {
                         writer.small(1).await;
