@@ -42,6 +42,10 @@ metrics! {
     SINK_UP = "lockstep_sink_up" ["sink"] "Is the sink open (1) or waiting (0)?";
     END_TO_END_LATENCY = "lockstep_end_to_end_latency_seconds" ["sink"] "How long from commit in PostgreSQL to durable in the sink?";
     DUPLICATES = "lockstep_duplicates_total" ["transform"] "How many changes repeated an idempotency key?";
+    DEDUPE_KEYS = "lockstep_dedupe_keys" ["transform"] "How many idempotency keys are remembered?";
+    DEDUPE_HELD_ROWS = "lockstep_dedupe_held_rows" ["transform"] "How many rows that repeat a key are held back?";
+    DEDUPE_STORE_BYTES = "lockstep_dedupe_store_bytes" ["transform"] "How many bytes does the memory of keys take, on disk or in Redis?";
+    TRANSFORM_ERRORS = "lockstep_transform_errors_total" ["transform", "code"] "How often did the transform fail and try again, by error code?";
     DEAD_LETTERS = "lockstep_dead_letters_total" ["place", "reason"] "How many rows were put aside, and why?";
     DEAD_LETTERS_KEPT = "lockstep_dead_letters" ["place"] "How many rows lie aside now?";
     MEMORY_BUDGET_BYTES = "lockstep_memory_budget_bytes" [] "How many bytes may batches hold?";

@@ -60,6 +60,10 @@ pub struct Metrics {
     pub(crate) sink_up: IntGaugeVec,
     latency: HistogramVec,
     pub(crate) duplicates: IntCounterVec,
+    pub(crate) dedupe_keys: IntGaugeVec,
+    pub(crate) dedupe_held: IntGaugeVec,
+    pub(crate) dedupe_bytes: IntGaugeVec,
+    transform_errors: IntCounterVec,
     pub(crate) dead_letters: IntCounterVec,
     pub(crate) dead_letters_kept: IntGaugeVec,
     pub(crate) memory_budget: IntGauge,
@@ -153,6 +157,10 @@ impl Metrics {
             sink_up: make.gauges(names::SINK_UP)?,
             latency: make.add(HistogramVec::new(latency_options, latency.labels))?,
             duplicates: make.counters(names::DUPLICATES)?,
+            dedupe_keys: make.gauges(names::DEDUPE_KEYS)?,
+            dedupe_held: make.gauges(names::DEDUPE_HELD_ROWS)?,
+            dedupe_bytes: make.gauges(names::DEDUPE_STORE_BYTES)?,
+            transform_errors: make.counters(names::TRANSFORM_ERRORS)?,
             dead_letters: make.counters(names::DEAD_LETTERS)?,
             dead_letters_kept: make.gauges(names::DEAD_LETTERS_KEPT)?,
             memory_budget: make.add(int_gauge(names::MEMORY_BUDGET_BYTES))?,
@@ -165,6 +173,11 @@ impl Metrics {
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// The counter of failures of transforms that were tried again, by name and code.
+    pub(crate) fn transform_errors(&self) -> IntCounterVec {
+        self.transform_errors.clone()
     }
 
     /// The counter of rows put aside, by place and reason.
@@ -415,6 +428,10 @@ mod tests {
             metrics.sink_up.desc(),
             metrics.latency.desc(),
             metrics.duplicates.desc(),
+            metrics.dedupe_keys.desc(),
+            metrics.dedupe_held.desc(),
+            metrics.dedupe_bytes.desc(),
+            metrics.transform_errors.desc(),
             metrics.dead_letters.desc(),
             metrics.dead_letters_kept.desc(),
             metrics.memory_budget.desc(),

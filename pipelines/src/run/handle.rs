@@ -182,8 +182,12 @@ impl Handle {
                 .nodes
                 .iter()
                 .map(|node| {
-                    let duplicates = node.duplicates();
-                    (node.name().to_string(), TransformReport { duplicates })
+                    let report = TransformReport {
+                        duplicates: node.duplicates(),
+                        size: node.size(),
+                        problem: node.problem(),
+                    };
+                    (node.name().to_string(), report)
                 })
                 .collect(),
             sinks: inner
@@ -199,7 +203,8 @@ impl Handle {
         }
     }
 
-    /// Whether every source streams (or copies) and hears from its server, and every sink is open and makes progress.
+    /// Whether every source streams (or copies) and hears from its server, no transform waits for another server, and every
+    /// sink is open and makes progress.
     ///
     /// # Errors
     /// What is not as it should be, a sentence each. A silent stall counts: no word from a server for 25 s, or a sink
@@ -210,9 +215,17 @@ impl Handle {
             .sources
             .iter()
             .filter_map(|source| source_problem(source));
+        let transforms = self.0.nodes.iter().filter_map(|node| {
+            let problem = node.problem()?;
+            Some(format!("transforms.{}: {problem}", node.name()))
+        });
         let sinks = self.0.lanes.iter().filter_map(|lane| lane_problem(lane));
         let keeper = self.0.keeper.get();
-        let problems: Vec<String> = sources.chain(sinks).chain(keeper).collect();
+        let problems: Vec<String> = sources
+            .chain(transforms)
+            .chain(sinks)
+            .chain(keeper)
+            .collect();
         if problems.is_empty() {
             Ok(())
         } else {
@@ -458,6 +471,14 @@ impl Inner {
         for node in &self.nodes {
             let counter = metrics.duplicates.with_label_values(&[&**node.name()]);
             counter.inc_by(node.duplicates().saturating_sub(counter.get()));
+            let (labels, size) = (&[&**node.name()], node.size());
+            set_or_remove(&metrics.dedupe_keys, labels, size.map(|size| size.keys));
+            set_or_remove(&metrics.dedupe_held, labels, size.map(|size| size.held));
+            set_or_remove(
+                &metrics.dedupe_bytes,
+                labels,
+                size.and_then(|size| size.bytes),
+            );
         }
         metrics
             .memory_budget

@@ -133,6 +133,7 @@ impl Pump {
             .map(|schema| schema.id.clone())
             .collect();
         let reached = parts.flow.bind(source.tables()).await?;
+        parts.flow.ready().await?;
         let announced: Vec<Announced> = reached
             .into_iter()
             .map(|tables| Announced {
@@ -238,7 +239,12 @@ impl Pump {
                 self.backoff.reset();
             }
             inside = batch.phase == Phase::Stream && batch.through.is_none();
-            self.forward(batch).await.map_err(Failure::Flow)?;
+            tokio::select! {
+                biased;
+                forwarded = self.forward(batch) => forwarded.map_err(Failure::Flow)?,
+                // A transform waits for another server: the batch comes again at the next start.
+                () = &mut stop => return Ok(()),
+            }
             // A source that always has a batch ready must not starve the lanes on its worker thread.
             tokio::task::consume_budget().await;
         }

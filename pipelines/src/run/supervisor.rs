@@ -46,7 +46,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
     let state_lock = claim(&pipeline.state)?;
     let metrics = Metrics::new(&pipeline.plan)?;
     let dead_letters = Arc::new(desk(pipeline, &metrics)?);
-    let nodes = open_transforms(pipeline, &pipeline.state, &dead_letters).await?;
+    let nodes = open_transforms(pipeline, &pipeline.state, &dead_letters, &metrics).await?;
     let plan = &pipeline.plan;
     let sources: Vec<_> = plan
         .sources
@@ -187,6 +187,7 @@ pub(super) async fn open_transforms(
     pipeline: &Pipeline,
     state: &Path,
     dead_letters: &Arc<Desk>,
+    metrics: &Metrics,
 ) -> Result<Vec<Arc<Node>>> {
     let mut nodes = Vec::new();
     for (index, (consumer, component)) in pipeline
@@ -197,6 +198,7 @@ pub(super) async fn open_transforms(
         .enumerate()
     {
         let context = TransformContext {
+            pipeline: Arc::clone(&pipeline.name),
             name: Arc::clone(&consumer.name),
             state: made_directory(state, "transforms", &consumer.name)?,
             dead_letters: Arc::clone(dead_letters) as Arc<dyn DeadLetters>,
@@ -211,6 +213,7 @@ pub(super) async fn open_transforms(
             Arc::clone(&consumer.name),
             transform,
             pipeline.plan.sources_of_transform(index).clone(),
+            metrics.transform_errors(),
         )));
     }
     Ok(nodes)

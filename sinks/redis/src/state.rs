@@ -6,10 +6,10 @@ use std::sync::Arc;
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_redis::{Command, Link};
 use redis::Value;
 
 use crate::keys;
-use crate::link::{Command, Link};
 use crate::scripts::{self, Script};
 use crate::version::Version;
 

@@ -8,6 +8,7 @@ use lockstep_core::batch::{Batch, CellRef, Change, Row};
 use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::transform::{DeadLetters, Transform, TransformContext};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::feed::{Feed, V, source};
 use crate::history::{Random, items};
@@ -15,7 +16,8 @@ use crate::history::{Random, items};
 /// A transform, which gets the table [`items`] of the source `shop`. The rows have notes `n0` to `n9`, so that some
 /// repeat.
 pub trait TransformUnderTest: Send + Sync {
-    /// Opens the transform. Each time the same one: on the state that earlier ones left in the context's folder.
+    /// Opens the transform. Each time the same one: on the state that earlier ones left in the context's folder, or under its
+    /// pipeline's name on a server.
     fn open(&self, context: TransformContext) -> Result<Box<dyn Transform>>;
 }
 
@@ -60,6 +62,8 @@ struct Bench<'a> {
     source: Arc<SourceInfo>,
     items: Arc<TableSchema>,
     transform: Box<dyn Transform>,
+    /// Outlives the transform, which may have connections on it.
+    runtime: Runtime,
 }
 
 impl<'a> Bench<'a> {
@@ -69,6 +73,10 @@ impl<'a> Bench<'a> {
             source: source("shop"),
             items: items("shop", "items"),
             transform: opened(under_test, state),
+            runtime: Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime"),
         };
         bench.bound()
     }
@@ -88,6 +96,8 @@ impl<'a> Bench<'a> {
             .bind(&self.items)
             .expect("the table is bound");
         self.transform.complete().expect("all tables are bound");
+        let ready = self.runtime.block_on(self.transform.ready());
+        ready.expect("it has what it needs");
         self
     }
 
@@ -120,13 +130,17 @@ impl<'a> Bench<'a> {
         batches
     }
 
-    fn apply(&mut self, batch: Batch) -> Batch {
-        self.transform.apply(batch).expect("the batch passes")
+    fn apply(&mut self, batch: Batch) -> Arc<Batch> {
+        let applied = self.transform.apply(Arc::new(batch));
+        self.runtime.block_on(applied).expect("the batch passes")
     }
 }
 
 fn opened(under_test: &dyn TransformUnderTest, state: &Path) -> Box<dyn Transform> {
+    // What is kept on a server is as much the folder's own as what is in it.
+    let folder = state.file_name().unwrap_or_default();
     let context = TransformContext {
+        pipeline: format!("conformance-{}", folder.to_string_lossy()).into(),
         name: "conformance".into(),
         state: state.to_owned(),
         dead_letters: Arc::new(NoLetters),

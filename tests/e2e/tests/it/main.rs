@@ -10,6 +10,7 @@ mod admin;
 mod check;
 mod config;
 mod dead_letters;
+mod dedupe;
 mod demo;
 mod drain;
 mod examples;
