@@ -89,6 +89,9 @@ pub enum Command {
         /// A condition in SQL that rows must meet.
         #[arg(long = "where", value_name = "SQL")]
         condition: Option<String>,
+        /// Empty the table in every sink first, so that rows go which the source does not have any more.
+        #[arg(long, conflicts_with = "condition")]
+        truncate: bool,
         /// Return when the request is taken, instead of when all rows are durable in every sink.
         #[arg(long)]
         no_wait: bool,
@@ -128,7 +131,10 @@ impl Command {
     /// Runs it.
     pub async fn run(self, registry: &Registry, progress: &Bars) -> Outcome {
         match self {
-            Command::Run { file } => run::run(&load(&file, registry)?, progress).await,
+            Command::Run { file } => {
+                let pipeline = load(&file, registry)?;
+                run::run(&pipeline, progress, || load(&file, registry)).await
+            }
             Command::Check {
                 file,
                 offline,
@@ -142,6 +148,7 @@ impl Command {
                 table,
                 source,
                 condition,
+                truncate,
                 no_wait,
                 url,
             } => {
@@ -149,7 +156,11 @@ impl Command {
                 let (url, token) = snapshot::endpoint(&pipeline, url)?;
                 let token = token.map(|token| token.reveal());
                 let client = Client { url: &url, token };
-                let request = ReloadRequest { table, condition };
+                let request = ReloadRequest {
+                    table,
+                    condition,
+                    truncate,
+                };
                 snapshot::snapshot(&client, source, request, !no_wait).await
             }
             Command::DeadLetters(command) => crate::dead_letters::run(command, registry).await,

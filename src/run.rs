@@ -1,10 +1,11 @@
 //! `lockstep run FILE`.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use lockstep_core::{Error, ErrorKind};
-use lockstep_pipelines::Pipeline;
-use tokio::signal::unix::{SignalKind, signal};
+use lockstep_pipelines::{Handle, Pipeline};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::progress::Bars;
@@ -13,8 +14,12 @@ use crate::{Outcome, admin};
 /// Exit code of a process that was told twice to stop.
 const IMPATIENT: i32 = 130;
 
-/// Runs until a signal, then drains; or until an error that only a person can mend.
-pub async fn run(pipeline: &Pipeline, bars: &Bars) -> Outcome {
+/// Runs until a signal, then drains; or until an error that only a person can mend. `reread` reads the file anew.
+pub async fn run(
+    pipeline: &Pipeline,
+    bars: &Bars,
+    reread: impl Fn() -> Result<Pipeline, Error>,
+) -> Outcome {
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
     // Before anything else: an address in use must not be found out after the copy.
@@ -29,10 +34,16 @@ pub async fn run(pipeline: &Pipeline, bars: &Bars) -> Outcome {
     );
     let running = lockstep_pipelines::start(pipeline, shutdown.clone()).await?;
     let handle = running.handle();
+    // Where a terminal is, its end is what the signal says, and the process goes with it.
+    let hangup = match std::io::stderr().is_terminal() {
+        true => None,
+        false => Some(hear(SignalKind::hangup())?),
+    };
     let server = listener.map(|listener| tokio::spawn(listener.serve(handle.clone())));
     let ended = tokio::select! {
         ended = running.wait() => ended,
         () = bars.follow(handle.clone()) => Ok(()),
+        () = adopt(&handle, hangup, reread) => Ok(()),
     };
     if let Some(server) = server {
         server.abort();
@@ -60,12 +71,38 @@ pub async fn run(pipeline: &Pipeline, bars: &Bars) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// At each SIGHUP the file is read again, and what has changed of its sources is carried out. Never ends.
+async fn adopt(
+    handle: &Handle,
+    hangup: Option<Signal>,
+    reread: impl Fn() -> Result<Pipeline, Error>,
+) {
+    let Some(mut hangup) = hangup else {
+        return std::future::pending().await;
+    };
+    while hangup.recv().await.is_some() {
+        match reread().and_then(|pipeline| handle.adopt(&pipeline)) {
+            Ok(changed) if changed.is_empty() => {
+                tracing::info!("the file is read again; nothing has changed");
+            }
+            Ok(changed) => {
+                tracing::info!(changed = changed.join(", "), "the file is read again");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the file is read again, and is not carried out");
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+fn hear(kind: SignalKind) -> Result<Signal, Error> {
+    signal(kind)
+        .map_err(|error| Error::new(ErrorKind::Storage, "cannot hear signals").source(error))
+}
+
 /// The first SIGTERM or SIGINT asks for a drain, the second ends the process at once.
 pub fn stop_on_signals(shutdown: CancellationToken) -> Result<(), Error> {
-    let hear = |kind| {
-        signal(kind)
-            .map_err(|error| Error::new(ErrorKind::Storage, "cannot hear signals").source(error))
-    };
     let (mut terminate, mut interrupt) = (
         hear(SignalKind::terminate())?,
         hear(SignalKind::interrupt())?,

@@ -29,6 +29,9 @@ pub async fn snapshot(
     if let Some(condition) = request.condition {
         body["where"] = condition.into();
     }
+    if request.truncate {
+        body["truncate"] = true.into();
+    }
     let taken = endpoint.post("/api/snapshot", &body).await?;
     let (source, id) = (taken["source"].as_str().unwrap_or_default(), &taken["id"]);
     if !wait {

@@ -59,6 +59,16 @@ fn table(status: &Value, paint: Paint) -> String {
         if let Some(warning) = source["warning"].as_str() {
             let _ = writeln!(out, "  ! sources.{name}: {warning}");
         }
+        // Those with a gap are among the problems.
+        let notices = source["notices"].as_array().into_iter().flatten();
+        for notice in notices.filter(|notice| notice["gap"] == false) {
+            let parts = ["subject", "what", "remedy"].map(|part| text(&notice[part]));
+            let _ = writeln!(
+                out,
+                "  ! sources.{name}: {} {}: {}",
+                parts[0], parts[1], parts[2]
+            );
+        }
     }
     let mut sources = Table::new(
         2,

@@ -243,6 +243,10 @@ pub struct Batch {
     /// is durable, the source may confirm it. `None` while a transaction is cut by the batch's end, and for all
     /// batches of an initial copy but the last. An idle source sends batches with a `through` and no changes.
     pub through: Option<Lsn>,
+    /// How an initial copy, which has no positions to confirm, learns how far it is durable: a number of its own, counted
+    /// up from 1 in each opening of the source. It comes back by [`crate::feedback::Feedback::marked`] once all
+    /// batches sent before are durable in every sink. Only batches without changes carry one.
+    pub mark: Option<u64>,
     /// When the first byte of it was read, for latencies: `Instant` of the process.
     pub received: std::time::Instant,
     block: Bytes,
@@ -260,6 +264,17 @@ impl Batch {
     pub fn progress(source: Arc<SourceInfo>, through: Lsn) -> Self {
         let mut builder = BatchBuilder::new();
         builder.finish(source, Phase::Stream, Some(through), Bytes::new())
+    }
+
+    /// An empty batch that only asks to be told when all before it is durable.
+    #[must_use]
+    pub fn marker(source: Arc<SourceInfo>, mark: u64) -> Self {
+        let mut builder = BatchBuilder::new();
+        let batch = builder.finish(source, Phase::Snapshot, None, Bytes::new());
+        Batch {
+            mark: Some(mark),
+            ..batch
+        }
     }
 
     /// The changes, in stream order.
@@ -400,6 +415,7 @@ impl Batch {
             source: Arc::clone(&self.source),
             phase: self.phase,
             through: self.through,
+            mark: self.mark,
             received: self.received,
             block: self.block.clone(),
             extra: self.extra.clone(),
@@ -681,6 +697,7 @@ impl BatchBuilder {
             source,
             phase,
             through,
+            mark: None,
             received: self.received.take().unwrap_or_else(std::time::Instant::now),
             block,
             extra: Bytes::new(),

@@ -106,7 +106,9 @@ impl ErrorKind {
     pub fn of_storage(error: &(dyn StdError + 'static)) -> Self {
         let full = |error: &(dyn StdError + 'static)| {
             let shared = error.downcast_ref::<Arc<std::io::Error>>();
-            let error = error.downcast_ref().or(shared.map(|shared| &**shared));
+            let error = error
+                .downcast_ref()
+                .or_else(|| shared.map(|shared| &**shared));
             error.is_some_and(|error: &std::io::Error| {
                 matches!(
                     error.kind(),

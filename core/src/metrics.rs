@@ -24,6 +24,7 @@ metrics! {
     SLOT_RETAINED_BYTES = "lockstep_slot_retained_bytes" ["source"] "How much log does the slot keep on the server's disk?";
     SLOT_SAFE_BYTES = "lockstep_slot_safe_bytes" ["source"] "How much more log may be written before the server gives the slot up?";
     SOURCE_CONNECTED = "lockstep_source_connected" ["source"] "Is the source streaming (1) or not (0)?";
+    SOURCE_GAPS = "lockstep_source_gaps" ["source"] "How many tables are asked for, and their changes do not come?";
     SOURCE_RECEIVED_BYTES = "lockstep_source_received_bytes_total" ["source"] "How many bytes of changes came in?";
     CHANGES = "lockstep_changes_total" ["source", "table", "op"] "How many changes came in, by table and operation?";
     TRANSACTIONS = "lockstep_transactions_total" ["source"] "How many transactions came in?";
@@ -39,6 +40,10 @@ metrics! {
     SINK_UP = "lockstep_sink_up" ["sink"] "Is the sink open (1) or waiting (0)?";
     END_TO_END_LATENCY = "lockstep_end_to_end_latency_seconds" ["sink"] "How long from commit in PostgreSQL to durable in the sink?";
     DUPLICATES = "lockstep_duplicates_total" ["transform"] "How many changes repeated an idempotency key?";
+    DEDUPE_KEYS = "lockstep_dedupe_keys" ["transform"] "How many idempotency keys are remembered?";
+    DEDUPE_HELD_ROWS = "lockstep_dedupe_held_rows" ["transform"] "How many rows that repeat a key are held back?";
+    DEDUPE_STORE_BYTES = "lockstep_dedupe_store_bytes" ["transform"] "How many bytes does the memory of keys take, on disk or in Redis?";
+    TRANSFORM_ERRORS = "lockstep_transform_errors_total" ["transform", "code"] "How often did the transform fail and try again, by error code?";
     DEAD_LETTERS = "lockstep_dead_letters_total" ["place", "reason"] "How many rows were put aside, and why?";
     DEAD_LETTERS_KEPT = "lockstep_dead_letters" ["place"] "How many rows lie aside now?";
     MEMORY_BUDGET_BYTES = "lockstep_memory_budget_bytes" [] "How many bytes may batches hold?";

@@ -1,5 +1,6 @@
 //! Where changes come from.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -68,6 +69,9 @@ pub struct ReloadRequest {
     /// A condition in SQL that rows must meet; all rows without.
     #[serde(rename = "where", default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
+    /// Whether the table is emptied in every sink first, so that rows go which the source does not have any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncate: bool,
 }
 
 /// A request, and how it stands.
@@ -188,6 +192,27 @@ pub struct SourceState {
     pub heard: Option<Instant>,
     /// Progress of the initial copy, by table.
     pub snapshot: Vec<TableProgress>,
+    /// What has happened to tables on the server that the stream does not say, or that a person has to decide.
+    pub notices: Vec<Notice>,
+}
+
+/// See [`SourceState::notices`].
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Notice {
+    /// What it is about: `table public.orders`, `publication lockstep`.
+    pub subject: String,
+    /// What has happened, as a sentence without subject and full stop.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// Changes that were asked for do not come, or will not: the source is not ready while this is so.
+    pub gap: bool,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.subject, self.what, self.remedy)
+    }
 }
 
 impl SourceState {

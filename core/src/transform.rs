@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use schemars::JsonSchema;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::batch::{Batch, Change, Row};
+use crate::check::Finding;
 use crate::error::Result;
 use crate::schema::TableSchema;
 
@@ -14,6 +17,10 @@ use crate::schema::TableSchema;
 ///
 /// A transform is deterministic in (batch, own state): after a crash the same batches come again and must come out the
 /// same.
+///
+/// Errors whose policy is to retry do not stop the pipeline: the call is made again after a pause, with the same batch,
+/// and `/readyz` says why meanwhile. All others stop it.
+#[async_trait]
 pub trait Transform: Send {
     /// Resolves names against a table's schema. Called at start for every table that reaches the transform, and again
     /// before the first batch that carries a new version of it.
@@ -31,16 +38,29 @@ pub trait Transform: Send {
         Ok(())
     }
 
-    /// Transforms a batch. Every schema in it has been bound. `through` is kept as it is.
-    ///
-    /// State that decides what later batches look like is written to the operating system before this returns, so
-    /// that a killed process finds it again.
+    /// Reaches what the transform needs elsewhere. Called when a source has been opened, before its batches; never by a
+    /// check. May be called again, also when everything is there.
     ///
     /// # Errors
-    /// Stops the pipeline; nothing is acknowledged.
-    fn apply(&mut self, batch: Batch) -> Result<Batch>;
+    /// By kind, see above.
+    async fn ready(&mut self) -> Result<()> {
+        Ok(())
+    }
 
-    /// Makes the state safe against power loss. Called before positions are confirmed to a source.
+    /// Transforms a batch. Every schema in it has been bound. `through` is kept as it is.
+    ///
+    /// State that decides what later batches look like is written to the operating system, or acknowledged by the server
+    /// that keeps it, before this returns, so that a killed process finds it again.
+    ///
+    /// The future may be dropped while it waits: nothing of the batch is sent on then, and it comes again, to this process
+    /// or to another one.
+    ///
+    /// # Errors
+    /// By kind, see above. Nothing of the batch is sent on or acknowledged.
+    async fn apply(&mut self, batch: Arc<Batch>) -> Result<Arc<Batch>>;
+
+    /// Makes the state safe against power loss. Called before positions are confirmed to a source, on a thread that may
+    /// wait for the disk.
     ///
     /// # Errors
     /// Stops the pipeline; the position is not confirmed.
@@ -58,6 +78,22 @@ pub trait Transform: Send {
     fn duplicates(&self) -> u64 {
         0
     }
+
+    /// How much it remembers; `None` where that has no meaning, or is not known yet. Never waits.
+    fn size(&self) -> Option<StateSize> {
+        None
+    }
+}
+
+/// How much a transform remembers, about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StateSize {
+    /// Idempotency keys, with those that are about to be forgotten.
+    pub keys: u64,
+    /// Rows that are held back, with those that were until lately.
+    pub held: u64,
+    /// On disk, or in the memory of the server that keeps it. `None` when the server does not tell.
+    pub bytes: Option<u64>,
 }
 
 /// Takes rows that leave the flow for a reason. Written before the batch goes on; counted by reason.
@@ -79,6 +115,8 @@ pub trait DeadLetters: Send + Sync {
 /// What a transform is given.
 #[derive(Clone)]
 pub struct TransformContext {
+    /// Name of the pipeline.
+    pub pipeline: Arc<str>,
     /// Name in the pipeline file.
     pub name: Arc<str>,
     /// A directory that belongs to this transform and survives restarts.
@@ -88,6 +126,7 @@ pub struct TransformContext {
 }
 
 /// Builds a transform from its section of the pipeline file.
+#[async_trait]
 pub trait TransformFactory: Send + Sync + 'static {
     /// `type` in the pipeline file.
     const KIND: &'static str;
@@ -100,9 +139,14 @@ pub trait TransformFactory: Send + Sync + 'static {
     /// Of kind `Config`, naming the field.
     fn validate(config: &Self::Config) -> Result<()>;
 
-    /// Opens its state.
+    /// Opens its state in the directory it is given. Reaches for nothing else: that is [`Transform::ready`]'s.
     ///
     /// # Errors
     /// Of kind `Storage` when the state cannot be opened.
     fn open(config: &Self::Config, context: TransformContext) -> Result<Box<dyn Transform>>;
+
+    /// Looks at the servers it needs, and reports. Changes nothing on them. One that cannot be reached is a finding.
+    async fn preflight(_config: &Self::Config, _pipeline: &str, _name: &str) -> Vec<Finding> {
+        Vec::new()
+    }
 }

@@ -42,6 +42,7 @@ pub struct Metrics {
     pub(crate) slot_retained: IntGaugeVec,
     pub(crate) slot_safe: IntGaugeVec,
     pub(crate) source_connected: IntGaugeVec,
+    pub(crate) source_gaps: IntGaugeVec,
     source_bytes: IntCounterVec,
     changes: IntCounterVec,
     pub(crate) transactions: IntCounterVec,
@@ -57,6 +58,10 @@ pub struct Metrics {
     pub(crate) sink_up: IntGaugeVec,
     latency: HistogramVec,
     pub(crate) duplicates: IntCounterVec,
+    pub(crate) dedupe_keys: IntGaugeVec,
+    pub(crate) dedupe_held: IntGaugeVec,
+    pub(crate) dedupe_bytes: IntGaugeVec,
+    transform_errors: IntCounterVec,
     pub(crate) dead_letters: IntCounterVec,
     pub(crate) dead_letters_kept: IntGaugeVec,
     pub(crate) memory_budget: IntGauge,
@@ -132,6 +137,7 @@ impl Metrics {
             slot_retained: make.gauges(names::SLOT_RETAINED_BYTES)?,
             slot_safe: make.gauges(names::SLOT_SAFE_BYTES)?,
             source_connected: make.gauges(names::SOURCE_CONNECTED)?,
+            source_gaps: make.gauges(names::SOURCE_GAPS)?,
             source_bytes: make.counters(names::SOURCE_RECEIVED_BYTES)?,
             changes: make.counters(names::CHANGES)?,
             transactions: make.counters(names::TRANSACTIONS)?,
@@ -147,6 +153,10 @@ impl Metrics {
             sink_up: make.gauges(names::SINK_UP)?,
             latency: make.add(HistogramVec::new(latency_options, latency.labels))?,
             duplicates: make.counters(names::DUPLICATES)?,
+            dedupe_keys: make.gauges(names::DEDUPE_KEYS)?,
+            dedupe_held: make.gauges(names::DEDUPE_HELD_ROWS)?,
+            dedupe_bytes: make.gauges(names::DEDUPE_STORE_BYTES)?,
+            transform_errors: make.counters(names::TRANSFORM_ERRORS)?,
             dead_letters: make.counters(names::DEAD_LETTERS)?,
             dead_letters_kept: make.gauges(names::DEAD_LETTERS_KEPT)?,
             memory_budget: make.add(int_gauge(names::MEMORY_BUDGET_BYTES))?,
@@ -159,6 +169,11 @@ impl Metrics {
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// The counter of failures of transforms that were tried again, by name and code.
+    pub(crate) fn transform_errors(&self) -> IntCounterVec {
+        self.transform_errors.clone()
     }
 
     /// The counter of rows put aside, by place and reason.
@@ -391,6 +406,7 @@ mod tests {
             metrics.slot_retained.desc(),
             metrics.slot_safe.desc(),
             metrics.source_connected.desc(),
+            metrics.source_gaps.desc(),
             metrics.source_bytes.desc(),
             metrics.changes.desc(),
             metrics.transactions.desc(),
@@ -406,6 +422,10 @@ mod tests {
             metrics.sink_up.desc(),
             metrics.latency.desc(),
             metrics.duplicates.desc(),
+            metrics.dedupe_keys.desc(),
+            metrics.dedupe_held.desc(),
+            metrics.dedupe_bytes.desc(),
+            metrics.transform_errors.desc(),
             metrics.dead_letters.desc(),
             metrics.dead_letters_kept.desc(),
             metrics.memory_budget.desc(),

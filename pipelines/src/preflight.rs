@@ -18,11 +18,15 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// The tables of a source that could say which they are.
 type Tables = Option<Vec<Arc<TableSchema>>>;
 
-/// Asks every source and sink of the pipeline at the same time, then binds the tables that the sources have to the
+/// Asks every source, sink and server of a transform at the same time, then binds the tables that the sources have to the
 /// transforms. Changes nothing on any server, nor in the pipeline's state. The answers come in the order of the graph,
 /// each with its place (`sources.orders`).
 pub async fn preflight(pipeline: &Pipeline) -> Vec<(String, Vec<Finding>)> {
-    let (sources, mut sinks) = tokio::join!(ask_sources(pipeline), ask_sinks(pipeline));
+    let (sources, servers, mut sinks) = tokio::join!(
+        ask_sources(pipeline),
+        ask_transforms(pipeline),
+        ask_sinks(pipeline)
+    );
     let (mut answers, tables): (Vec<_>, Vec<Tables>) = sources.into_iter().unzip();
     let Rehearsed {
         transforms,
@@ -30,7 +34,9 @@ pub async fn preflight(pipeline: &Pipeline) -> Vec<(String, Vec<Finding>)> {
     } = in_a_throwaway_state(pipeline, tables).await;
     let names = pipeline.plan.transforms.iter();
     let names = names.map(|node| format!("transforms.{}", node.name));
-    answers.extend(names.zip(transforms));
+    let findings = servers.into_iter().zip(transforms);
+    let findings = findings.map(|(of_servers, of_tables)| [of_servers, of_tables].concat());
+    answers.extend(names.zip(findings));
     for ((_, findings), unsuited) in sinks.iter_mut().zip(unsuited) {
         findings.extend(unsuited);
     }
@@ -50,6 +56,13 @@ async fn ask_sources(pipeline: &Pipeline) -> Vec<((String, Vec<Finding>), Tables
         ((format!("sources.{node}"), findings), tables)
     }))
     .await
+}
+
+async fn ask_transforms(pipeline: &Pipeline) -> Vec<Vec<Finding>> {
+    let name = &*pipeline.name;
+    let transforms = pipeline.plan.transforms.iter().zip(&pipeline.transforms);
+    let asked = transforms.map(|(node, transform)| in_time(transform.preflight(name, &node.name)));
+    join_all(asked).await
 }
 
 async fn ask_sinks(pipeline: &Pipeline) -> Vec<(String, Vec<Finding>)> {

@@ -32,9 +32,12 @@ pub trait SourceComponent: Send + Sync {
 }
 
 /// A transform with its section parsed and checked.
+#[async_trait]
 pub trait TransformComponent: Send + Sync {
     /// See [`TransformFactory::open`]. May do file I/O.
     fn open(&self, context: TransformContext) -> Result<Box<dyn Transform>>;
+    /// See [`TransformFactory::preflight`].
+    async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding>;
 }
 
 /// A sink with its section parsed and checked.
@@ -207,9 +210,14 @@ impl<F: SourceFactory> SourceComponent for TypedSource<F> {
 
 struct TypedTransform<F: TransformFactory>(F::Config);
 
+#[async_trait]
 impl<F: TransformFactory> TransformComponent for TypedTransform<F> {
     fn open(&self, context: TransformContext) -> Result<Box<dyn Transform>> {
         F::open(&self.0, context)
+    }
+
+    async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding> {
+        F::preflight(&self.0, pipeline, name).await
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::source::SourceState;
+use lockstep_core::transform::StateSize;
 use serde::Serialize;
 
 /// The whole pipeline.
@@ -58,10 +59,14 @@ pub struct SourceReport {
 }
 
 /// One transform.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct TransformReport {
     /// How often rows met an earlier idempotency key since the start.
     pub duplicates: u64,
+    /// How much it remembers, where that has a meaning.
+    pub size: Option<StateSize>,
+    /// What it waits for, when it waits.
+    pub problem: Option<String>,
 }
 
 /// One sink.

@@ -1,6 +1,8 @@
-//! What `dedupe` costs: time per keyed row, memory and disk, while keys pour through a window.
+//! What `dedupe` costs: time per keyed row, memory, and what the store takes, while keys pour through a window.
 //!
-//! `cargo run --release -p lockstep-transforms --example dedupe_cost [million rows] [million rows per window]`
+//! `cargo run --release -p lockstep-transforms --example dedupe_cost [million rows] [million rows per window] [redis://…]`
+//!
+//! Without a URL the embedded store is measured.
 
 #![allow(clippy::print_stdout, clippy::expect_used, reason = "a measurement")]
 
@@ -30,15 +32,24 @@ impl DeadLetters for Nowhere {
     }
 }
 
-fn main() -> std::result::Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<f64>());
-    let rows = (arguments.next().transpose()?.unwrap_or(3.0) * 1e6) as u64;
-    let per_window = (arguments.next().transpose()?.unwrap_or(1.0) * 1e6) as u64;
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> std::result::Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let mut million = |default: f64| -> std::result::Result<u64, Box<dyn Error>> {
+        let number = arguments.next().map(|text| text.parse::<f64>());
+        Ok((number.transpose()?.unwrap_or(default) * 1e6) as u64)
+    };
+    let (rows, per_window) = (million(3.0)?, million(1.0)?);
+    let store = match arguments.next() {
+        Some(url) => serde_json::json!({"type": "redis", "url": url}),
+        None => serde_json::json!({"type": "embedded"}),
+    };
     let directory = tempfile::tempdir()?;
     let config: DedupeConfig = serde_json::from_value(serde_json::json!({
-        "key": ["idempotency_key"], "window": "100d"
+        "key": ["idempotency_key"], "window": "100d", "store": store
     }))?;
     let context = TransformContext {
+        pipeline: format!("cost-{}", std::process::id()).into(),
         name: "once".into(),
         state: directory.path().to_owned(),
         dead_letters: Arc::new(Nowhere),
@@ -46,37 +57,44 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let mut dedupe = Dedupe::open(&config, context)?;
     let schema = payments();
     dedupe.bind(&schema)?;
+    dedupe.ready().await?;
     let before = resident();
-    let mut spent = Duration::ZERO;
-    let (mut slowest, mut passed, mut part) = (Duration::ZERO, 0, Duration::ZERO);
+    let (mut cpu, mut wall, mut slowest) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let (mut passed, mut part) = (0, (Duration::ZERO, Duration::ZERO));
     for batch in 0..rows / BATCH {
         // 100 days of commit time pass in `per_window` rows.
         let micros = (batch * BATCH) as i64 * (100 * 86_400_000_000 / per_window as i64);
         let input = inserts(&schema, batch, micros);
         let (start, busy) = (Instant::now(), thread_cpu());
-        let output = dedupe.apply(input)?;
-        slowest = slowest.max(start.elapsed());
-        let took = thread_cpu().saturating_sub(busy);
-        spent += took;
-        part += took;
+        let output = dedupe.apply(Arc::new(input)).await?;
+        let (took, busy) = (start.elapsed(), thread_cpu().saturating_sub(busy));
+        slowest = slowest.max(took);
+        (cpu, wall) = (cpu + busy, wall + took);
+        part = (part.0 + busy, part.1 + took);
         passed += output.changes().len() as u64;
         let done = (batch + 1) * BATCH;
         if done.is_multiple_of(rows / 10) {
+            let per_row = |time: Duration| time.as_secs_f64() * 1e6 / (rows / 10) as f64;
+            let size = dedupe.size().unwrap_or_default();
             println!(
-                "{done:>10} rows  {:>6.2} CPU-µs/row  resident +{:>4} MiB  disk {:>5} MiB",
-                part.as_secs_f64() * 1e6 / (rows / 10) as f64,
+                "{done:>10} rows  {:>6.2} CPU-µs/row  {:>6.2} µs/row  resident +{:>4} MiB  {:>9} keys {:>5} MiB  files {:>5} MiB",
+                per_row(part.0),
+                per_row(part.1),
                 resident().saturating_sub(before) >> 20,
+                size.keys,
+                size.bytes.unwrap_or(0) >> 20,
                 disk(directory.path()) >> 20,
             );
-            part = Duration::ZERO;
+            part = (Duration::ZERO, Duration::ZERO);
         }
     }
     let start = Instant::now();
     dedupe.persist()?;
     let synced = start.elapsed();
     println!(
-        "{:.2} CPU-µs/row over all, slowest batch of {BATCH} {:.1} ms, persist {:.1} ms, {passed} passed, {} repeats",
-        spent.as_secs_f64() * 1e6 / rows as f64,
+        "{:.2} CPU-µs/row and {:.2} µs/row over all, slowest batch of {BATCH} {:.1} ms, persist {:.1} ms, {passed} passed, {} repeats",
+        cpu.as_secs_f64() * 1e6 / rows as f64,
+        wall.as_secs_f64() * 1e6 / rows as f64,
         slowest.as_secs_f64() * 1e3,
         synced.as_secs_f64() * 1e3,
         dedupe.duplicates(),

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use hmac::{Hmac, KeyInit, Mac};
 use lockstep_core::batch::{Batch, CellRef, Edit, Rewrite};
 use lockstep_core::config::Secret;
@@ -146,6 +147,7 @@ enum How {
     Null,
 }
 
+#[async_trait]
 impl Transform for Masking {
     fn bind(&mut self, schema: &Arc<TableSchema>) -> Result<()> {
         self.shared.applies.note(schema);
@@ -158,7 +160,7 @@ impl Transform for Masking {
         self.shared.applies.check()
     }
 
-    fn apply(&mut self, batch: Batch) -> Result<Batch> {
+    async fn apply(&mut self, batch: Arc<Batch>) -> Result<Arc<Batch>> {
         let plans = self.plans.of(&batch, |schema| self.shared.plan(schema))?;
         if plans.iter().all(|plan| plan.cells.is_empty()) {
             return Ok(batch);
@@ -170,7 +172,7 @@ impl Transform for Masking {
             }
         }
         let outputs = plans.iter().map(|plan| Arc::clone(&plan.output)).collect();
-        Ok(rewrite.finish().with_schemas(outputs))
+        Ok(Arc::new(rewrite.finish().with_schemas(outputs)))
     }
 
     fn output(&self, schema: &Arc<TableSchema>) -> Option<Arc<TableSchema>> {

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use lockstep_core::batch::Batch;
 use lockstep_core::schema::{Column, TableSchema};
 use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
@@ -81,6 +82,7 @@ struct Projection {
     plans: Plans<Arc<TableSchema>>,
 }
 
+#[async_trait]
 impl Transform for Projection {
     fn bind(&mut self, schema: &Arc<TableSchema>) -> Result<()> {
         self.applies.note(schema);
@@ -95,7 +97,7 @@ impl Transform for Projection {
         self.applies.check()
     }
 
-    fn apply(&mut self, batch: Batch) -> Result<Batch> {
+    async fn apply(&mut self, batch: Arc<Batch>) -> Result<Arc<Batch>> {
         let schemas = self.plans.of(&batch, |schema| {
             projected(&self.config, &self.applies, schema)
         })?;
@@ -103,7 +105,7 @@ impl Transform for Projection {
         if schemas.iter().zip(batch.schemas()).all(same) {
             return Ok(batch);
         }
-        Ok(batch.with_schemas(schemas))
+        Ok(Arc::new(batch.with_schemas(schemas)))
     }
 
     fn output(&self, schema: &Arc<TableSchema>) -> Option<Arc<TableSchema>> {

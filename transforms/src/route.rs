@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use async_trait::async_trait;
 use lockstep_core::batch::{Batch, Change, OldImage, Op, Row};
 use lockstep_core::schema::{Column, ReplicaIdentity, TableId, TableSchema};
 use lockstep_core::template::{Part, Template};
@@ -109,6 +110,7 @@ enum Piece {
     Column(Column),
 }
 
+#[async_trait]
 impl Transform for Routing {
     fn bind(&mut self, schema: &Arc<TableSchema>) -> Result<()> {
         self.settings.applies.note(schema);
@@ -121,7 +123,7 @@ impl Transform for Routing {
         self.settings.applies.check()
     }
 
-    fn apply(&mut self, batch: Batch) -> Result<Batch> {
+    async fn apply(&mut self, batch: Arc<Batch>) -> Result<Arc<Batch>> {
         let plans = self.plans.of(&batch, |schema| self.settings.plan(schema))?;
         if plans.iter().all(|plan| matches!(**plan, Plan::Pass)) {
             return Ok(batch);
@@ -135,7 +137,7 @@ impl Transform for Routing {
                     .map_err(|error| error.at(format!("table {}", plan.input.id)))?,
             }
         }
-        Ok(batch.with_parts(out.schemas, out.changes))
+        Ok(Arc::new(batch.with_parts(out.schemas, out.changes)))
     }
 
     fn output(&self, schema: &Arc<TableSchema>) -> Option<Arc<TableSchema>> {

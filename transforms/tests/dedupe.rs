@@ -10,8 +10,9 @@ use std::sync::Arc;
 use common::*;
 use lockstep_core::ErrorKind;
 use lockstep_core::batch::{Batch, OldImage, Op};
+use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::{ReplicaIdentity, TableSchema};
-use lockstep_core::transform::{Transform, TransformFactory};
+use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
 use lockstep_transforms::Dedupe;
 use serde_json::{Value, json};
 
@@ -31,51 +32,40 @@ fn default() -> Value {
     json!({"key": ["idempotency_key"]})
 }
 
-/// A transform over a directory, with what it puts aside.
+/// A transform, with what it puts aside.
 struct Rig {
     dedupe: Box<dyn Transform>,
     letters: Arc<Letters>,
-    _directory: Option<tempfile::TempDir>,
 }
 
 impl Rig {
-    fn new(json: Value, tables: &[&Arc<TableSchema>]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut rig = Rig::at(directory.path(), json, tables);
-        rig._directory = Some(directory);
-        rig
+    /// Over an empty memory like that of `place`.
+    fn new(place: &Place, json: Value, tables: &[&Arc<TableSchema>]) -> Self {
+        Rig::at(&place.fresh(), json, tables)
     }
 
-    fn at(directory: &Path, json: Value, tables: &[&Arc<TableSchema>]) -> Self {
+    /// The replica of `place` whose turn it is.
+    fn at(place: &Place, json: Value, tables: &[&Arc<TableSchema>]) -> Self {
         let letters = Arc::new(Letters::default());
-        let config = config(json);
-        let mut dedupe = Dedupe::open(&config, context(directory, Arc::clone(&letters))).unwrap();
-        for table in tables {
-            dedupe.bind(table).unwrap();
-        }
-        Rig {
-            dedupe,
-            letters,
-            _directory: None,
-        }
+        let dedupe = place.open(json, tables, &letters);
+        Rig { dedupe, letters }
     }
 
     fn apply(&mut self, feed: Feed) -> Vec<String> {
         lines(&self.apply_batch(feed.finish()))
     }
 
-    fn apply_batch(&mut self, batch: Batch) -> Batch {
+    fn apply_batch(&mut self, batch: Batch) -> Arc<Batch> {
         let through = batch.through;
-        let out = self.dedupe.apply(batch).unwrap();
+        let out = self.dedupe.apply_now(batch).unwrap();
         assert_eq!(out.through, through);
         out
     }
 }
 
-#[test]
-fn a_repeat_and_its_later_changes_are_left_out() {
+fn a_repeat_and_its_later_changes_are_left_out(place: &Place) {
     let table = payments(ReplicaIdentity::Default);
-    let mut rig = Rig::new(default(), &[&table]);
+    let mut rig = Rig::new(place, default(), &[&table]);
     let out = rig.apply(
         Feed::new()
             .begin(10, 1)
@@ -112,10 +102,9 @@ fn a_repeat_and_its_later_changes_are_left_out() {
     );
 }
 
-#[test]
-fn a_held_row_appears_when_it_loses_the_key_or_takes_a_free_one() {
+fn a_held_row_appears_when_it_loses_the_key_or_takes_a_free_one(place: &Place) {
     let table = payments(ReplicaIdentity::Default);
-    let mut rig = Rig::new(default(), &[&table]);
+    let mut rig = Rig::new(place, default(), &[&table]);
     let out = rig.apply(
         Feed::new()
             .begin(10, 1)
@@ -143,10 +132,9 @@ fn a_held_row_appears_when_it_loses_the_key_or_takes_a_free_one() {
     );
 }
 
-#[test]
-fn a_key_set_by_an_update_counts_when_the_old_row_is_known() {
+fn a_key_set_by_an_update_counts_when_the_old_row_is_known(place: &Place) {
     let table = payments(ReplicaIdentity::Full);
-    let mut rig = Rig::new(default(), &[&table]);
+    let mut rig = Rig::new(place, default(), &[&table]);
     let out = rig.apply(
         Feed::new()
             .begin(10, 1)
@@ -172,10 +160,9 @@ fn a_key_set_by_an_update_counts_when_the_old_row_is_known() {
     assert_eq!(rig.dedupe.duplicates(), 2);
 }
 
-#[test]
-fn without_the_old_row_an_update_is_never_a_repeat() {
+fn without_the_old_row_an_update_is_never_a_repeat(place: &Place) {
     let table = payments(ReplicaIdentity::Default);
-    let mut rig = Rig::new(default(), &[&table]);
+    let mut rig = Rig::new(place, default(), &[&table]);
     // Row 1 had its key long before row 2 took it: it must not vanish.
     let out = rig.apply(
         Feed::new()
@@ -186,10 +173,9 @@ fn without_the_old_row_an_update_is_never_a_repeat() {
     assert_eq!(out.len(), 2);
 }
 
-#[test]
-fn the_owner_keeps_its_key_when_its_primary_key_changes() {
+fn the_owner_keeps_its_key_when_its_primary_key_changes(place: &Place) {
     let table = payments(ReplicaIdentity::Default);
-    let mut rig = Rig::new(default(), &[&table]);
+    let mut rig = Rig::new(place, default(), &[&table]);
     let first = || {
         Feed::new()
             .begin(10, 1)
@@ -214,10 +200,10 @@ fn the_owner_keeps_its_key_when_its_primary_key_changes() {
     assert_eq!(rig.dedupe.duplicates(), 1);
 }
 
-#[test]
-fn the_window_is_commit_time() {
+fn the_window_is_commit_time(place: &Place) {
     let table = payments(ReplicaIdentity::Default);
     let mut rig = Rig::new(
+        place,
         json!({"key": ["idempotency_key"], "window": "10s"}),
         &[&table],
     );
@@ -242,10 +228,10 @@ fn the_window_is_commit_time() {
     assert_eq!(states, ["first", "after", "still there"]);
 }
 
-#[test]
-fn the_window_may_be_a_count() {
+fn the_window_may_be_a_count(place: &Place) {
     let table = payments(ReplicaIdentity::Default);
     let mut rig = Rig::new(
+        place,
         json!({"key": ["idempotency_key"], "max_keys": 2}),
         &[&table],
     );
@@ -268,8 +254,7 @@ fn the_window_may_be_a_count() {
     assert_eq!(ids, ["id=1", "id=2", "id=4", "id=5"]);
 }
 
-#[test]
-fn tables_and_sources_are_apart_unless_told_otherwise() {
+fn tables_and_sources_are_apart_unless_told_otherwise(place: &Place) {
     let columns = ["id int8", "idempotency_key text"];
     let identity = ReplicaIdentity::Default;
     let payments = table("public.payments", &columns, &["id"], identity);
@@ -277,7 +262,7 @@ fn tables_and_sources_are_apart_unless_told_otherwise() {
     let elsewhere = table_of("inventory", "public.payments", &columns, &["id"], identity);
     for (scope, passed) in [("table", 3), ("all", 1)] {
         let json = json!({"key": ["idempotency_key"], "scope": scope});
-        let mut rig = Rig::new(json, &[&payments, &refunds, &elsewhere]);
+        let mut rig = Rig::new(place, json, &[&payments, &refunds, &elsewhere]);
         let mut out = rig.apply(
             Feed::new()
                 .begin(10, 1)
@@ -295,15 +280,14 @@ fn tables_and_sources_are_apart_unless_told_otherwise() {
     }
 }
 
-#[test]
-fn keys_of_several_columns() {
+fn keys_of_several_columns(place: &Place) {
     let table = table(
         "public.t",
         &["id int8", "a text", "b text"],
         &["id"],
         ReplicaIdentity::Default,
     );
-    let mut rig = Rig::new(json!({"key": ["a", "b"]}), &[&table]);
+    let mut rig = Rig::new(place, json!({"key": ["a", "b"]}), &[&table]);
     let out = rig.apply(
         Feed::new()
             .begin(1, 1)
@@ -316,8 +300,7 @@ fn keys_of_several_columns() {
     assert_eq!(out.len(), 4, "{out:?}");
 }
 
-#[test]
-fn tag_and_dead_letter() {
+fn tag_and_dead_letter(place: &Place) {
     let table = payments(ReplicaIdentity::Full);
     let feed = || {
         Feed::new()
@@ -329,6 +312,7 @@ fn tag_and_dead_letter() {
             .delete(&table, FULL, &["2", "k", "a"])
     };
     let mut tag = Rig::new(
+        place,
         json!({"key": ["idempotency_key"], "action": "tag"}),
         &[&table],
     );
@@ -343,6 +327,7 @@ fn tag_and_dead_letter() {
         ]
     );
     let mut dead = Rig::new(
+        place,
         json!({"key": ["idempotency_key"], "action": "dead_letter"}),
         &[&table],
     );
@@ -362,22 +347,21 @@ fn tag_and_dead_letter() {
     );
 }
 
-#[test]
-fn an_initial_copy_in_another_order_is_judged_the_same() {
+fn an_initial_copy_in_another_order_is_judged_the_same(place: &Place) {
     let table = payments(ReplicaIdentity::Default);
-    let directory = tempfile::tempdir().unwrap();
     let copy = |rows: &[&str]| {
         rows.iter().fold(Feed::new().begin(10, 1), |feed, id| {
             feed.read(&table, &[id, "k", "a"])
         })
     };
-    let mut rig = Rig::at(directory.path(), default(), &[&table]);
+    let mut rig = Rig::at(place, default(), &[&table]);
     assert_eq!(
         rig.apply(copy(&["7", "8"])),
         ["read public.payments id=7 idempotency_key=k state=a"]
     );
     drop(rig);
-    let mut rig = Rig::at(directory.path(), default(), &[&table]);
+    place.next();
+    let mut rig = Rig::at(place, default(), &[&table]);
     assert_eq!(
         rig.apply(copy(&["8", "7"])),
         ["read public.payments id=7 idempotency_key=k state=a"]
@@ -395,15 +379,14 @@ fn an_initial_copy_in_another_order_is_judged_the_same() {
     assert_eq!(rig.dedupe.duplicates(), 1);
 }
 
-#[test]
-fn a_table_without_a_primary_key() {
+fn a_table_without_a_primary_key(place: &Place) {
     let table = table(
         "public.log",
         &["idempotency_key text", "n int8"],
         &[],
         ReplicaIdentity::Nothing,
     );
-    let mut rig = Rig::new(default(), &[&table]);
+    let mut rig = Rig::new(place, default(), &[&table]);
     let feed = || {
         Feed::new()
             .begin(10, 1)
@@ -420,10 +403,9 @@ fn a_table_without_a_primary_key() {
     assert_eq!(rig.dedupe.duplicates(), 1);
 }
 
-#[test]
-fn truncate_clears_the_rows_and_not_the_keys() {
+fn truncate_clears_the_rows_and_not_the_keys(place: &Place) {
     let table = payments(ReplicaIdentity::Default);
-    let mut rig = Rig::new(default(), &[&table]);
+    let mut rig = Rig::new(place, default(), &[&table]);
     let out = rig.apply(
         Feed::new()
             .begin(10, 1)
@@ -447,14 +429,13 @@ fn truncate_clears_the_rows_and_not_the_keys() {
     );
 }
 
-#[test]
-fn tables_without_the_key_pass_and_cost_nothing() {
+fn tables_without_the_key_pass_and_cost_nothing(place: &Place) {
     let (with, without) = (
         payments(ReplicaIdentity::Default),
         table("x.y", &["id int8"], &["id"], ReplicaIdentity::Default),
     );
     let message = Arc::new(TableSchema::message("shop".into()));
-    let mut rig = Rig::new(default(), &[&with, &without, &message]);
+    let mut rig = Rig::new(place, default(), &[&with, &without, &message]);
     let feed = Feed::new()
         .begin(1, 1)
         .insert(&without, &["1"])
@@ -466,7 +447,11 @@ fn tables_without_the_key_pass_and_cost_nothing() {
 #[test]
 fn a_key_that_no_table_has_is_found_at_the_start() {
     let table = payments(ReplicaIdentity::Default);
-    let mut rig = Rig::new(json!({"key": ["idempotence_key"]}), &[&table]);
+    let mut rig = Rig::new(
+        &Place::embedded(),
+        json!({"key": ["idempotence_key"]}),
+        &[&table],
+    );
     let error = rig.dedupe.complete().expect_err("no table has it");
     assert_eq!(error.kind(), ErrorKind::Config);
     let text = error.to_string();
@@ -493,12 +478,9 @@ fn refusals() {
 #[test]
 fn a_directory_is_used_by_one() {
     let table = payments(ReplicaIdentity::Default);
-    let directory = tempfile::tempdir().unwrap();
-    let _rig = Rig::at(directory.path(), default(), &[&table]);
-    let second = Dedupe::open(
-        &config(default()),
-        context(directory.path(), Arc::default()),
-    );
+    let place = Place::embedded();
+    let _rig = Rig::at(&place, default(), &[&table]);
+    let second = Dedupe::open(&config(default()), context(&place.folder(), Arc::default()));
     let Err(error) = second else {
         panic!("opened twice")
     };
@@ -516,32 +498,57 @@ const CHILD: &str = "LOCKSTEP_TEST_DEDUPE_CHILD";
 /// Not a test by itself: the process that [`a_killed_process_remembers`] starts. It ends without any destructor.
 #[test]
 fn child() {
-    let Some(directory) = std::env::var_os(CHILD) else {
+    let Ok(told) = std::env::var(CHILD) else {
         return;
     };
+    let [pipeline, folder, section]: [Value; 3] = serde_json::from_str(&told).unwrap();
+    let context = TransformContext {
+        pipeline: pipeline.as_str().unwrap().into(),
+        ..context(Path::new(folder.as_str().unwrap()), Arc::default())
+    };
     let table = payments(ReplicaIdentity::Default);
-    let mut rig = Rig::at(Path::new(&directory), default(), &[&table]);
+    let mut dedupe = Dedupe::open(&config(section), context).unwrap();
+    dedupe.bind(&table).unwrap();
+    let feed = Feed::new()
+        .begin(10, 1)
+        .insert(&table, &["7", "k", "a"])
+        .insert(&table, &["8", "k", "a"]);
+    assert_eq!(dedupe.apply_now(feed.finish()).unwrap().changes().len(), 1);
+    // What it has judged has not been delivered to anyone.
+    std::process::abort();
+}
+
+/// The first process claims the key and dies before anything is delivered. Whoever comes next, on the same machine or
+/// another one, passes the row that had the key, and holds the other.
+fn a_killed_process_remembers(place: &Place) {
+    let told = json!([place.pipeline, place.folder(), place.section(default())]);
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--nocapture"])
+        .env(CHILD, told.to_string())
+        .status()
+        .unwrap();
+    assert!(!status.success(), "the child must not end by itself");
+    place.next();
+    let table = payments(ReplicaIdentity::Default);
+    let mut rig = Rig::at(place, default(), &[&table]);
+    // The same place in the log, cut in another way: row 8 comes by itself.
+    let out = rig.apply(
+        Feed::new()
+            .resume(10, 1, 1)
+            .insert(&table, &["8", "k", "a"]),
+    );
+    assert_eq!(out, Vec::<String>::new());
     let out = rig.apply(
         Feed::new()
             .begin(10, 1)
             .insert(&table, &["7", "k", "a"])
             .insert(&table, &["8", "k", "a"]),
     );
-    assert_eq!(out.len(), 1);
-    std::process::abort();
-}
-
-#[test]
-fn a_killed_process_remembers() {
-    let directory = tempfile::tempdir().unwrap();
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture"])
-        .env(CHILD, directory.path())
-        .status()
-        .unwrap();
-    assert!(!status.success(), "the child must not end by itself");
-    let table = payments(ReplicaIdentity::Default);
-    let mut rig = Rig::at(directory.path(), default(), &[&table]);
+    assert_eq!(
+        out,
+        ["insert public.payments id=7 idempotency_key=k state=a"],
+        "a replay of the first occurrence is no repeat of itself"
+    );
     // Row 8 comes first this time: only a memory that outlived the process holds it back.
     let out = rig.apply(
         Feed::new()
@@ -553,4 +560,134 @@ fn a_killed_process_remembers() {
         out,
         ["insert public.payments id=7 idempotency_key=k state=b"]
     );
+}
+
+/// The first occurrence comes late: from a source that lags, after the repeat has passed, and once more after a replay.
+fn a_late_first_occurrence(place: &Place) {
+    let columns = ["id int8", "idempotency_key text"];
+    let identity = ReplicaIdentity::Default;
+    let shop = table("public.payments", &columns, &["id"], identity);
+    let inventory = table_of("inventory", "public.payments", &columns, &["id"], identity);
+    let section = || json!({"key": ["idempotency_key"], "scope": "all"});
+    let tables = [&shop, &inventory];
+    let quick = || Feed::new().begin(10, 100).insert(&shop, &["1", "k"]);
+    // Committed earlier, read later: what arrived first has been passed on.
+    let late = || {
+        Feed::of("inventory")
+            .begin(5, 50)
+            .insert(&inventory, &["9", "k"])
+    };
+    let mut rig = Rig::at(place, section(), &tables);
+    assert_eq!(rig.apply(quick()).len(), 1);
+    assert_eq!(rig.apply(late()).len(), 0);
+    drop(rig);
+    place.next();
+    // After the crash the sources come in the other order.
+    let mut rig = Rig::at(place, section(), &tables);
+    assert_eq!(rig.apply(late()).len(), 0, "judged as before");
+    assert_eq!(rig.apply(quick()).len(), 1, "judged as before");
+    assert_eq!(rig.dedupe.duplicates(), 0, "nothing was discovered twice");
+}
+
+/// A key that is used again after its window belongs to the new row; a replay from before gives each its own.
+fn a_key_is_used_again_after_the_window(place: &Place) {
+    let table = payments(ReplicaIdentity::Default);
+    let section = || json!({"key": ["idempotency_key"], "window": "10s"});
+    let feed = || {
+        Feed::new()
+            .begin(10, 100)
+            .insert(&table, &["1", "k", "first"])
+            .begin(20, 105)
+            .insert(&table, &["2", "k", "repeat"])
+            .begin(30, 111)
+            .insert(&table, &["3", "k", "again"])
+            .begin(40, 120)
+            .insert(&table, &["4", "k", "repeat"])
+    };
+    let expected = [
+        "insert public.payments id=1 idempotency_key=k state=first",
+        "insert public.payments id=3 idempotency_key=k state=again",
+    ];
+    for _ in 0..3 {
+        let mut rig = Rig::at(place, section(), &[&table]);
+        assert_eq!(rig.apply(feed()), expected);
+        place.next();
+    }
+}
+
+/// The server of a source is restored to a point before the first occurrence of a key, and the client tries again: the
+/// claim of the log that is gone must not hold the row back, or the effect would be lost.
+fn what_a_lost_log_claimed_is_free(place: &Place) {
+    let table = payments(ReplicaIdentity::Default);
+    let restored = |incarnation: u32| {
+        let mut info = SourceInfo::clone(&source("shop"));
+        info.identity.incarnation = incarnation;
+        Arc::new(info)
+    };
+    let mut rig = Rig::at(place, default(), &[&table]);
+    let lost = Feed::new()
+        .begin(10, 1)
+        .insert(&table, &["7", "k", "lost"])
+        .insert(&table, &["8", "k", "held"])
+        .insert(&table, &["5", "l", "there"]);
+    assert_eq!(rig.apply(lost).len(), 2);
+    let copy = || {
+        Feed::from(restored(1))
+            .begin(6, 2)
+            .read(&table, &["5", "l", "there"])
+    };
+    let stream = || {
+        Feed::from(restored(1))
+            .begin(8, 3)
+            .insert(&table, &["8", "k", "tried again"])
+            .insert(&table, &["9", "k", "repeat"])
+            .insert(&table, &["10", "l", "repeat"])
+    };
+    let there = ["read public.payments id=5 idempotency_key=l state=there"];
+    let again = ["insert public.payments id=8 idempotency_key=k state=tried again"];
+    assert_eq!(rig.apply(copy()), there);
+    assert_eq!(rig.apply(stream()), again);
+    drop(rig);
+    place.next();
+    let mut rig = Rig::at(place, default(), &[&table]);
+    assert_eq!(rig.apply(copy()), there, "a replay");
+    assert_eq!(rig.apply(stream()), again, "a replay");
+}
+
+macro_rules! on_both_stores {
+    ($($name:ident),* $(,)?) => {
+        mod embedded {
+            use super::Place;
+            $(#[test] fn $name() { super::$name(&Place::embedded()); })*
+        }
+
+        mod redis {
+            use super::Place;
+            $(#[test] fn $name() {
+                lockstep_kit::require!(lockstep_kit::Component::Redis);
+                super::$name(&Place::redis());
+            })*
+        }
+    };
+}
+
+on_both_stores! {
+    a_repeat_and_its_later_changes_are_left_out,
+    a_held_row_appears_when_it_loses_the_key_or_takes_a_free_one,
+    a_key_set_by_an_update_counts_when_the_old_row_is_known,
+    without_the_old_row_an_update_is_never_a_repeat,
+    the_owner_keeps_its_key_when_its_primary_key_changes,
+    the_window_is_commit_time,
+    the_window_may_be_a_count,
+    tables_and_sources_are_apart_unless_told_otherwise,
+    keys_of_several_columns,
+    tag_and_dead_letter,
+    an_initial_copy_in_another_order_is_judged_the_same,
+    a_table_without_a_primary_key,
+    truncate_clears_the_rows_and_not_the_keys,
+    tables_without_the_key_pass_and_cost_nothing,
+    a_killed_process_remembers,
+    a_late_first_occurrence,
+    a_key_is_used_again_after_the_window,
+    what_a_lost_log_claimed_is_free,
 }

@@ -7,14 +7,11 @@
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::sync::Arc;
 
 use common::*;
 use lockstep_core::batch::{Batch, OldImage, Op};
 use lockstep_core::schema::{ReplicaIdentity, TableSchema};
-use lockstep_core::transform::{Transform, TransformFactory};
-use lockstep_transforms::Dedupe;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
@@ -251,15 +248,6 @@ fn course() -> impl Strategy<Value = Course> {
     (sizes, crashes).prop_map(|(sizes, crashes)| Course { sizes, crashes })
 }
 
-fn open(directory: &Path, json: &Json, tables: &[&Arc<TableSchema>]) -> Box<dyn Transform> {
-    let mut dedupe =
-        Dedupe::open(&config(json.clone()), context(directory, Arc::default())).unwrap();
-    for table in tables {
-        dedupe.bind(table).unwrap();
-    }
-    dedupe
-}
-
 /// What came out, by change: transaction and ordinal to operations.
 type Outcome = HashMap<(u64, u64), Vec<Op>>;
 
@@ -277,6 +265,7 @@ fn outcome(batch: &Batch) -> Outcome {
 
 /// Runs the log with the crashes of `course`; `check` sees what came out for every change, every time it comes.
 fn run(
+    place: &Place,
     log: &[Entry],
     course: &Course,
     full: bool,
@@ -294,14 +283,14 @@ fn run(
         &["id"],
         identity,
     );
-    let directory = tempfile::tempdir().unwrap();
-    let mut dedupe = open(directory.path(), json, &[&table]);
+    let open = || place.open(json.clone(), &[&table], &Arc::default());
+    let mut dedupe = open();
     let (mut start, mut batches, mut crashes) = (0, 0, course.crashes.iter());
     let mut next_crash = crashes.next();
     while start < log.len() {
         let end = (start + course.sizes[batches % course.sizes.len()]).min(log.len());
         let out = dedupe
-            .apply(batch(&table, "shop", log, start, end, full))
+            .apply_now(batch(&table, "shop", log, start, end, full))
             .unwrap();
         let outcome = outcome(&out);
         for (index, entry) in log.iter().enumerate().take(end).skip(start) {
@@ -315,7 +304,8 @@ fn run(
             && batches >= *after
         {
             drop(dedupe);
-            dedupe = open(directory.path(), json, &[&table]);
+            place.next();
+            dedupe = open();
             let back = start * usize::from(*part) / 256;
             start = (0..=back)
                 .rev()
@@ -336,79 +326,155 @@ fn cases(cases: u32) -> ProptestConfig {
     }
 }
 
-proptest! {
-    #![proptest_config(cases(100))]
+fn as_the_model(
+    place: &Place,
+    full: bool,
+    steps: &[Step],
+    course: &Course,
+) -> Result<(), TestCaseError> {
+    let log = log(steps);
+    let mut model = Model {
+        full,
+        owners: HashMap::new(),
+        held: HashMap::new(),
+    };
+    let expected: Vec<Option<Op>> = log
+        .iter()
+        .map(|entry| expected(entry.op, model.judge(entry)))
+        .collect();
+    let json = json!({"key": ["idempotency_key"], "window": format!("{WINDOW}s")});
+    run(place, &log, course, full, &json, |index, op| {
+        prop_assert_eq!(op, expected[index], "change {} of {:#?}", index, log);
+        Ok(())
+    })?;
+    Ok(())
+}
 
-    #[test]
-    fn as_the_model_whatever_happens(
-        full in any::<bool>(),
-        steps in proptest::collection::vec(step(), 1..120),
-        course in course(),
-    ) {
-        let log = log(&steps);
-        let mut model = Model { full, owners: HashMap::new(), held: HashMap::new() };
-        let expected: Vec<Option<Op>> =
-            log.iter().map(|entry| expected(entry.op, model.judge(entry))).collect();
-        let json = json!({"key": ["idempotency_key"], "window": format!("{WINDOW}s")});
-        run(&log, &course, full, &json, |index, op| {
-            prop_assert_eq!(op, expected[index], "change {} of {:#?}", index, log);
-            Ok(())
-        })?;
-    }
+fn by_count(
+    place: &Place,
+    full: bool,
+    steps: &[Step],
+    course: &Course,
+    keys: u64,
+) -> Result<(), TestCaseError> {
+    let log = log(steps);
+    let json =
+        json!({"key": ["idempotency_key"], "window": format!("{WINDOW}s"), "max_keys": keys});
+    let mut first: Vec<Option<Option<Op>>> = vec![None; log.len()];
+    run(place, &log, course, full, &json, |index, op| {
+        let known = *first[index].get_or_insert(op);
+        prop_assert_eq!(op, known, "change {} of {:#?}", index, log);
+        Ok(())
+    })?;
+    Ok(())
+}
 
-    #[test]
-    fn a_window_by_count_is_stable_under_replay(
-        full in any::<bool>(),
-        steps in proptest::collection::vec(step(), 1..120),
-        course in course(),
-        keys in 1_u64..5,
-    ) {
-        let log = log(&steps);
-        let json = json!({"key": ["idempotency_key"], "window": format!("{WINDOW}s"), "max_keys": keys});
-        let mut first: Vec<Option<Option<Op>>> = vec![None; log.len()];
-        run(&log, &course, full, &json, |index, op| {
-            let known = *first[index].get_or_insert(op);
-            prop_assert_eq!(op, known, "change {} of {:#?}", index, log);
-            Ok(())
-        })?;
-    }
+/// A turn of a source: which one, so many changes, and perhaps a crash with a replay from this part (in 256ths).
+type Turn = (usize, usize, Option<u8>);
 
-    /// Two sources share the keys; each is replayed by itself. The first occurrence is the first to arrive.
-    #[test]
-    fn sources_that_share_keys_are_stable_under_replay(
-        logs in proptest::collection::vec(proptest::collection::vec(step(), 1..60), 2),
-        turns in proptest::collection::vec((0_usize..2, 1_usize..8, proptest::option::weighted(0.15, any::<u8>())), 1..60),
-    ) {
-        let names = ["shop", "inventory"];
-        let columns = ["id int8", "idempotency_key text", "v int8"];
-        let tables = names.map(|name| table_of(name, "public.t", &columns, &["id"], ReplicaIdentity::Full));
-        let logs: Vec<Vec<Entry>> = logs.iter().map(|steps| log(steps)).collect();
-        let json = json!({"key": ["idempotency_key"], "window": "1d", "scope": "all"});
-        let directory = tempfile::tempdir().unwrap();
-        let mut dedupe = open(directory.path(), &json, &[&tables[0], &tables[1]]);
-        let mut starts = [0, 0];
-        let mut first: HashMap<(usize, usize), Option<Op>> = HashMap::new();
-        for (source, size, crash) in turns {
-            let (start, log) = (starts[source], &logs[source]);
-            let end = (start + size).min(log.len());
-            let out = dedupe.apply(batch(&tables[source], names[source], log, start, end, true)).unwrap();
-            let outcome = outcome(&out);
-            for (index, entry) in log.iter().enumerate().take(end).skip(start) {
-                let position = (10 * (entry.transaction as u64 + 1), entry.ordinal + 1);
-                let op = outcome.get(&position).and_then(|ops| ops.first()).copied();
-                let known = *first.entry((source, index)).or_insert(op);
-                prop_assert_eq!(op, known, "change {} of source {}", index, source);
-            }
-            starts[source] = end;
-            if let Some(part) = crash {
-                drop(dedupe);
-                dedupe = open(directory.path(), &json, &[&tables[0], &tables[1]]);
-                for (start, log) in starts.iter_mut().zip(&logs) {
-                    let back = *start * usize::from(part) / 256;
-                    let begins = |index: &usize| log.get(*index).is_some_and(|entry| entry.ordinal == 0);
-                    *start = (0..=back).rev().find(begins).unwrap_or(0);
-                }
+/// Two sources share the keys; each is replayed by itself. The first occurrence is the first to arrive.
+fn sharing_keys(place: &Place, logs: &[Vec<Step>], turns: &[Turn]) -> Result<(), TestCaseError> {
+    let names = ["shop", "inventory"];
+    let columns = ["id int8", "idempotency_key text", "v int8"];
+    let tables =
+        names.map(|name| table_of(name, "public.t", &columns, &["id"], ReplicaIdentity::Full));
+    let logs: Vec<Vec<Entry>> = logs.iter().map(|steps| log(steps)).collect();
+    let json = json!({"key": ["idempotency_key"], "window": "1d", "scope": "all"});
+    let open = || place.open(json.clone(), &[&tables[0], &tables[1]], &Arc::default());
+    let mut dedupe = open();
+    let mut starts = [0, 0];
+    let mut first: HashMap<(usize, usize), Option<Op>> = HashMap::new();
+    for &(source, size, crash) in turns {
+        let (start, log) = (starts[source], &logs[source]);
+        let end = (start + size).min(log.len());
+        let out = dedupe
+            .apply_now(batch(&tables[source], names[source], log, start, end, true))
+            .unwrap();
+        let outcome = outcome(&out);
+        for (index, entry) in log.iter().enumerate().take(end).skip(start) {
+            let position = (10 * (entry.transaction as u64 + 1), entry.ordinal + 1);
+            let op = outcome.get(&position).and_then(|ops| ops.first()).copied();
+            let known = *first.entry((source, index)).or_insert(op);
+            prop_assert_eq!(op, known, "change {} of source {}", index, source);
+        }
+        starts[source] = end;
+        if let Some(part) = crash {
+            drop(dedupe);
+            place.next();
+            dedupe = open();
+            for (start, log) in starts.iter_mut().zip(&logs) {
+                let back = *start * usize::from(part) / 256;
+                let begins =
+                    |index: &usize| log.get(*index).is_some_and(|entry| entry.ordinal == 0);
+                *start = (0..=back).rev().find(begins).unwrap_or(0);
             }
         }
     }
+    Ok(())
 }
+
+fn turns() -> impl Strategy<Value = Vec<Turn>> {
+    let crash = proptest::option::weighted(0.15, any::<u8>());
+    proptest::collection::vec((0_usize..2, 1_usize..8, crash), 1..60)
+}
+
+fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
+    proptest::collection::vec(step(), 1..most)
+}
+
+macro_rules! models {
+    ($store:ident, $cases:literal, $place:expr) => {
+        mod $store {
+            use super::*;
+
+            fn available() -> bool {
+                stringify!($store) == "embedded" || lockstep_kit::Component::Redis.is_available()
+            }
+
+            #[test]
+            fn is_there() {
+                if stringify!($store) == "redis" {
+                    lockstep_kit::require!(lockstep_kit::Component::Redis);
+                }
+            }
+
+            proptest! {
+                #![proptest_config(cases($cases))]
+
+                #[test]
+                fn as_the_model_whatever_happens(
+                    full in any::<bool>(), steps in steps(120), course in course(),
+                ) {
+                    if !available() {
+                        return Ok(());
+                    }
+                    as_the_model(&$place, full, &steps, &course)?;
+                }
+
+                #[test]
+                fn a_window_by_count_is_stable_under_replay(
+                    full in any::<bool>(), steps in steps(120), course in course(), keys in 1_u64..5,
+                ) {
+                    if !available() {
+                        return Ok(());
+                    }
+                    by_count(&$place, full, &steps, &course, keys)?;
+                }
+
+                #[test]
+                fn sources_that_share_keys_are_stable_under_replay(
+                    logs in proptest::collection::vec(steps(60), 2), turns in turns(),
+                ) {
+                    if !available() {
+                        return Ok(());
+                    }
+                    sharing_keys(&$place, &logs, &turns)?;
+                }
+            }
+        }
+    };
+}
+
+models!(embedded, 100, Place::embedded());
+// Replicas take turns at each crash.
+models!(redis, 40, Place::redis());

@@ -42,7 +42,7 @@ fn passes(predicate: &str, values: &[(&str, &str)]) -> bool {
     }
     let mut filter = open::<Filter>(json!({"where": predicate}), &[&table]).unwrap();
     let batch = Feed::new().begin(1, 1).insert(&table, &row).finish();
-    !filter.apply(batch).unwrap().changes().is_empty()
+    !filter.apply_now(batch).unwrap().changes().is_empty()
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn rows_move_in_and_out_when_the_old_row_is_known() {
         .truncate(&table)
         .finish();
     assert_eq!(
-        lines(&filter.apply(batch).unwrap()),
+        lines(&filter.apply_now(batch).unwrap()),
         [
             "insert public.t id=1 status=on note=c",
             "update public.t id=1 status=on note=d <- id=1 status=on note=c",
@@ -220,7 +220,7 @@ fn without_the_old_row_a_mismatch_deletes() {
         .delete(&table, OldImage::Key, &["2", NULL, NULL])
         .finish();
     assert_eq!(
-        lines(&filter.apply(batch).unwrap()),
+        lines(&filter.apply_now(batch).unwrap()),
         [
             "delete public.t <- id=1",
             "update public.t id=1 status=on note=?",
@@ -244,7 +244,7 @@ fn predicates_on_the_key_are_exact_without_full() {
         .delete(&table, key, &["2", NULL, NULL])
         .finish();
     assert_eq!(
-        lines(&filter.apply(batch).unwrap()),
+        lines(&filter.apply_now(batch).unwrap()),
         [
             "insert public.t id=1 status=b note=b",
             "delete public.t <- id=1",
@@ -261,14 +261,14 @@ fn an_unsent_value_stops_only_when_it_decides() {
     let batch = |row: &[&str]| Feed::new().begin(1, 1).update(&table, row).finish();
     assert_eq!(
         filter
-            .apply(batch(&["1", "on", UNCHANGED]))
+            .apply_now(batch(&["1", "on", UNCHANGED]))
             .unwrap()
             .changes()
             .len(),
         1
     );
     let error = filter
-        .apply(batch(&["1", "off", UNCHANGED]))
+        .apply_now(batch(&["1", "off", UNCHANGED]))
         .expect_err("undecidable");
     assert_eq!(error.kind(), ErrorKind::Setup);
     assert!(
@@ -299,7 +299,7 @@ fn ops_select_what_comes_out() {
         )
         .finish();
     assert_eq!(
-        lines(&filter.apply(batch).unwrap()),
+        lines(&filter.apply_now(batch).unwrap()),
         [
             "insert public.t id=1 status=on note=a",
             "delete public.t <- id=1"
@@ -320,5 +320,5 @@ fn tables_outside_pass_untouched() {
         .insert(&inside, &["1", "off", "a"])
         .truncate(&outside)
         .finish();
-    assert_eq!(lines(&filter.apply(batch).unwrap()), ["truncate x.y"]);
+    assert_eq!(lines(&filter.apply_now(batch).unwrap()), ["truncate x.y"]);
 }

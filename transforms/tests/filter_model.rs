@@ -189,7 +189,7 @@ proptest! {
             let text = row.text.clone().unwrap_or_else(|| NULL.to_owned());
             let flag = row.flag.map_or(NULL, |flag| if flag { "t" } else { "f" });
             let batch = Feed::new().begin(1, 1).insert(&table, &[&int, &cents, &text, flag]).finish();
-            let passed = !filter.apply(batch).unwrap().changes().is_empty();
+            let passed = !filter.apply_now(batch).unwrap().changes().is_empty();
             prop_assert_eq!(passed, model.eval(&row) == Some(true), "{} over {:?}", predicate, row);
         }
     }
@@ -288,7 +288,7 @@ proptest! {
                 }
                 Step::Move(..) | Step::Delete(_) => feed,
             };
-            fold(&mut copy, &filter.apply(feed.finish()).unwrap());
+            fold(&mut copy, &filter.apply_now(feed.finish()).unwrap());
             let expected: BTreeMap<String, String> = source
                 .iter()
                 .filter(|(id, value)| if on_key { **id >= 2 } else { **value >= 3 })

@@ -27,7 +27,7 @@ fn keep_orders_and_renames() {
     let keep = json!({"keep": ["id", "b", "tenant"], "rename": {"b": "total", "id": "order_id"}});
     let mut project = open::<Project>(keep, &[&orders]).unwrap();
     let out = project
-        .apply(
+        .apply_now(
             Feed::new()
                 .begin(1, 1)
                 .insert(&orders, &["x", "1", "y", "t"])
@@ -67,7 +67,7 @@ fn drop_leaves_the_rest_and_other_tables() {
         .insert(&other, &["5"])
         .finish();
     assert_eq!(
-        lines(&project.apply(batch).unwrap()),
+        lines(&project.apply_now(batch).unwrap()),
         [
             "insert public.orders id=1 b=y tenant=t",
             "insert public.other id=5"

@@ -27,7 +27,7 @@ fn a_fixed_name_is_worked_out_once() {
     let config = json!({"schema": "{source}", "table": "{schema}_{table}_v2"});
     let mut route = open::<Route>(config, &[&orders]).unwrap();
     let out = route
-        .apply(
+        .apply_now(
             Feed::new()
                 .begin(1, 1)
                 .insert(&orders, &["1", "eu", "n"])
@@ -67,7 +67,7 @@ fn groups_of_match_are_fields() {
         })
         .finish();
     assert_eq!(
-        lines(&route.apply(batch).unwrap()),
+        lines(&route.apply_now(batch).unwrap()),
         [
             "insert y2025.orders id=1",
             "insert y2026.orders id=1",
@@ -104,7 +104,7 @@ fn a_row_that_moves_leaves_and_enters() {
         )
         .delete(&orders, OldImage::Full, &["2", NULL, "b"])
         .finish();
-    let out = route.apply(batch).unwrap();
+    let out = route.apply_now(batch).unwrap();
     assert_eq!(
         lines(&out),
         [
@@ -132,7 +132,10 @@ fn the_same_destination_is_the_same_schema() {
             .insert(&orders, &["2", "eu", "a"])
             .finish()
     };
-    let (a, b) = (route.apply(batch()).unwrap(), route.apply(batch()).unwrap());
+    let (a, b) = (
+        route.apply_now(batch()).unwrap(),
+        route.apply_now(batch()).unwrap(),
+    );
     let schemas: Vec<_> = [&a, &b]
         .iter()
         .flat_map(|batch| batch.changes().iter().map(|c| batch.schema(c)))
@@ -156,7 +159,7 @@ fn key_columns_route_without_full() {
         .delete(&table, OldImage::Key, &["1", "us"])
         .finish();
     assert_eq!(
-        lines(&route.apply(batch).unwrap()),
+        lines(&route.apply_now(batch).unwrap()),
         [
             "update public.t_eu id=1 region=eu",
             "delete public.t_eu <- region=eu id=1",
@@ -200,7 +203,7 @@ fn refusals() {
     let full = orders(ReplicaIdentity::Full);
     let mut route = open::<Route>(json!({"table": "{region}"}), &[&full]).unwrap();
     let error = route
-        .apply(Feed::new().begin(1, 1).truncate(&full).finish())
+        .apply_now(Feed::new().begin(1, 1).truncate(&full).finish())
         .expect_err("no row");
     assert!(
         error.to_string().contains("TRUNCATE carries no row"),

@@ -1,5 +1,7 @@
 //! What the catalog says about tables: columns, keys, replica identity, size.
 
+mod key;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -108,6 +110,22 @@ impl Catalog {
         facts(&self.client, relation).await
     }
 
+    /// The name that a table has now; `None` when it was dropped.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn name(&self, relation: u32) -> Result<Option<TableId>> {
+        let row = sql::query_opt(
+            &self.client,
+            "read the catalog",
+            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+            &[&relation],
+        )
+        .await?;
+        Ok(row.map(|row| TableId::new(row.get(0), row.get(1))))
+    }
+
     /// The description that the stream would send for a published table, from the catalog.
     ///
     /// # Errors
@@ -175,7 +193,7 @@ impl Catalog {
                 not_null,
             });
         }
-        let key = key_of(described, facts.as_ref());
+        let key = key::of(described, facts.as_ref());
         let version = self.versions.entry(described.relation).or_insert(0);
         *version += 1;
         Ok(TableSchema {
@@ -267,45 +285,6 @@ pub fn identity_of(byte: u8) -> ReplicaIdentity {
         b'f' => ReplicaIdentity::Full,
         b'i' => ReplicaIdentity::Index,
         _ => ReplicaIdentity::Default,
-    }
-}
-
-/// Indices of the key columns, in key order. The key is what identifies a row in the stream: the columns of the
-/// replica-identity index, else the primary key. Under FULL every column is flagged, so the catalog's primary key is
-/// taken; without one there is no key.
-fn key_of(described: &Described, facts: Option<&TableFacts>) -> Vec<u16> {
-    let index_of = |name: &String| {
-        described
-            .columns
-            .iter()
-            .position(|column| column.0 == *name)
-            .map(|at| at as u16)
-    };
-    let named = |names: &[String]| -> Option<Vec<u16>> {
-        let found: Option<Vec<u16>> = names.iter().map(index_of).collect();
-        found.filter(|found| !found.is_empty())
-    };
-    let flagged: Vec<u16> = (0..described.columns.len() as u16)
-        .filter(|&at| described.columns[usize::from(at)].3)
-        .collect();
-    let same_set = |found: &Vec<u16>| {
-        let mut sorted = found.clone();
-        sorted.sort_unstable();
-        sorted == flagged
-    };
-    match described.identity {
-        ReplicaIdentity::Full | ReplicaIdentity::Nothing => facts
-            .and_then(|facts| named(&facts.primary_key))
-            .unwrap_or_default(),
-        // The catalog may already be ahead of the stream: its order counts only for the same columns.
-        ReplicaIdentity::Default => facts
-            .and_then(|facts| named(&facts.primary_key))
-            .filter(same_set)
-            .unwrap_or(flagged),
-        ReplicaIdentity::Index => facts
-            .and_then(|facts| named(&facts.identity_index))
-            .filter(same_set)
-            .unwrap_or(flagged),
     }
 }
 

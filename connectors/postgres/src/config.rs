@@ -12,8 +12,9 @@ pub const DEFAULT_PUBLICATION: &str = "lockstep";
 /// `snapshot_workers` when the file does not say: two connections outrun one by 1.8 on two cores, and a copy should
 /// not take the whole server.
 pub const DEFAULT_SNAPSHOT_WORKERS: u8 = 2;
-/// `snapshot_chunk` when the file does not say: seconds of work for a connection, so that all end at about the same time.
-pub const DEFAULT_SNAPSHOT_CHUNK: ByteSize = ByteSize(64 << 20);
+/// `snapshot_chunk` when the file does not say: what a copy that is interrupted reads again, and so little that all
+/// connections end at about the same time; so much that a statement for each costs nothing.
+pub const DEFAULT_SNAPSHOT_CHUNK: ByteSize = ByteSize(8 << 20);
 /// The smallest `snapshot_chunk`: a page.
 const LEAST_SNAPSHOT_CHUNK: u64 = 8 << 10;
 /// `status_interval` when the file does not say. Far inside half of the server's default `wal_sender_timeout` (60 s),
@@ -36,7 +37,8 @@ pub struct PostgresConfig {
     /// Replication slot; created when missing, never altered. Default: `lockstep_<source name>`.
     #[serde(default)]
     pub slot: Option<String>,
-    /// Publication; created for `tables` when missing and permitted, never altered.
+    /// Publication; created for `tables` when missing and permitted. Tables that come are added to it where that is
+    /// permitted; nothing else of it is altered.
     #[serde(default = "default_publication")]
     pub publication: String,
     /// Tables to read, `schema.table`, or `schema.*` for all tables of a schema.
@@ -50,6 +52,13 @@ pub struct PostgresConfig {
     /// Large tables are copied in pieces of this size, several at the same time.
     #[serde(default = "default_snapshot_chunk")]
     pub snapshot_chunk: ByteSize,
+    /// Bytes per second that copies and loads read at most, all connections together. Default: no limit.
+    #[serde(default)]
+    pub snapshot_rate: Option<ByteSize>,
+    /// Copies and loads pause while more sessions than this are active on the server, ours left out. Needs
+    /// `pg_read_all_stats`. Default: no limit.
+    #[serde(default)]
+    pub snapshot_max_load: Option<u32>,
     /// What to do when changes can no longer be read without a gap: the slot was dropped, given up by the server or made
     /// again, or the server is another one or was restored to an earlier point. Default: `stop`.
     #[serde(default)]
@@ -175,7 +184,14 @@ impl PostgresConfig {
             return wrong(
                 "snapshot_chunk",
                 format!("{} bytes are less than a page", self.snapshot_chunk.0),
-                "use 8KiB or more; 64MiB is the default",
+                "use 8KiB or more; 8MiB is the default",
+            );
+        }
+        if self.snapshot_rate.is_some_and(|rate| rate.0 == 0) {
+            return wrong(
+                "snapshot_rate",
+                "at 0 bytes per second nothing is ever read".to_owned(),
+                "leave it out for no limit",
             );
         }
         match (self.snapshot, self.on_slot_lost) {

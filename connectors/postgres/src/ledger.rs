@@ -271,6 +271,7 @@ mod tests {
                 database: "d".into(),
             },
             slot: "s".into(),
+            tables: None,
             copy,
             reached: Some(Reached {
                 timeline: 1,

@@ -4,7 +4,7 @@
 //! `publication` and `slot` keep the server's side in order, `standing` judges whether the log can be continued,
 //! `opening` decides what to do about it, `snapshot` copies tables, `stream` follows the log, `reload` loads tables again
 //! inside it, `ledger` records how far all that came,
-//! `assemble` turns messages into batches. Everything that is plain SQL goes through `tokio-postgres`.
+//! `assemble` turns messages into batches, `lookout` sees what the stream never says. Everything that is plain SQL goes through `tokio-postgres`.
 
 #[doc(hidden)]
 pub mod assemble;
@@ -12,7 +12,9 @@ mod catalog;
 mod config;
 mod copy_out;
 mod error;
+mod extent;
 mod ledger;
+mod lookout;
 mod opening;
 pub mod pgoutput;
 mod preflight;
@@ -26,6 +28,7 @@ mod sql;
 mod standing;
 mod state;
 mod stream;
+mod throttle;
 mod types;
 mod watch;
 pub mod wire;

@@ -1,16 +1,24 @@
 //! The decision about the beginning: copy, copy again, go on, or stop.
 
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceIdentity};
+use lockstep_core::schema::TableSchema;
+use lockstep_core::source::ReloadRequest;
 use tokio_postgres::Client;
 
+use crate::catalog::{Described, Published};
 use crate::config::{OnSlotLost, PostgresConfig, SnapshotMode};
+use crate::extent;
 use crate::server::Server;
 use crate::slot::{self, Slot};
+use crate::sql;
 use crate::standing::{Loss, Standing, judge};
-use crate::state::{Copied, Reached, State, StateFile};
+use crate::state::{Copied, Known, Reached, State, StateFile};
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 
@@ -35,6 +43,9 @@ pub enum Start {
         /// Sinks may hold rows of an earlier attempt.
         again: bool,
     },
+    /// Stream from where the slot stands, and load beside it what an interrupted copy has left, and tables that have
+    /// come since. That is to be on record before the state is.
+    Resume { from: Lsn, rest: Vec<ReloadRequest> },
     /// Stream from where the slot stands.
     Stream { from: Lsn },
 }
@@ -77,15 +88,60 @@ pub struct Opening<'a> {
     pub client: &'a Client,
     pub slot: &'a str,
     pub file: &'a StateFile,
+    /// The source's state directory.
+    pub directory: &'a Path,
+    pub tables: &'a [(Published, Described, Arc<TableSchema>)],
+}
+
+/// What has to be loaded: tables that have not been followed before, or were others of the same name.
+fn fresh(before: Option<&Known>, now: &Known, never: bool) -> Vec<ReloadRequest> {
+    let Some(before) = before else {
+        return Vec::new();
+    };
+    let is_new = |(table, relation): &(&String, &i64)| before.get(*table) != Some(*relation);
+    let fresh = now.iter().filter(is_new).map(|(table, _)| {
+        let truncate = before.contains_key(table);
+        match (never, truncate) {
+            (true, _) => tracing::info!(table, "is followed from here on; `snapshot` is \"never\""),
+            (_, true) => tracing::info!(
+                table,
+                "is another one than before; it is emptied, and loaded"
+            ),
+            _ => tracing::info!(table, "is new, and is loaded"),
+        }
+        ReloadRequest {
+            table: table.clone(),
+            condition: None,
+            truncate,
+        }
+    });
+    let fresh: Vec<_> = fresh.collect();
+    if never { Vec::new() } else { fresh }
+}
+
+/// What has been followed until now. A table that is not followed at present counts as another one when it comes back.
+fn merged(before: Option<&Known>, now: Known) -> Known {
+    let gone = before.into_iter().flatten();
+    let gone = gone.map(|(table, relation)| (table.clone(), -relation.abs()));
+    gone.chain(now).collect()
 }
 
 impl Opening<'_> {
+    /// The tables that are followed now.
+    fn known(&self) -> Known {
+        let tables = self.tables.iter();
+        tables
+            .map(|(table, ..)| (table.id.to_string(), table.relation.into()))
+            .collect()
+    }
+
     /// Where to begin, by how things stand and the settings:
     ///
     /// | standing | `initial` | `never` |
     /// |---|---|---|
     /// | nothing read yet | create the slot, copy | create the slot, stream |
     /// | a slot, and no state | move the slot, copy again | stream |
+    /// | copy interrupted, and on record how far | stream, and read the rest beside it | stream |
     /// | copy interrupted | move or create the slot, copy again | create the slot when missing, stream |
     /// | goes on | stream | stream |
     /// | lost, `stop` | stop | stop |
@@ -118,12 +174,24 @@ impl Opening<'_> {
                 work.stream(replication, &identity, slot).await?
             }
             Standing::Interrupted { slot, identity } => {
-                work.copy_again(replication, &identity, slot).await?
+                match work.resume(slot.as_ref(), &identity).await? {
+                    Some(resumed) => {
+                        replication.terminate().await;
+                        resumed
+                    }
+                    None => work.copy_again(replication, &identity, slot).await?,
+                }
             }
             Standing::Continues { slot, state } => {
                 replication.terminate().await;
                 let from = slot.confirmed;
-                (Start::Stream { from }, state)
+                let known = work.opening.known();
+                let rest = fresh(state.tables.as_ref(), &known, never);
+                let state = State {
+                    tables: Some(merged(state.tables.as_ref(), known)),
+                    ..state
+                };
+                (Start::Resume { from, rest }, state)
             }
             Standing::Lost(loss) => work.lost(replication, loss).await?,
         };
@@ -158,6 +226,69 @@ impl Work<'_> {
             .await
     }
 
+    /// What is left of a copy that was interrupted, where it is known and can be read beside the stream; `None`: make
+    /// another copy.
+    async fn resume(
+        &self,
+        slot: Option<&Slot>,
+        identity: &SourceIdentity,
+    ) -> Result<Option<(Start, State)>> {
+        let opening = self.opening;
+        let slot = slot.filter(|slot| slot.invalid.is_none() && !self.server.in_recovery);
+        let (Some(slot), Some(extent)) = (slot, extent::read(opening.directory)) else {
+            return Ok(None);
+        };
+        let from = extent.consistent_point;
+        if slot.confirmed != from {
+            return Ok(None);
+        }
+        let doing = "look at the tables' files";
+        let ask = "SELECT oid, pg_catalog.pg_relation_filenode(oid) FROM pg_catalog.pg_class \
+                   WHERE pg_catalog.pg_relation_filenode(oid) IS NOT NULL";
+        let rows = sql::query(opening.client, doing, ask, &[]).await?;
+        let files: HashMap<u32, u32> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let mut rest = Vec::new();
+        for (published, _, schema) in opening.tables {
+            let table = published.id.to_string();
+            let copied = extent.tables.get(&table);
+            let is_other = copied.is_some_and(|copied| copied.relation != published.relation);
+            let copied = copied.filter(|_| !is_other);
+            if copied.is_some_and(extent::Table::is_complete) {
+                continue;
+            }
+            if schema.key.is_empty() {
+                tracing::info!(
+                    table,
+                    "has no key to read the rest by; the tables are copied from the beginning"
+                );
+                return Ok(None);
+            }
+            let condition = copied
+                .and_then(|copied| copied.rest(extent.xmin, |heap| files.get(&heap).copied()));
+            rest.push(ReloadRequest {
+                table,
+                condition,
+                // What has been sent of another table of that name must not stay.
+                truncate: is_other,
+            });
+        }
+        tracing::info!(slot = opening.slot, %from, tables = rest.len(), "the copy goes on where it was interrupted");
+        let reached = Reached {
+            timeline: self.server.identity.timeline,
+            confirmed: from,
+            received: self.received(identity).max(from),
+            last: None,
+        };
+        let state = State {
+            identity: identity.clone(),
+            slot: opening.slot.to_owned(),
+            tables: Some(opening.known()),
+            copy: Copied::Done { from },
+            reached: Some(reached),
+        };
+        Ok(Some((Start::Resume { from, rest }, state)))
+    }
+
     /// Writes down that a copy is under way, before anything of the earlier one is given up: a crash must not take it for
     /// a first one.
     fn begin_copy(&self, identity: &SourceIdentity, received: Lsn) -> Result<State> {
@@ -165,6 +296,7 @@ impl Work<'_> {
         let state = State {
             identity: identity.clone(),
             slot: opening.slot.to_owned(),
+            tables: Some(opening.known()),
             copy: Copied::Running,
             reached: Some(Reached {
                 timeline: self.server.identity.timeline,
@@ -279,6 +411,7 @@ impl Work<'_> {
         let state = State {
             identity: identity.clone(),
             slot: self.opening.slot.to_owned(),
+            tables: Some(self.opening.known()),
             copy: Copied::Done { from },
             reached: Some(Reached {
                 timeline: self.server.identity.timeline,

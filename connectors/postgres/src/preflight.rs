@@ -15,7 +15,7 @@ use crate::state::StateFile;
 use crate::types::TypeCache;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
-use crate::{opening, publication, slot, sql, watch};
+use crate::{opening, publication, slot, sql, throttle, watch};
 
 /// Looks at everything `run` would need, and at what it remembers in `state`.
 pub async fn run(config: &PostgresConfig, name: &str, state: &Path) -> Vec<Finding> {
@@ -71,9 +71,21 @@ async fn look(
             look.slot(&mut connection, name, findings).await?;
             connection.terminate().await;
         }
-        Err(error) => findings.push(failed("replication login", &error)),
+        Err(error) => {
+            findings.push(failed("replication login", &error));
+            // Without it nobody can say how the slot stands, but whether one could be made.
+            let ask = "SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+            let slot = config.slot_name(name);
+            if sql::query_opt(&client, "look for the slot", ask, &[&&*slot])
+                .await?
+                .is_none()
+            {
+                room_for_a_slot(&client, findings).await?;
+            }
+        }
     }
     senders(&client, findings).await?;
+    findings.extend(throttle::sees_load(&client, config).await?);
     tables(client, config, version, name, &target.user, findings).await
 }
 

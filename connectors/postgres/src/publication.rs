@@ -1,4 +1,5 @@
-//! The publication: created when missing, never altered.
+//! The publication: created when missing. Tables that come later are added to it where that is permitted; nothing else of
+//! it is ever altered.
 
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::schema::TableId;
@@ -7,6 +8,7 @@ use tokio_postgres::Client;
 use crate::catalog::{Published, facts, require_identity};
 use crate::error::from_sql;
 use crate::sql::{self, quote_ident, quote_literal};
+use crate::state::Known;
 
 /// How a publication stands.
 #[derive(Clone, Debug)]
@@ -129,12 +131,7 @@ pub fn matches(pattern: &str, id: &TableId) -> bool {
 /// The statement that creates the publication.
 #[must_use]
 pub fn create_statement(name: &str, tables: &[Published]) -> String {
-    let list: Vec<String> = tables
-        .iter()
-        .map(|Published { id, .. }| {
-            format!("{}.{}", quote_ident(&id.schema), quote_ident(&id.name))
-        })
-        .collect();
+    let list: Vec<String> = tables.iter().map(|table| qualified(&table.id)).collect();
     // Partitions are one table to everybody downstream.
     format!(
         "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
@@ -143,61 +140,172 @@ pub fn create_statement(name: &str, tables: &[Published]) -> String {
     )
 }
 
-/// Finds the publication, or creates it for `patterns`, and returns the tables of it that the patterns name.
-///
-/// # Errors
-/// `Setup` when it exists and lacks a table or an operation, or when it would be created for a table that has no
-/// identity, with the statement that repairs it; `Permission` when it is missing and may not be created.
-pub async fn ensure(
-    client: &Client,
-    name: &str,
-    patterns: &[String],
-    server_version: u32,
-) -> Result<Vec<Published>> {
-    let publication = match read(client, name, server_version).await? {
-        Some(publication) => publication,
-        None => {
-            let tables = existing(client, patterns).await?;
-            for table in &tables {
-                if let Some(facts) = facts(client, table.relation).await? {
-                    require_identity(&table.id, &facts)?;
-                }
+fn qualified(id: &TableId) -> String {
+    format!("{}.{}", quote_ident(&id.schema), quote_ident(&id.name))
+}
+
+/// What a source wants of a publication.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The tables, as the section names them.
+    pub patterns: &'a [String],
+}
+
+/// The comment on a publication that was created from here: to such a one tables are added that only a pattern names.
+const OURS: &str = "created by lockstep";
+
+impl Wanted<'_> {
+    /// Tables that are named, were not followed before, and can be added to the publication by this role: any that is
+    /// named in full, and those that a pattern names where the publication was created from here. What was followed and
+    /// is not in the publication any more was taken out by somebody.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn addable(
+        &self,
+        client: &Client,
+        publication: &Publication,
+        known: &Known,
+    ) -> Result<Vec<Published>> {
+        const LOOK: &str = "\
+SELECT n.nspname::text, c.relname::text, c.oid, pg_catalog.obj_description(p.oid, 'pg_publication') IS NOT DISTINCT FROM $2 \
+FROM pg_catalog.pg_publication p, pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+WHERE p.pubname = $1 AND pg_catalog.pg_has_role(p.pubowner, 'USAGE') AND pg_catalog.pg_has_role(c.relowner, 'USAGE') \
+AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
+AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%' ORDER BY 1, 2";
+        let rows = sql::query(client, "look for more tables", LOOK, &[&self.name, &OURS]).await?;
+        let mut addable = Vec::new();
+        for row in &rows {
+            let (id, relation): (_, u32) = (TableId::new(row.get(0), row.get(1)), row.get(2));
+            let ours: bool = row.get(3);
+            let named = |pattern: &&String| matches(pattern, &id);
+            let mut names = self.patterns.iter().filter(named);
+            let in_full = names.any(|pattern| !pattern.ends_with(".*"));
+            let is_named = in_full || (ours && self.patterns.iter().any(|one| matches(one, &id)));
+            let is_published = publication.tables.iter().any(|table| table.id == id);
+            let is_known = known
+                .get(&id.to_string())
+                .is_some_and(|known| known.abs() == i64::from(relation));
+            if is_published || !is_named || is_known {
+                continue;
             }
-            let statement = create_statement(name, &tables);
-            client.batch_execute(&statement).await.map_err(|error| {
-                let error = from_sql(&format!("create the publication {name}"), error);
-                match error.kind() {
-                    ErrorKind::Permission => {
-                        error.remedy(format!("let the owner of the tables run: {statement}"))
-                    }
-                    _ => error,
-                }
-            })?;
-            tracing::info!(
-                publication = name,
-                tables = tables.len(),
-                "publication created"
+            let Some(facts) = facts(client, relation).await? else {
+                continue;
+            };
+            if let Err(error) = require_identity(&id, &facts) {
+                tracing::debug!(table = %id, %error, "is not added to the publication");
+                continue;
+            }
+            addable.push(Published {
+                id,
+                relation,
+                columns: None,
+                filter: None,
+            });
+        }
+        Ok(addable)
+    }
+
+    /// Adds what can be added; whether that was anything.
+    async fn extend(
+        &self,
+        client: &Client,
+        publication: &Publication,
+        known: &Known,
+    ) -> Result<bool> {
+        let more = self.addable(client, publication, known).await?;
+        for table in &more {
+            let statement = format!(
+                "ALTER PUBLICATION {} ADD TABLE {}",
+                quote_ident(self.name),
+                qualified(&table.id)
             );
-            read(client, name, server_version).await?.ok_or_else(|| {
+            client
+                .batch_execute(&statement)
+                .await
+                .map_err(|error| from_sql("add a table to the publication", error))?;
+            tracing::info!(publication = self.name, table = %table.id, "added to the publication");
+        }
+        Ok(!more.is_empty())
+    }
+}
+
+impl Wanted<'_> {
+    /// Finds the publication, or creates it, adds tables that have come since those that are `known`, and returns the tables
+    /// of it that the patterns name.
+    ///
+    /// # Errors
+    /// `Setup` when it exists and lacks a table or an operation, or when it would be created for a table that has no
+    /// identity, with the statement that repairs it; `Permission` when it is missing and may not be created.
+    pub async fn ensure(
+        &self,
+        client: &Client,
+        known: Option<&Known>,
+        server_version: u32,
+    ) -> Result<Vec<Published>> {
+        let Wanted { name, patterns } = *self;
+        let mut publication = match read(client, name, server_version).await? {
+            Some(publication) => publication,
+            None => {
+                let tables = existing(client, patterns).await?;
+                for table in &tables {
+                    if let Some(facts) = facts(client, table.relation).await? {
+                        require_identity(&table.id, &facts)?;
+                    }
+                }
+                let statement = create_statement(name, &tables);
+                let comment = format!(
+                    "{statement}; COMMENT ON PUBLICATION {} IS {}",
+                    quote_ident(name),
+                    quote_literal(OURS)
+                );
+                client.batch_execute(&comment).await.map_err(|error| {
+                    let error = from_sql(&format!("create the publication {name}"), error);
+                    match error.kind() {
+                        ErrorKind::Permission => {
+                            error.remedy(format!("let the owner of the tables run: {statement}"))
+                        }
+                        _ => error,
+                    }
+                })?;
+                tracing::info!(
+                    publication = name,
+                    tables = tables.len(),
+                    "publication created"
+                );
+                read(client, name, server_version).await?.ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Setup,
+                        format!("the publication {name} vanished while it was read"),
+                    )
+                })?
+            }
+        };
+        if !publication.complete {
+            return Err(Error::new(
+                ErrorKind::Setup,
+                format!("the publication {name} leaves out some operations"),
+            )
+            .remedy(format!(
+                "ALTER PUBLICATION {} SET (publish = {})",
+                quote_ident(name),
+                quote_literal("insert, update, delete, truncate")
+            )));
+        }
+        if let Some(known) = known
+            && self.extend(client, &publication, known).await?
+        {
+            publication = read(client, name, server_version).await?.ok_or_else(|| {
                 Error::new(
-                    ErrorKind::Setup,
+                    ErrorKind::Unavailable,
                     format!("the publication {name} vanished while it was read"),
                 )
-            })?
+            })?;
         }
-    };
-    if !publication.complete {
-        return Err(Error::new(
-            ErrorKind::Setup,
-            format!("the publication {name} leaves out some operations"),
-        )
-        .remedy(format!(
-            "ALTER PUBLICATION {} SET (publish = {})",
-            quote_ident(name),
-            quote_literal("insert, update, delete, truncate")
-        )));
+        select(&publication, name, patterns)
     }
-    select(&publication, name, patterns)
 }
 
 /// The tables of a publication that the patterns name.

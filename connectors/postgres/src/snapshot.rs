@@ -1,14 +1,14 @@
 //! The initial copy: every table as one snapshot shows it, by COPY, in parallel across tables and inside large ones.
 //!
-//! Rows carry the slot's consistent point as their version, so that any later change wins. A copy that was interrupted is
-//! made anew at a later point, see `source`.
+//! Rows carry the slot's consistent point as their version, so that any later change wins. How much of it is durable is
+//! on record ([`extent`]); what an interrupted copy has left to do is read beside the stream, see `opening`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lockstep_core::batch::Transaction;
+use lockstep_core::batch::{Batch, Transaction};
 use lockstep_core::config::ByteSize;
 use lockstep_core::error::{At, Error, ErrorKind, Result};
 use lockstep_core::memory::Budget;
@@ -21,8 +21,10 @@ use tokio_postgres::Client;
 
 use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
-use crate::error::from_sql;
+use crate::error::{from_sql, protocol};
+use crate::extent::{self, Pages, Recorder};
 use crate::sql::{self, quote_ident, quote_literal};
+use crate::throttle::Throttle;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 
@@ -42,7 +44,9 @@ pub struct Copy {
     pub workers: u8,
     /// Tables are cut into pieces of this many bytes of heap.
     pub chunk: ByteSize,
-    pub batches: mpsc::Sender<Result<lockstep_core::batch::Batch>>,
+    pub batches: mpsc::Sender<Result<Batch>>,
+    pub recorder: Recorder,
+    pub throttle: Arc<Throttle>,
     pub budget: Budget,
     pub status: SourceStatus,
 }
@@ -52,11 +56,10 @@ pub struct Copy {
 struct Chunk {
     /// Index into the tables.
     table: usize,
-    /// The heap, quoted: the table itself or one of its partitions.
+    /// The heap, and its name, quoted: the table itself or one of its partitions.
+    relation: u32,
     heap: String,
-    /// Pages from–to; `None` for the open end.
-    from: i64,
-    to: Option<i64>,
+    pages: Pages,
 }
 
 struct Shared {
@@ -76,7 +79,12 @@ impl Copy {
     /// # Errors
     /// By kind; the copy is then done again from the start.
     pub async fn run(self, client: &Client) -> Result<u64> {
-        let (chunks, progress) = plan(client, &self.tables, self.chunk).await?;
+        let Plan {
+            chunks,
+            progress,
+            extents,
+        } = plan(client, &self.tables, self.chunk).await?;
+        self.recorder.plan(extents);
         let mut left: Vec<u64> = vec![0; self.tables.len()];
         for chunk in &chunks {
             left[chunk.table] += 1;
@@ -114,6 +122,7 @@ impl Copy {
                 Error::new(ErrorKind::Abandoned, "a copy worker panicked").source(error)
             })??;
         }
+        shared.copy.recorder.whole();
         let rows = shared.ordinal.load(Ordering::Relaxed) - 1;
         let seconds = shared.started.elapsed().as_secs_f64();
         tracing::info!(
@@ -127,25 +136,33 @@ impl Copy {
     }
 }
 
+/// What is to be done.
+struct Plan {
+    chunks: Vec<Chunk>,
+    progress: Vec<TableProgress>,
+    extents: BTreeMap<String, extent::Table>,
+}
+
 /// Cuts the tables into chunks, the largest tables first so that no worker is left alone with one at the end.
 async fn plan(
     client: &Client,
     tables: &[(Published, Arc<TableSchema>)],
     chunk: ByteSize,
-) -> Result<(Vec<Chunk>, Vec<TableProgress>)> {
+) -> Result<Plan> {
     let setting = "SELECT current_setting('block_size')::int8";
     let page: i64 = sql::query_one(client, "read the page size", setting, &[])
         .await?
         .get(0);
     let step = (i64::try_from(chunk.0).unwrap_or(i64::MAX) / page).max(1);
-    let mut heaps: Vec<(i64, usize, String)> = Vec::new();
+    let mut heaps: Vec<(i64, usize, String, u32)> = Vec::new();
     let mut progress = Vec::new();
+    let mut extents = BTreeMap::new();
     for (index, (table, _)) in tables.iter().enumerate() {
         // A partitioned table has no heap of its own: its leaves are copied under its name.
         let rows = client
             .query(
                 "SELECT n.nspname::text, c.relname::text, pg_catalog.pg_relation_size(c.oid), \
-                 greatest(c.reltuples, 0)::float8 \
+                 greatest(c.reltuples, 0)::float8, c.oid, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0) \
                  FROM (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf \
                        UNION SELECT $1::oid::regclass WHERE NOT EXISTS \
                          (SELECT FROM pg_catalog.pg_class WHERE oid = $1::oid AND relkind = 'p')) t \
@@ -156,11 +173,22 @@ async fn plan(
             .map_err(|error| from_sql("measure the table", error))
             .at(format!("table {}", table.id))?;
         let mut estimate = 0.0;
+        let mut extent = extent::Table {
+            relation: table.relation,
+            heaps: Vec::new(),
+        };
         for row in rows {
             let heap = format!("{}.{}", quote_ident(row.get(0)), quote_ident(row.get(1)));
             estimate += row.get::<_, f64>(3);
-            heaps.push((row.get::<_, i64>(2) / page, index, heap));
+            let relation = row.get(4);
+            heaps.push((row.get::<_, i64>(2) / page, index, heap, relation));
+            extent.heaps.push(extent::Heap {
+                relation,
+                file: row.get(5),
+                done: Vec::new(),
+            });
         }
+        extents.insert(table.id.to_string(), extent);
         progress.push(TableProgress {
             table: table.id.to_string(),
             rows: 0,
@@ -170,25 +198,25 @@ async fn plan(
     }
     heaps.sort_by(|a, b| b.cmp(a));
     let mut chunks = Vec::new();
-    for (pages, table, heap) in heaps {
+    for (pages, table, heap, relation) in heaps {
+        let chunk = |from, to| Chunk {
+            table,
+            relation,
+            heap: heap.clone(),
+            pages: Pages { from, to },
+        };
         let mut from = 0;
         while pages - from > step {
-            chunks.push(Chunk {
-                table,
-                heap: heap.clone(),
-                from,
-                to: Some(from + step),
-            });
+            chunks.push(chunk(from, Some(from + step)));
             from += step;
         }
-        chunks.push(Chunk {
-            table,
-            heap,
-            from,
-            to: None,
-        });
+        chunks.push(chunk(from, None));
     }
-    Ok((chunks, progress))
+    Ok(Plan {
+        chunks,
+        progress,
+        extents,
+    })
 }
 
 async fn work(shared: Arc<Shared>) -> Result<()> {
@@ -206,6 +234,12 @@ async fn work(shared: Arc<Shared>) -> Result<()> {
     connection
         .query("use the exported snapshot", &snapshot)
         .await?;
+    let ask = "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text";
+    let rows = connection.query("look at the snapshot", ask).await?;
+    let xmin = rows.into_iter().flatten().next().flatten();
+    let xmin = xmin.and_then(|text| text.parse().ok());
+    let xmin = xmin.ok_or_else(|| protocol("no number where a snapshot's xmin was asked for"))?;
+    shared.copy.recorder.saw(xmin);
     loop {
         let next = shared
             .chunks
@@ -230,10 +264,10 @@ fn copy_statement(chunk: &Chunk, published: &Published, schema: &TableSchema) ->
         .map(|column| quote_ident(&column.name))
         .collect();
     let mut conditions = Vec::new();
-    if chunk.from > 0 {
-        conditions.push(format!("ctid >= '({},0)'::tid", chunk.from));
+    if chunk.pages.from > 0 {
+        conditions.push(format!("ctid >= '({},0)'::tid", chunk.pages.from));
     }
-    if let Some(to) = chunk.to {
+    if let Some(to) = chunk.pages.to {
         conditions.push(format!("ctid < '({to},0)'::tid"));
     }
     if let Some(filter) = &published.filter {
@@ -261,6 +295,9 @@ async fn copy_chunk(shared: &Shared, connection: &mut Connection, chunk: &Chunk)
         }
     }
     hand_on(shared, chunk.table, out.take()).await?;
+    let name = published.id.to_string();
+    let mark = shared.copy.recorder.sent(name, chunk.relation, chunk.pages);
+    send(shared, Batch::marker(Arc::clone(&shared.copy.source), mark)).await?;
     if shared.left[chunk.table].fetch_sub(1, Ordering::AcqRel) == 1 {
         shared
             .copy
@@ -285,19 +322,20 @@ async fn hand_on(shared: &Shared, table: usize, rows: Rows) -> Result<()> {
     };
     let schema = &shared.copy.tables[table].1;
     let batch = rows.into_batch(&shared.copy.source, schema, transaction, first);
+    shared.copy.throttle.pass(batch.size()).await?;
     let permit = shared.copy.budget.take(batch.size()).await;
-    shared
-        .copy
-        .batches
-        .send(Ok(batch.with_permit(permit)))
-        .await
-        .map_err(|_| Error::new(ErrorKind::Stopping, "the pipeline is stopping"))?;
+    send(shared, batch.with_permit(permit)).await?;
     shared.copy.status.update(|state| {
         state.heard_now();
         state.snapshot[table].rows += count;
     });
     shared.log_progress();
     Ok(())
+}
+
+async fn send(shared: &Shared, batch: Batch) -> Result<()> {
+    let sent = shared.copy.batches.send(Ok(batch)).await;
+    sent.map_err(|_| Error::new(ErrorKind::Stopping, "the pipeline is stopping"))
 }
 
 impl Shared {

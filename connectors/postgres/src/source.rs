@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use lockstep_core::batch::{Batch, BatchBuilder, Op, Phase, Transaction};
 use lockstep_core::check::Finding;
 use lockstep_core::error::{At, Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
-use lockstep_core::schema::TableSchema;
+use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::source::{Reloads, Source, SourceContext, SourceFactory, SourcePhase};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -19,13 +20,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Described, Published, require_identity};
 use crate::config::{OnSlotLost, PostgresConfig};
+use crate::extent::{self, Recorder};
 use crate::ledger::Ledger;
+use crate::lookout::Lookout;
 use crate::opening::{Opening, Start};
 use crate::reload::{Desk, Merge, Reader};
 use crate::server::identify;
 use crate::snapshot::Copy;
-use crate::state::{State, StateFile};
+use crate::state::{Known, State, StateFile};
 use crate::stream::Stream;
+use crate::throttle::Throttle;
 use crate::types::TypeCache;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
@@ -131,6 +135,8 @@ struct Driver {
     slot: String,
     tables: Vec<(Published, Described, Arc<TableSchema>)>,
     types: TypeCache,
+    /// Of the server, as `server_version_num`.
+    version: u32,
     client: Client,
     file: StateFile,
     /// What is on record, or will be with the first word of the stream.
@@ -138,6 +144,7 @@ struct Driver {
     /// Who the server says it is.
     server: SourceIdentity,
     batches: mpsc::Sender<Result<Batch>>,
+    throttle: Arc<Throttle>,
     shutdown: CancellationToken,
 }
 
@@ -145,6 +152,7 @@ struct Driver {
 struct Contact {
     client: Client,
     replication: Connection,
+    version: u32,
     identity: SourceIdentity,
     tables: Vec<(Published, Described, Arc<TableSchema>)>,
     types: TypeCache,
@@ -152,15 +160,22 @@ struct Contact {
 
 impl Contact {
     /// Connects, makes sure of the publication, and reads the tables' shapes.
-    async fn make(config: &PostgresConfig, target: &Target, name: &Arc<str>) -> Result<Self> {
+    async fn make(
+        config: &PostgresConfig,
+        target: &Target,
+        name: &Arc<str>,
+        known: Option<&Known>,
+    ) -> Result<Self> {
         let mut replication = Connection::open(target, Mode::Replication).await?;
         let server_version = replication.server_version();
         require_version(server_version)?;
         let identity = identify(&mut replication).await?;
         let client = sql::connect(target).await?;
-        let published =
-            publication::ensure(&client, &config.publication, &config.tables, server_version)
-                .await?;
+        let wanted = publication::Wanted {
+            name: &config.publication,
+            patterns: &config.tables,
+        };
+        let published = wanted.ensure(&client, known, server_version).await?;
         let mut catalog = Catalog::new(client, Arc::clone(name), TypeCache::default());
         let mut tables = Vec::with_capacity(published.len());
         for table in published {
@@ -177,6 +192,7 @@ impl Contact {
         Ok(Contact {
             client: catalog.into_client(),
             replication,
+            version: server_version,
             identity,
             tables,
             types,
@@ -193,7 +209,7 @@ pub async fn describe(
     name: &str,
 ) -> Result<(Arc<SourceInfo>, Vec<Arc<TableSchema>>)> {
     let name: Arc<str> = name.into();
-    let contact = Contact::make(config, &config.target()?, &name).await?;
+    let contact = Contact::make(config, &config.target()?, &name, None).await?;
     contact.replication.terminate().await;
     Ok((
         Arc::new(SourceInfo {
@@ -213,17 +229,22 @@ impl PostgresSource {
         context.status.update(|state| {
             state.phase = SourcePhase::Connecting;
             state.snapshot.clear();
+            state.notices.clear();
         });
         let target = config.target()?;
         let slot = config.slot_name(&context.name);
-        let contact = Contact::make(config, &target, &context.name).await?;
         let file = StateFile::new(&context.state);
+        let before = file.read()?;
+        let known = before.as_ref().and_then(|before| before.tables.as_ref());
+        let contact = Contact::make(config, &target, &context.name, known).await?;
         let opening = Opening {
             config,
             target: &target,
             client: &contact.client,
             slot: &slot,
             file: &file,
+            directory: &context.state,
+            tables: &contact.tables,
         };
         let decided = opening.decide(contact.replication).await?;
         let (sender, batches) = mpsc::channel(WAITING_BATCHES);
@@ -243,7 +264,25 @@ impl PostgresSource {
             .map(|(table, ..)| table.id.to_string());
         let desk = Arc::new(Desk::open(&context.state, names.collect())?);
         let merge = Merge::default();
+        let start = match decided.start {
+            Start::Resume { from, rest } => {
+                // First what is left to do, then that the rest is done.
+                if !rest.is_empty() {
+                    desk.take_rest(rest)?;
+                }
+                if before.as_ref() != Some(&decided.state) {
+                    file.write(&decided.state)?;
+                }
+                Start::Stream { from }
+            }
+            start => start,
+        };
+        if matches!(start, Start::Stream { .. }) {
+            extent::remove(&context.state);
+        }
+        let throttle = Arc::new(Throttle::new(config, &target));
         let driver = Driver {
+            throttle,
             desk: Arc::clone(&desk),
             merge: merge.clone(),
             config: config.clone(),
@@ -253,6 +292,7 @@ impl PostgresSource {
             slot,
             tables: contact.tables,
             types: contact.types,
+            version: contact.version,
             client: contact.client,
             file,
             state: decided.state,
@@ -260,7 +300,7 @@ impl PostgresSource {
             batches: sender,
             shutdown: shutdown.clone(),
         };
-        let driver = tokio::spawn(driver.run(decided.start));
+        let driver = tokio::spawn(driver.run(start));
         Ok(PostgresSource {
             info,
             tables: schemas,
@@ -272,6 +312,14 @@ impl PostgresSource {
             driver: Some(driver),
         })
     }
+}
+
+fn grown(table: &TableId) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("the table {table} is to be followed, too"),
+    )
+    .remedy("the source is opened again with it")
 }
 
 /// Refuses servers that are too old.
@@ -320,20 +368,40 @@ impl Driver {
         }
     }
 
-    async fn drive(self, start: Start) -> Result<()> {
+    async fn drive(mut self, start: Start) -> Result<()> {
+        let (tell, mut told) = mpsc::channel(1);
         let watch = tokio::spawn(watch::run(
             self.target.clone(),
             self.slot.clone(),
             self.context.clone(),
+            tell,
+            Lookout::new(
+                &self.config.publication,
+                &self.config.tables,
+                self.version,
+                self.tables.iter().map(|(_, _, schema)| &**schema),
+            ),
         ));
-        let result = self.copy_then_stream(start).await;
+        // Of the source's own end: the stream says goodbye, and another follows.
+        self.shutdown = self.shutdown.child_token();
+        let stop = self.shutdown.clone();
+        let mut work = pin!(self.copy_then_stream(start));
+        let result = tokio::select! {
+            result = &mut work => result,
+            Some(table) = told.recv() => {
+                stop.cancel();
+                work.await.and_then(|()| Err(grown(&table)))
+            }
+        };
         watch.abort();
         result
     }
 
     async fn copy_then_stream(self, start: Start) -> Result<()> {
+        // Ends with this future: all that runs beside the stream belongs to one connection to the server.
+        let mut beside = JoinSet::new();
         let from = match start {
-            Start::Stream { from } => from,
+            Start::Stream { from } | Start::Resume { from, .. } => from,
             Start::Copy {
                 keeper,
                 snapshot,
@@ -343,13 +411,17 @@ impl Driver {
                 if again {
                     self.truncate(consistent_point).await?;
                 }
-                self.copy(keeper, snapshot, consistent_point).await?;
+                let recorder = Recorder::new(&self.context.state, consistent_point);
+                beside.spawn(recorder.clone().keep(self.context.feedback.clone()));
+                self.copy(keeper, snapshot, consistent_point, recorder)
+                    .await?;
                 consistent_point
             }
         };
         let ledger = Ledger::new(self.file, self.state, from, &self.config.publication);
         let reader = Reader {
             target: self.target.clone(),
+            publication: self.config.publication.clone(),
             tables: self
                 .tables
                 .iter()
@@ -359,9 +431,8 @@ impl Driver {
             merge: self.merge,
             feedback: self.context.feedback.clone(),
             budget: self.context.budget.clone(),
+            throttle: Arc::clone(&self.throttle),
         };
-        // Ends with this future: the reader and the stream belong to one connection to the server.
-        let mut beside = JoinSet::new();
         beside.spawn(reader.run());
         let stream = Stream {
             target: self.target,
@@ -442,6 +513,7 @@ impl Driver {
         keeper: Connection,
         snapshot: String,
         consistent_point: Lsn,
+        recorder: Recorder,
     ) -> Result<()> {
         let copy = Copy {
             target: self.target.clone(),
@@ -456,6 +528,8 @@ impl Driver {
             workers: self.config.snapshot_workers,
             chunk: self.config.snapshot_chunk,
             batches: self.batches.clone(),
+            recorder,
+            throttle: Arc::clone(&self.throttle),
             budget: self.context.budget.clone(),
             status: self.context.status.clone(),
         };

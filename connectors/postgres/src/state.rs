@@ -1,6 +1,7 @@
 //! What a source remembers between runs, besides the slot itself: whether its tables have been copied, and how far
 //! which log has been read.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -18,10 +19,16 @@ pub struct State {
     pub slot: String,
     /// How far the initial copy is.
     pub copy: Copied,
+    /// The tables that have been followed: those that come later are loaded. `None` where an older version wrote the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tables: Option<Known>,
     /// How far the log has been read; `None` where an older version wrote the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached: Option<Reached>,
 }
+
+/// Tables by `schema.table`, with their oids; negative for those that are not followed any more.
+pub type Known = BTreeMap<String, i64>;
 
 /// How far a log has been read. A crash leaves it up to a second old, which is why `confirmed` is on record before the
 /// server is told: a slot that stands further was not moved by us.
@@ -78,6 +85,18 @@ pub enum Copied {
     },
 }
 
+/// Writes a file as JSON, whole or not at all, and safe against power loss.
+pub fn replace(path: &Path, content: &impl Serialize) -> std::io::Result<()> {
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
+    std::fs::create_dir_all(directory)?;
+    let fresh = path.with_extension("json.new");
+    let mut file = std::fs::File::create(&fresh)?;
+    file.write_all(&serde_json::to_vec_pretty(content)?)?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    std::fs::File::open(directory)?.sync_all()
+}
+
 /// The state file of a source.
 #[derive(Clone, Debug)]
 pub struct StateFile(PathBuf);
@@ -113,17 +132,7 @@ impl StateFile {
     /// # Errors
     /// Of kind `Storage`, or `Full` when the disk is.
     pub fn write(&self, state: &State) -> Result<()> {
-        let write = || -> std::io::Result<()> {
-            let directory = self.0.parent().unwrap_or_else(|| Path::new("."));
-            std::fs::create_dir_all(directory)?;
-            let temporary = self.0.with_extension("json.new");
-            let mut file = std::fs::File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(state)?)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, &self.0)?;
-            std::fs::File::open(directory)?.sync_all()
-        };
-        write().map_err(|error| {
+        replace(&self.0, state).map_err(|error| {
             let kind = ErrorKind::of_storage(&error);
             self.error(kind, "cannot be written").source(error)
         })

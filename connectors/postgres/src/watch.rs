@@ -1,13 +1,17 @@
-//! Looks at the slot every few seconds, for metrics and the status page, and warns before the server gives it up.
+//! Looks at the slot and at the tables every few seconds, for metrics and the status page, and warns before the server
+//! gives the slot up.
 //!
 //! A failure is retried: the stream itself is what reports a server that is gone.
 
 use std::time::Duration;
 
 use lockstep_core::error::{Error, Result};
-use lockstep_core::source::SourceContext;
+use lockstep_core::schema::TableId;
+use lockstep_core::source::{SourceContext, SourcePhase};
+use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
+use crate::lookout::Lookout;
 use crate::sql;
 use crate::wire::target::Target;
 
@@ -23,7 +27,16 @@ const LOOK: &str = "SELECT pg_catalog.pg_wal_lsn_diff(here, restart_lsn)::int8, 
     LEFT JOIN pg_catalog.pg_replication_slots ON slot_name = $1";
 
 /// Watches until it is aborted.
-pub async fn run(target: Target, slot: String, context: SourceContext) {
+///
+/// `grown` is told of a table that is to be followed and is not, when the tables have been copied: the source has to be
+/// opened again for it.
+pub async fn run(
+    target: Target,
+    slot: String,
+    context: SourceContext,
+    grown: mpsc::Sender<TableId>,
+    mut lookout: Lookout,
+) {
     let mut tick = tokio::time::interval(EVERY);
     let mut client: Option<Client> = None;
     let mut warned = None;
@@ -35,11 +48,13 @@ pub async fn run(target: Target, slot: String, context: SourceContext) {
                 None => sql::connect(&target).await?,
             };
             let seen = Seen::look(&open, &slot).await?;
+            let notices = lookout.look(&open).await;
+            let more = lookout.grown(&open).await;
             client = Some(open);
-            Ok::<_, Error>(seen)
+            Ok::<_, Error>((seen, notices, more))
         };
         match looked.await {
-            Ok(seen) => {
+            Ok((seen, notices, more)) => {
                 let warning = seen.warning(&slot);
                 if let Some((_, text)) = &warning
                     && warned < warning.as_ref().map(|(level, _)| *level)
@@ -52,7 +67,20 @@ pub async fn run(target: Target, slot: String, context: SourceContext) {
                     state.safe_bytes = seen.safe;
                     state.server = seen.here;
                     state.warning = warning.map(|(_, text)| text);
+                    match notices {
+                        Ok(notices) => state.notices = notices,
+                        Err(error) => tracing::debug!(source = &*context.name, %error, "cannot look at the tables"),
+                    }
                 });
+                let streams = context.status.get().phase == SourcePhase::Streaming;
+                match more {
+                    // The one who is told ends this.
+                    Ok(Some(table)) if streams => drop(grown.try_send(table)),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::debug!(source = &*context.name, %error, "cannot look for more tables")
+                    }
+                }
             }
             Err(error) => {
                 tracing::debug!(source = &*context.name, %error, "cannot look at the slot");

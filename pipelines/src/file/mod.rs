@@ -2,6 +2,7 @@
 //! mistake with its place and the nearest valid name. See [`load`].
 
 mod environment;
+mod fingerprint;
 mod lines;
 mod mistake;
 mod path;
@@ -26,6 +27,7 @@ pub use settings::{
     State,
 };
 
+pub use self::fingerprint::Fingerprint;
 use self::lines::Lines;
 use self::report::Report;
 use crate::letters::Limits;
@@ -59,6 +61,8 @@ pub struct Pipeline {
     pub policies: Vec<SinkPolicy>,
     /// Where they go.
     pub dead_letters: DeadLettersTo,
+    /// What to compare another reading of the file with.
+    pub fingerprint: Fingerprint,
 }
 
 /// Where dead letters go.
@@ -114,6 +118,7 @@ fn check(
     let mut root = parse(path, report)?;
     environment::apply_overrides(&mut root, variables, report);
     environment::substitute(&mut root, &KeyPath::root(), variables, report);
+    let fingerprint = Fingerprint::of(&root);
     let settings: Settings = settings(root, report)?;
     let sections = [
         ("sources", &settings.sources),
@@ -165,6 +170,7 @@ fn check(
         memory: settings.memory,
         shutdown_timeout: settings.shutdown_timeout,
         plan,
+        fingerprint,
     })
 }
 

@@ -99,6 +99,14 @@ impl Flow {
             .collect())
     }
 
+    /// Waits until every transform on the way has what it needs elsewhere.
+    pub async fn ready(&self) -> Result<()> {
+        for step in &self.steps {
+            step.node.ready().await?;
+        }
+        Ok(())
+    }
+
     /// As [`Flow::bind`], for one who wants to know everything that is wrong: a table that a step refuses goes no further,
     /// and `refused` is told. Gives what reaches each lane.
     pub async fn try_bind(
@@ -126,9 +134,16 @@ impl Flow {
             .collect()
     }
 
-    /// Sends a batch to every lane: what the lane's inputs take of it, and how far the source has come with it.
+    /// Sends a batch to every lane: what the lane's inputs take of it, and how far the source has come with it. When the
+    /// future is dropped, no lane has got anything of it.
     pub async fn send(&self, batch: Batch) -> Result<()> {
         let through = batch.through;
+        if let Some(mark) = batch.mark {
+            for outlet in &self.outlets {
+                outlet.lane.inbox.push(Entry::marker(self.source, mark));
+            }
+            return Ok(());
+        }
         let mut made: Vec<Made> = vec![Vec::new(); self.steps.len() + 1];
         if !batch.changes().is_empty() {
             made[0].push(Arc::new(batch));
@@ -138,7 +153,7 @@ impl Flow {
             for part in take(&step.taps, &mut made) {
                 let batch = step.node.apply(part).await?;
                 if !batch.changes().is_empty() {
-                    out.push(Arc::new(batch));
+                    out.push(batch);
                 }
             }
             made[index + 1] = out;

@@ -1,7 +1,7 @@
 //! A running pipeline, seen from outside.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lockstep_core::memory::Budget;
@@ -17,9 +17,10 @@ use tokio::time::Instant;
 use super::copying::remaining;
 use super::lane_state::LaneState;
 use super::node::Node;
-use super::now_micros;
 use super::replay::{self, Reports};
 use super::source_state::SourceShare;
+use super::{lock, now_micros};
+use crate::file::{Fingerprint, Pipeline};
 use crate::letters::{Desk, Head, Letter, Selection};
 use crate::metrics::Metrics;
 use crate::status::{MemoryStatus, SinkPhase, SinkReport, SourceReport, Status, TransformReport};
@@ -93,6 +94,8 @@ impl std::fmt::Debug for Handle {
 }
 
 pub(super) struct Inner {
+    /// Of the file as it is carried out.
+    pub fingerprint: Mutex<Fingerprint>,
     pub pipeline: Arc<str>,
     pub started: Instant,
     pub budget: Budget,
@@ -112,6 +115,43 @@ impl Handle {
 
     pub(super) fn inner(&self) -> Arc<Inner> {
         Arc::clone(&self.0)
+    }
+
+    /// Carries out the sources' sections of another reading of the file; their names, and what has changed of them. Those
+    /// sources are opened again: tables that have come are followed and loaded.
+    ///
+    /// # Errors
+    /// Of kind `Setup`, and nothing is done, when something else has changed: that takes a restart.
+    pub fn adopt(&self, pipeline: &Pipeline) -> Result<Vec<String>> {
+        let mut fingerprint = lock(&self.0.fingerprint);
+        let changed = fingerprint.changed(&pipeline.fingerprint);
+        let mut sources = Vec::new();
+        let mut others = Vec::new();
+        for part in &changed {
+            let name = part.strip_prefix("sources.");
+            let known = |share: &&Arc<SourceShare>| Some(&*share.name) == name;
+            let share = self.0.sources.iter().find(known);
+            let component = pipeline
+                .plan
+                .sources
+                .iter()
+                .position(|source| Some(&**source) == name)
+                .map(|index| Arc::clone(&pipeline.sources[index]));
+            match share.zip(component) {
+                Some(both) => sources.push(both),
+                None => others.push(part.as_str()),
+            }
+        }
+        if !others.is_empty() {
+            let message = format!("{} changed, which takes a restart", others.join(", "));
+            return Err(Error::new(ErrorKind::Setup, message)
+                .remedy("restart lockstep; it goes on as before until then"));
+        }
+        for (share, component) in sources {
+            share.replace(component);
+        }
+        *fingerprint = pipeline.fingerprint.clone();
+        Ok(changed)
     }
 
     /// Everything about the pipeline, as it is now.
@@ -142,8 +182,12 @@ impl Handle {
                 .nodes
                 .iter()
                 .map(|node| {
-                    let duplicates = node.duplicates();
-                    (node.name().to_string(), TransformReport { duplicates })
+                    let report = TransformReport {
+                        duplicates: node.duplicates(),
+                        size: node.size(),
+                        problem: node.problem(),
+                    };
+                    (node.name().to_string(), report)
                 })
                 .collect(),
             sinks: inner
@@ -159,7 +203,8 @@ impl Handle {
         }
     }
 
-    /// Whether every source streams (or copies) and hears from its server, and every sink is open and makes progress.
+    /// Whether every source streams (or copies) and hears from its server, no transform waits for another server, and every
+    /// sink is open and makes progress.
     ///
     /// # Errors
     /// What is not as it should be, a sentence each. A silent stall counts: no word from a server for 25 s, or a sink
@@ -170,9 +215,17 @@ impl Handle {
             .sources
             .iter()
             .filter_map(|source| source_problem(source));
+        let transforms = self.0.nodes.iter().filter_map(|node| {
+            let problem = node.problem()?;
+            Some(format!("transforms.{}: {problem}", node.name()))
+        });
         let sinks = self.0.lanes.iter().filter_map(|lane| lane_problem(lane));
         let keeper = self.0.keeper.get();
-        let problems: Vec<String> = sources.chain(sinks).chain(keeper).collect();
+        let problems: Vec<String> = sources
+            .chain(transforms)
+            .chain(sinks)
+            .chain(keeper)
+            .collect();
         if problems.is_empty() {
             Ok(())
         } else {
@@ -371,6 +424,9 @@ impl Inner {
                 .source_connected
                 .with_label_values(labels)
                 .set(i64::from(connected));
+            let gaps = state.notices.iter().filter(|notice| notice.gap).count();
+            let gauge = metrics.source_gaps.with_label_values(labels);
+            gauge.set(signed(gaps as u64));
             for progress in &state.snapshot {
                 let labels = &[&*source.name, &*progress.table];
                 // A table that was never analysed has no estimate.
@@ -412,6 +468,14 @@ impl Inner {
         for node in &self.nodes {
             let counter = metrics.duplicates.with_label_values(&[&**node.name()]);
             counter.inc_by(node.duplicates().saturating_sub(counter.get()));
+            let (labels, size) = (&[&**node.name()], node.size());
+            set_or_remove(&metrics.dedupe_keys, labels, size.map(|size| size.keys));
+            set_or_remove(&metrics.dedupe_held, labels, size.map(|size| size.held));
+            set_or_remove(
+                &metrics.dedupe_bytes,
+                labels,
+                size.and_then(|size| size.bytes),
+            );
         }
         metrics
             .memory_budget
@@ -467,8 +531,10 @@ fn source_problem(source: &SourceShare) -> Option<String> {
                 Some(format!("{place}: {problem}"))
             } else if let Some(silent) = silent {
                 let seconds = silent.as_secs();
-                (silent > SILENCE)
-                    .then(|| format!("{place}: no word from the server for {seconds} s"))
+                match silent > SILENCE {
+                    true => Some(format!("{place}: no word from the server for {seconds} s")),
+                    false => gaps(&state).map(|gaps| format!("{place}: {gaps}")),
+                }
             } else {
                 Some(format!("{place}: no word from the server yet"))
             }
@@ -477,6 +543,13 @@ fn source_problem(source: &SourceShare) -> Option<String> {
         SourcePhase::Waiting => Some(format!("{place}: {}", problem.unwrap_or("waiting"))),
         SourcePhase::Stopped => Some(format!("{place}: {}", problem.unwrap_or("stopped"))),
     }
+}
+
+/// What does not come of what was asked for.
+fn gaps(state: &SourceState) -> Option<String> {
+    let gaps = state.notices.iter().filter(|notice| notice.gap);
+    let gaps: Vec<String> = gaps.map(ToString::to_string).collect();
+    (!gaps.is_empty()).then(|| gaps.join("; "))
 }
 
 fn lane_problem(lane: &LaneState) -> Option<String> {

@@ -19,17 +19,21 @@ pub(super) struct Entry {
     pub batch: Option<Arc<Batch>>,
     /// Once this entry and all before it are durable, the source may confirm this.
     pub through: Option<Lsn>,
+    /// Once this entry and all before it are durable, the source may count this mark.
+    pub mark: Option<u64>,
     /// When its oldest change was committed (or came, for the initial copy), microseconds since the Unix epoch.
     pub since: i64,
-    /// The source reads another log from here on.
+    /// The source reads another log or other tables from here on.
     pub renewal: Option<Renewal>,
 }
 
-/// A source reads another log: what came before has to be durable first, and then nothing of it counts any more.
+/// A source reads another log, or other tables of the same one: what came before has to be durable first.
 #[derive(Clone, Debug)]
 pub(super) struct Renewal {
     /// The source as it is from now on.
     pub announced: Announced,
+    /// Nothing of what came before counts any more: it is another log.
+    pub forget: bool,
     /// Dropped once the lane has done its part.
     pub done: mpsc::Sender<()>,
 }
@@ -47,8 +51,16 @@ impl Entry {
             source,
             batch,
             through,
+            mark: None,
             since,
             renewal: None,
+        }
+    }
+
+    pub fn marker(source: usize, mark: u64) -> Self {
+        Entry {
+            mark: Some(mark),
+            ..Entry::new(source, None, None)
         }
     }
 
@@ -69,6 +81,7 @@ pub(super) fn ride<'a>(entry: &Entry, mut queue: impl Iterator<Item = &'a mut En
     match queue.find(|queued| queued.source == entry.source) {
         Some(queued) => {
             queued.through = queued.through.max(entry.through);
+            queued.mark = queued.mark.max(entry.mark);
             true
         }
         None => false,

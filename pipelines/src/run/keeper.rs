@@ -85,10 +85,17 @@ impl Keeper {
             })
             .filter(|(source, _, lsn)| *lsn > source.confirmed())
             .collect();
-        if reached.is_empty() {
+        let marks: Vec<(&SourceShare, u64)> = (0..self.sources.len())
+            .map(|index| (&*self.sources[index], self.mark(index)))
+            .filter(|(source, mark)| *mark > source.marked())
+            .collect();
+        if reached.is_empty() && marks.is_empty() {
             return Ok(());
         }
         self.persist().await?;
+        for (source, mark) in marks {
+            source.confirm_mark(mark);
+        }
         for (source, generation, lsn) in reached {
             source.confirm(generation, lsn);
         }
@@ -107,6 +114,16 @@ impl Keeper {
             least = Some(least.map_or(through, |least: Lsn| least.min(through)));
         }
         least
+    }
+
+    /// The last mark of a source before which all is durable in every one of its sinks.
+    fn mark(&self, source: usize) -> u64 {
+        let lanes = self.lanes.iter();
+        let lanes = lanes.filter(|lane| lane.sources.contains(&source));
+        lanes
+            .map(|lane| lane.mark(source))
+            .min()
+            .unwrap_or_default()
     }
 
     async fn persist(&self) -> Result<()> {

@@ -63,7 +63,7 @@ pub(super) struct Lane {
     resume: BTreeMap<usize, Position>,
     /// By source index: the last position that was durable.
     durable: BTreeMap<usize, Position>,
-    /// Sources that read another log from here on. Nothing more is taken before that is done.
+    /// Sources that read another log or other tables from here on. Nothing more is taken before that is done.
     renewals: Vec<(usize, Renewal)>,
     backoff: Backoff,
     /// The last problem that was logged.
@@ -311,12 +311,15 @@ impl Lane {
         }
     }
 
-    /// Nothing of the old log counts any more: the sink is opened anew and asked what it holds of the new one.
+    /// The sink is opened anew, with the tables there are now. Where the log is another one, nothing of the old one counts
+    /// any more, and the sink is asked what it holds of the new one.
     fn renew(&mut self) {
         for (source, renewal) in self.renewals.drain(..) {
-            self.resume.remove(&source);
-            self.durable.remove(&source);
-            self.parts.state.view().through.remove(&source);
+            if renewal.forget {
+                self.resume.remove(&source);
+                self.durable.remove(&source);
+                self.parts.state.view().through.remove(&source);
+            }
             self.parts.state.announce(source, renewal.announced);
             drop(renewal.done);
         }
@@ -447,13 +450,19 @@ impl Lane {
 
     /// Everything up to an entry is durable.
     fn advance(&mut self, entry: &Entry) {
-        let Some(through) = entry.through else {
+        if entry.through.is_none() && entry.mark.is_none() {
             return;
-        };
+        }
         {
             let mut view = self.parts.state.view();
-            let reached = view.through.entry(entry.source).or_default();
-            *reached = (*reached).max(through);
+            if let Some(through) = entry.through {
+                let reached = view.through.entry(entry.source).or_default();
+                *reached = (*reached).max(through);
+            }
+            if let Some(mark) = entry.mark {
+                let reached = view.marks.entry(entry.source).or_default();
+                *reached = (*reached).max(mark);
+            }
         }
         self.parts.keeper.notify_one();
     }
@@ -621,6 +630,7 @@ impl Lane {
             for (index, run) in runs.enumerate() {
                 let mut entry = pending.entry.clone();
                 entry.through = entry.through.filter(|_| index == last);
+                entry.mark = entry.mark.filter(|_| index == last);
                 let part = Arc::new(batch.with_changes(run.to_vec()));
                 self.pending.push_back(Pending {
                     alone: is_suspect(&run[0]),

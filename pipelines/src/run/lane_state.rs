@@ -48,6 +48,8 @@ pub(super) struct View {
     pub problem: Option<String>,
     /// By source index: everything up to here is durable.
     pub through: BTreeMap<usize, Lsn>,
+    /// By source index: everything before this mark is durable.
+    pub marks: BTreeMap<usize, u64>,
     pub in_flight: usize,
     pub written: u64,
     pub stale: u64,
@@ -73,6 +75,7 @@ impl LaneState {
                 phase: SinkPhase::Opening,
                 problem: None,
                 through: BTreeMap::new(),
+                marks: BTreeMap::new(),
                 in_flight: 0,
                 written: 0,
                 stale: 0,
@@ -108,6 +111,11 @@ impl LaneState {
     /// How far everything of a source is durable here.
     pub fn through(&self, source: usize) -> Option<Lsn> {
         self.view().through.get(&source).copied()
+    }
+
+    /// The last mark of a source before which everything is durable here; zero before the first.
+    pub fn mark(&self, source: usize) -> u64 {
+        self.view().marks.get(&source).copied().unwrap_or_default()
     }
 
     /// A source has been opened.

@@ -1,17 +1,19 @@
 //! One transform, shared by the pumps of all sources that reach it.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as SyncMutex};
 
 use lockstep_core::batch::Batch;
-use lockstep_core::error::At;
+use lockstep_core::error::{At, Policy};
 use lockstep_core::schema::TableSchema;
-use lockstep_core::transform::Transform;
+use lockstep_core::transform::{StateSize, Transform};
 use lockstep_core::{Error, ErrorKind, Result};
+use prometheus::IntCounterVec;
 use tokio::sync::Mutex;
 
-use super::batches;
+use super::backoff::Backoff;
+use super::{batches, lock};
 
 /// Schema versions remembered as bound. A pipeline that sees more has schemas made per row; those that nobody else
 /// holds are forgotten and would be bound again.
@@ -20,12 +22,17 @@ const MAX_BOUND: usize = 4096;
 /// See the module's page.
 pub(super) struct Node {
     name: Arc<str>,
-    /// An asynchronous mutex, held over a synchronous call: while `persist` waits for the disk on its blocking thread,
-    /// pumps wait without holding up their worker thread.
+    /// An asynchronous mutex: while `persist` waits for the disk on its blocking thread, or one pump for a server, others
+    /// wait without holding up their worker thread.
     state: Mutex<State>,
     /// Whether batches went through since the last persist.
     dirty: AtomicBool,
     duplicates: AtomicU64,
+    size: SyncMutex<Option<StateSize>>,
+    /// What it waits for.
+    problem: SyncMutex<Option<String>>,
+    /// By name and code.
+    errors: IntCounterVec,
 }
 
 struct State {
@@ -37,9 +44,17 @@ struct State {
 }
 
 impl Node {
-    pub fn new(name: Arc<str>, transform: Box<dyn Transform>, sources: BTreeSet<usize>) -> Self {
+    pub fn new(
+        name: Arc<str>,
+        transform: Box<dyn Transform>,
+        sources: BTreeSet<usize>,
+        errors: IntCounterVec,
+    ) -> Self {
         Node {
             name,
+            size: SyncMutex::new(transform.size()),
+            problem: SyncMutex::default(),
+            errors,
             state: Mutex::new(State {
                 transform,
                 awaited: sources,
@@ -59,6 +74,16 @@ impl Node {
         self.duplicates.load(Ordering::Relaxed)
     }
 
+    /// How much it remembers, as of its last persist.
+    pub fn size(&self) -> Option<StateSize> {
+        *lock(&self.size)
+    }
+
+    /// What it waits for, when it waits.
+    pub fn problem(&self) -> Option<String> {
+        lock(&self.problem).clone()
+    }
+
     /// Binds a table that is going to come and says what it looks like behind this node.
     pub async fn bind(&self, schema: &Arc<TableSchema>) -> Result<Option<Arc<TableSchema>>> {
         let mut state = self.state.lock().await;
@@ -75,21 +100,35 @@ impl Node {
         Ok(())
     }
 
-    /// Sends a batch with changes through the transform.
-    pub async fn apply(&self, batch: Arc<Batch>) -> Result<Batch> {
-        let mut state = self.state.lock().await;
-        for schema in batch.schemas() {
-            state.bind(schema).at(self.place())?;
+    /// Waits until the transform has what it needs elsewhere.
+    pub async fn ready(&self) -> Result<()> {
+        let mut waiting = Waiting::new(self);
+        loop {
+            let ready = self.state.lock().await.transform.ready().await;
+            match ready {
+                Ok(()) => {
+                    waiting.over();
+                    return Ok(());
+                }
+                Err(error) => waiting.after(error).await?,
+            }
         }
-        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Sends a batch with changes through the transform, again and again while that fails for reasons that may pass. When
+    /// the future is dropped, the batch has not gone through.
+    pub async fn apply(&self, batch: Arc<Batch>) -> Result<Arc<Batch>> {
         let (through, changes, schemas) =
             (batch.through, batch.changes().len(), batch.schemas().len());
-        let batch = state
-            .transform
-            .apply(batches::owned(batch))
-            .at(self.place())?;
-        self.duplicates
-            .store(state.transform.duplicates(), Ordering::Relaxed);
+        let mut waiting = Waiting::new(self);
+        let batch = loop {
+            match self.try_apply(Arc::clone(&batch)).await {
+                Ok(batch) => break batch,
+                // The lock is free meanwhile: what is durable goes on being confirmed.
+                Err(error) => waiting.after(error).await?,
+            }
+        };
+        waiting.over();
         if batch.through != through {
             // Confirming what a transform made up would lose changes (I1).
             let message = "the transform changed how far a batch reaches";
@@ -99,8 +138,20 @@ impl Node {
         Ok(if same {
             batch
         } else {
-            batches::hide_unused_schemas(batch)
+            Arc::new(batches::hide_unused_schemas(batches::owned(batch)))
         })
+    }
+
+    async fn try_apply(&self, batch: Arc<Batch>) -> Result<Arc<Batch>> {
+        let mut state = self.state.lock().await;
+        for schema in batch.schemas() {
+            state.bind(schema)?;
+        }
+        self.dirty.store(true, Ordering::Release);
+        let applied = state.transform.apply(batch).await;
+        self.duplicates
+            .store(state.transform.duplicates(), Ordering::Relaxed);
+        applied
     }
 
     /// Makes the state safe against power loss. Waits for the disk: for a blocking thread.
@@ -108,7 +159,10 @@ impl Node {
         if !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let persisted = self.state.blocking_lock().transform.persist();
+        let mut state = self.state.blocking_lock();
+        let persisted = state.transform.persist();
+        *lock(&self.size) = state.transform.size();
+        drop(state);
         if persisted.is_err() {
             self.dirty.store(true, Ordering::Release);
         }
@@ -122,6 +176,62 @@ impl Node {
 
     fn place(&self) -> String {
         format!("transforms.{}", self.name)
+    }
+}
+
+/// Attempts of one pump, with the pauses between them. What is reported lasts until it is dropped.
+struct Waiting<'a> {
+    node: &'a Node,
+    backoff: Backoff,
+    /// What was logged last.
+    logged: Option<String>,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(node: &'a Node) -> Self {
+        Waiting {
+            node,
+            backoff: Backoff::default(),
+            logged: None,
+        }
+    }
+
+    /// Pauses after an error that may pass, and gives back any other.
+    async fn after(&mut self, error: Error) -> Result<()> {
+        if error.kind().policy() == Policy::Stop {
+            return Err(error.at(self.node.place()));
+        }
+        let (name, text) = (&self.node.name, error.to_string());
+        let labels = &[&**name, error.kind().code()];
+        self.node.errors.with_label_values(labels).inc();
+        *lock(&self.node.problem) = Some(text.clone());
+        if self.logged.as_ref() == Some(&text) {
+            let attempt = self.backoff.failures();
+            tracing::debug!(transform = %name, %error, attempt, "failed again");
+        } else {
+            tracing::warn!(transform = %name, %error, "failed; batches wait");
+            self.logged = Some(text);
+        }
+        tokio::time::sleep(self.backoff.next()).await;
+        Ok(())
+    }
+}
+
+impl Waiting<'_> {
+    /// It works.
+    fn over(self) {
+        if self.logged.is_some() {
+            let attempts = self.backoff.failures();
+            tracing::info!(transform = %self.node.name, attempts, "goes on");
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.logged.is_some() {
+            *lock(&self.node.problem) = None;
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A pump: reads one source and sends its batches through the transforms to the lanes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use lockstep_core::error::{At, Policy};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::schema::TableId;
 use lockstep_core::source::{Source, SourceContext, SourcePhase};
 use lockstep_core::{Error, Result};
 use tokio::sync::mpsc;
@@ -22,7 +24,6 @@ use super::inbox::{Entry, Renewal};
 use super::lane_state::Announced;
 use super::source_state::SourceShare;
 use crate::metrics::SourceMetrics;
-use crate::registry::SourceComponent;
 
 /// How long the rest of a transaction is waited for when the pipeline stops.
 const FINISH: Duration = Duration::from_secs(2);
@@ -32,7 +33,6 @@ pub(super) struct Parts {
     /// Index of the source.
     pub index: usize,
     pub share: Arc<SourceShare>,
-    pub component: Arc<dyn SourceComponent>,
     pub pipeline: Arc<str>,
     pub directory: PathBuf,
     pub budget: Budget,
@@ -48,6 +48,11 @@ pub(super) struct Pump {
     /// The last position of the stream that was sent to the lanes. What a source sends again after it was opened anew is
     /// cut off here, before the transforms see it: every lane has it, durable or in flight.
     sent: Option<Position>,
+    /// What the source followed when it was opened last.
+    tables: BTreeSet<TableId>,
+    /// The last mark that was sent, counted over all openings of the source, and the one before this opening's first.
+    marks: u64,
+    marks_before: u64,
     backoff: Backoff,
     /// The last problem that was logged.
     logged: Option<String>,
@@ -58,6 +63,9 @@ impl Pump {
         Pump {
             parts,
             sent: None,
+            tables: BTreeSet::new(),
+            marks: 0,
+            marks_before: 0,
             backoff: Backoff::default(),
             logged: None,
         }
@@ -80,6 +88,13 @@ impl Pump {
                     // The source sends the batch again.
                     Err(Failure::Flow(error)) if error.kind().policy() == Policy::Retry => error,
                     Err(Failure::Flow(error)) => return (Some(source), Err(error)),
+                    Err(Failure::Changed) => {
+                        tracing::info!(source = %self.parts.share.name, "its section has changed; opened again");
+                        if let Err(error) = source.close().await {
+                            tracing::warn!(source = %self.parts.share.name, %error, "did not close in order");
+                        }
+                        continue;
+                    }
                 },
                 Err(error) => error,
             };
@@ -98,6 +113,7 @@ impl Pump {
 
     /// Opens the source, binds its tables all the way down, and sees whether it is the log it was.
     async fn open(&mut self) -> Result<Box<dyn Source>> {
+        self.marks_before = self.marks;
         let parts = &self.parts;
         // Fresh for each opening: should the name now lead to another log, nothing of the old one is confirmed to it.
         let feedback = Feedback::default();
@@ -109,9 +125,15 @@ impl Pump {
             budget: parts.budget.clone(),
             status: parts.share.status.clone(),
         };
-        let source = parts.component.open(context).await?;
+        let source = parts.share.component().open(context).await?;
         let info = source.info();
+        let tables: BTreeSet<TableId> = source
+            .tables()
+            .iter()
+            .map(|schema| schema.id.clone())
+            .collect();
         let reached = parts.flow.bind(source.tables()).await?;
+        parts.flow.ready().await?;
         let announced: Vec<Announced> = reached
             .into_iter()
             .map(|tables| Announced {
@@ -123,16 +145,18 @@ impl Pump {
             Some(before) if before.identity != info.identity => {
                 self.change_over(&before, &info, announced).await;
             }
+            Some(_) if tables != self.tables => self.more_tables(announced),
             _ => {
                 for (lane, announced) in parts.flow.lanes().zip(announced) {
                     lane.announce(parts.index, announced);
                 }
             }
         }
+        self.tables = tables;
         let parts = &self.parts;
         parts
             .share
-            .opened(Arc::clone(&info), feedback, source.reloads());
+            .opened(Arc::clone(&info), feedback, source.reloads(), self.marks);
         parts.share.status.update(|status| status.problem = None);
         self.backoff.opened();
         if self.logged.take().is_some() {
@@ -163,7 +187,11 @@ impl Pump {
         let (done, mut all_done) = mpsc::channel(1);
         for (lane, announced) in parts.flow.lanes().zip(announced) {
             let done = done.clone();
-            let renewal = Renewal { announced, done };
+            let renewal = Renewal {
+                announced,
+                forget: true,
+                done,
+            };
             lane.inbox.push(Entry::renewal(parts.index, renewal));
         }
         drop(done);
@@ -171,6 +199,20 @@ impl Pump {
         while all_done.recv().await.is_some() {}
         parts.share.forget();
         self.sent = None;
+    }
+
+    /// The source follows other tables from now on: every sink is opened anew with them, behind what came before.
+    fn more_tables(&self, announced: Vec<Announced>) {
+        // Nobody waits for it: what is read from here on comes behind it.
+        let (done, _) = mpsc::channel(1);
+        for (lane, announced) in self.parts.flow.lanes().zip(announced) {
+            let renewal = Renewal {
+                announced,
+                forget: false,
+                done: done.clone(),
+            };
+            lane.inbox.push(Entry::renewal(self.parts.index, renewal));
+        }
     }
 
     /// Reads until the source ends, fails, or the pipeline stops. It stops between two transactions if it can: the first
@@ -187,6 +229,7 @@ impl Pump {
                 biased;
                 () = draining.cancelled(), if !inside => return Ok(()),
                 () = &mut stop, if inside => return Ok(()),
+                () = self.parts.share.reopen.notified(), if !inside => return Err(Failure::Changed),
                 batch = source.next() => batch.map_err(Failure::Source)?,
             };
             let Some(batch) = batch else {
@@ -196,13 +239,23 @@ impl Pump {
                 self.backoff.reset();
             }
             inside = batch.phase == Phase::Stream && batch.through.is_none();
-            self.forward(batch).await.map_err(Failure::Flow)?;
+            tokio::select! {
+                biased;
+                forwarded = self.forward(batch) => forwarded.map_err(Failure::Flow)?,
+                // A transform waits for another server: the batch comes again at the next start.
+                () = &mut stop => return Ok(()),
+            }
             // A source that always has a batch ready must not starve the lanes on its worker thread.
             tokio::task::consume_budget().await;
         }
     }
 
-    async fn forward(&mut self, batch: Batch) -> Result<()> {
+    async fn forward(&mut self, mut batch: Batch) -> Result<()> {
+        if let Some(mark) = &mut batch.mark {
+            // Lanes may still hold marks of an earlier opening: these must not be taken for them.
+            *mark += self.marks_before;
+            self.marks = self.marks.max(*mark);
+        }
         let batch = match self.sent {
             None => batch,
             Some(sent) => match batches::after(&batch, sent) {
@@ -243,6 +296,8 @@ impl Pump {
 enum Failure {
     /// In the source: it may be opened again.
     Source(Error),
+    /// Nowhere: its section of the file has changed.
+    Changed,
     /// Behind it, in a transform: nothing of the batch has been sent on.
     Flow(Error),
 }

@@ -39,7 +39,7 @@ pub(crate) async fn rehearse(
     let limits = Limits { rows: 0, bytes: 0 };
     let store = Store::new(state.join("dead-letters"), limits);
     let dead_letters = Desk::embedded(store, metrics.dead_letters());
-    let nodes = open_transforms(pipeline, state, &Arc::new(dead_letters)).await?;
+    let nodes = open_transforms(pipeline, state, &Arc::new(dead_letters), &metrics).await?;
     let lanes: Vec<_> = plan
         .sinks
         .iter()

@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::source::{Reloads, SourceStatus, TableProgress};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::copying::Copying;
 use super::lock;
+use crate::registry::SourceComponent;
 
 /// See the module's page.
 pub(super) struct SourceShare {
@@ -16,6 +18,9 @@ pub(super) struct SourceShare {
     pub name: Arc<str>,
     /// What the source says about itself.
     pub status: SourceStatus,
+    component: Mutex<Arc<dyn SourceComponent>>,
+    /// Its section of the file has changed: it is to be opened again.
+    pub reopen: Notify,
     inner: Mutex<Inner>,
     copying: Mutex<Copying>,
 }
@@ -24,6 +29,10 @@ pub(super) struct SourceShare {
 struct Inner {
     info: Option<Arc<SourceInfo>>,
     confirmed: Lsn,
+    /// The last mark that has been confirmed, counted over all openings of the source.
+    marked: u64,
+    /// How many marks earlier openings have sent.
+    marks_before: u64,
     /// How many logs came before the one that is read.
     generation: u64,
     /// Of the source that is open now.
@@ -32,13 +41,26 @@ struct Inner {
 }
 
 impl SourceShare {
-    pub fn new(name: Arc<str>) -> Self {
+    pub fn new(name: Arc<str>, component: Arc<dyn SourceComponent>) -> Self {
         SourceShare {
             name,
+            component: Mutex::new(component),
+            reopen: Notify::new(),
             status: SourceStatus::default(),
             inner: Mutex::default(),
             copying: Mutex::new(Copying::new(Instant::now())),
         }
+    }
+
+    /// What opens it.
+    pub fn component(&self) -> Arc<dyn SourceComponent> {
+        Arc::clone(&lock(&self.component))
+    }
+
+    /// From now on it is opened by another section of the file.
+    pub fn replace(&self, component: Arc<dyn SourceComponent>) {
+        *lock(&self.component) = component;
+        self.reopen.notify_one();
     }
 
     /// Whose log it is, once it has been open.
@@ -53,9 +75,11 @@ impl SourceShare {
         info: Arc<SourceInfo>,
         feedback: Feedback,
         reloads: Option<Arc<dyn Reloads>>,
+        marks_before: u64,
     ) {
         let mut inner = lock(&self.inner);
         feedback.confirm(inner.confirmed);
+        inner.marks_before = marks_before;
         inner.info = Some(info);
         inner.feedback = Some(feedback);
         inner.reloads = reloads;
@@ -71,6 +95,8 @@ impl SourceShare {
         let mut inner = lock(&self.inner);
         *inner = Inner {
             generation: inner.generation + 1,
+            marked: inner.marked,
+            marks_before: inner.marks_before,
             ..Inner::default()
         };
     }
@@ -91,6 +117,23 @@ impl SourceShare {
         if let Some(feedback) = &inner.feedback {
             feedback.confirm(lsn);
         }
+    }
+
+    /// Everything before `mark`, counted over all openings, is durable in every sink.
+    pub fn confirm_mark(&self, mark: u64) {
+        let mut inner = lock(&self.inner);
+        inner.marked = inner.marked.max(mark);
+        // What an earlier opening sent means nothing to this one.
+        if let Some(feedback) = &inner.feedback
+            && let Some(own) = mark.checked_sub(inner.marks_before)
+        {
+            feedback.confirm_mark(own);
+        }
+    }
+
+    /// The last mark that has been confirmed, counted over all openings.
+    pub fn marked(&self) -> u64 {
+        lock(&self.inner).marked
     }
 
     /// Rows per second of the initial copy, which is this far; `None` when it is too early to tell.

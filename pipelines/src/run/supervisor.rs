@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lockstep_core::error::{At, Policy};
@@ -46,12 +46,15 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
     let state_lock = claim(&pipeline.state)?;
     let metrics = Metrics::new(&pipeline.plan)?;
     let dead_letters = Arc::new(desk(pipeline, &metrics)?);
-    let nodes = open_transforms(pipeline, &pipeline.state, &dead_letters).await?;
+    let nodes = open_transforms(pipeline, &pipeline.state, &dead_letters, &metrics).await?;
     let plan = &pipeline.plan;
     let sources: Vec<_> = plan
         .sources
         .iter()
-        .map(|name| Arc::new(SourceShare::new(Arc::clone(name))))
+        .zip(&pipeline.sources)
+        .map(|(name, component)| {
+            Arc::new(SourceShare::new(Arc::clone(name), Arc::clone(component)))
+        })
         .collect();
     let lanes: Vec<_> = plan
         .sinks
@@ -71,6 +74,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         trouble: Trouble::default(),
     };
     let handle = Handle::new(Inner {
+        fingerprint: Mutex::new(pipeline.fingerprint.clone()),
         pipeline: Arc::clone(&pipeline.name),
         started: Instant::now(),
         budget: Budget::new(pipeline.memory.bytes()),
@@ -183,6 +187,7 @@ pub(super) async fn open_transforms(
     pipeline: &Pipeline,
     state: &Path,
     dead_letters: &Arc<Desk>,
+    metrics: &Metrics,
 ) -> Result<Vec<Arc<Node>>> {
     let mut nodes = Vec::new();
     for (index, (consumer, component)) in pipeline
@@ -193,6 +198,7 @@ pub(super) async fn open_transforms(
         .enumerate()
     {
         let context = TransformContext {
+            pipeline: Arc::clone(&pipeline.name),
             name: Arc::clone(&consumer.name),
             state: made_directory(state, "transforms", &consumer.name)?,
             dead_letters: Arc::clone(dead_letters) as Arc<dyn DeadLetters>,
@@ -207,6 +213,7 @@ pub(super) async fn open_transforms(
             Arc::clone(&consumer.name),
             transform,
             pipeline.plan.sources_of_transform(index).clone(),
+            metrics.transform_errors(),
         )));
     }
     Ok(nodes)
@@ -268,7 +275,6 @@ impl Supervisor {
             let pump = Pump::new(pump::Parts {
                 index,
                 share: Arc::clone(share),
-                component: Arc::clone(&pipeline.sources[index]),
                 pipeline: Arc::clone(&pipeline.name),
                 directory: made_directory(&pipeline.state, "sources", &share.name)?,
                 budget: inner.budget.clone(),

@@ -285,7 +285,7 @@ async fn letters_may_go_to_a_queue_instead() {
     assert_eq!(held.len(), 1);
     assert_eq!(
         (&*held[0].table, &*held[0].key),
-        ("sinks.s/public.t/1/1/a/00000000000000c8/1", "sinks.s")
+        ("dead_letters", "sinks.s/public.t/1/1/a/00000000000000c8/1")
     );
     assert_eq!(run.running.status().dead_letters, 1);
     let refused = run
@@ -324,7 +324,7 @@ async fn a_pipeline_that_does_not_run_replays_and_discards() {
     let report = &reports["sinks.s"];
     assert_eq!((report.delivered, report.refused), (2, 1));
     assert_eq!(store.keys(), [0, 4, 1, 2]);
-    let progress = store.state().progress["a"];
+    let progress = store.state().progress["a 1/1/a"];
     assert_eq!(progress.commit, Lsn(500), "a replay moves no progress");
     assert_eq!(offline.discard(only(3)).await.expect("discarded"), 1);
     assert_eq!(offline.list(all()).await.expect("a list"), []);

@@ -581,6 +581,89 @@ async fn a_transform_that_fails_stops_the_pipeline() {
     );
 }
 
+/// A transform whose server is away holds its batches up, says so, and goes on by itself.
+#[tokio::test(start_paused = true)]
+async fn a_transform_that_waits_is_told_and_goes_on() {
+    let (server, store) = (Server::new("waits", "a", &["t"]), Store::new("waits"));
+    let witness = Witness::new("waits");
+    let run = Run::start(&through_a_witness("waits")).await;
+    let end = server.fill("t", 3);
+    until("confirmed", || server.state().confirmed == end).await;
+    assert!(run.running.ready().is_ok());
+    witness.state().fail = Some(ErrorKind::Unavailable);
+    let later = server.fill("t", 2);
+    until("it waits", || run.running.ready().is_err()).await;
+    let problems = run.running.ready().expect_err("waits");
+    assert_eq!(problems, ["transforms.w: LS003 a scripted fault"]);
+    let status = run.running.status();
+    assert_eq!(
+        status.transforms["w"].problem.as_deref(),
+        Some("LS003 a scripted fault")
+    );
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(server.state().confirmed, end, "nothing passes");
+    assert_eq!(store.stream("a").len(), 3);
+    let metrics = run.running.handle().metrics_text().expect("metrics");
+    let counted = "lockstep_transform_errors_total{code=\"LS003\",transform=\"w\"} ";
+    assert!(metrics.contains(counted), "{metrics}");
+    witness.state().fail = None;
+    until("confirmed", || server.state().confirmed == later).await;
+    assert!(run.running.ready().is_ok());
+    assert_eq!(run.running.status().transforms["w"].problem, None);
+    assert_eq!(store.stream("a"), server.stream());
+    run.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transform_that_waits_does_not_hold_up_the_end() {
+    let (server, store) = (Server::new("leave", "a", &["t"]), Store::new("leave"));
+    let witness = Witness::new("leave");
+    witness.state().fail = Some(ErrorKind::Overloaded);
+    let run = Run::start(&through_a_witness("leave")).await;
+    server.fill("t", 3);
+    until("it waits", || {
+        run.running.status().transforms["w"].problem.is_some()
+    })
+    .await;
+    let asked = tokio::time::Instant::now();
+    run.stop().await.expect("stops in order");
+    assert!(asked.elapsed() < Duration::from_secs(4));
+    assert_eq!(server.state().confirmed, Lsn(0));
+    assert!(store.stream("a").is_empty());
+}
+
+/// What a transform needs elsewhere is there before the first batch comes, or `/readyz` says what is missing.
+#[tokio::test(start_paused = true)]
+async fn a_transform_is_ready_before_batches_come() {
+    let (server, store) = (Server::new("early", "a", &["t"]), Store::new("early"));
+    let witness = Witness::new("early");
+    witness.state().fail_ready = Some(ErrorKind::Unavailable);
+    let run = Run::start(&through_a_witness("early")).await;
+    until("it waits", || {
+        run.running.status().transforms["w"].problem.is_some()
+    })
+    .await;
+    let problems = run.running.ready().expect_err("waits");
+    assert!(
+        problems.contains(&"transforms.w: LS003 a scripted fault".to_owned()),
+        "{problems:?}"
+    );
+    let end = server.fill("t", 3);
+    witness.state().fail_ready = None;
+    until("confirmed", || server.state().confirmed == end).await;
+    assert_eq!(store.stream("a"), server.stream());
+    run.stop().await.expect("stops");
+
+    let (_server, _store) = (Server::new("never", "a", &["t"]), Store::new("never"));
+    Witness::new("never").state().fail_ready = Some(ErrorKind::Lost);
+    let run = Run::start(&through_a_witness("never")).await;
+    let error = run.running.wait().await.expect_err("stops");
+    assert_eq!(
+        error.to_string(),
+        "LS011 sources.a: transforms.w: a scripted fault"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn readiness_tells_a_silent_source() {
     let (server, _store) = (Server::new("silent", "a", &["t"]), Store::new("silent"));
@@ -657,4 +740,12 @@ async fn preflight_asks_everyone() {
     let places: Vec<&str> = answers.iter().map(|(place, _)| place.as_str()).collect();
     assert_eq!(places, ["sources.a", "sinks.s"]);
     assert_eq!(answers[0].1[0].detail, "test/a");
+}
+
+fn through_a_witness(script: &str) -> String {
+    format!(
+        "sources.a = {{ type = \"scripted\", script = \"{script}\" }}\n\
+         transforms.w = {{ type = \"witness\", script = \"{script}\", inputs = [\"a\"] }}\n\
+         sinks.s = {{ type = \"memory\", script = \"{script}\", inputs = [\"w\"] }}\n"
+    )
 }

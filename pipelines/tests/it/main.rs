@@ -6,6 +6,7 @@
 )]
 
 mod config;
+mod conformance;
 mod dead_letters;
 mod ends;
 mod examples;

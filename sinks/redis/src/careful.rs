@@ -13,12 +13,12 @@ use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::{Error, Result};
 use lockstep_encode::fold::held::{Looked, Place, Seen, locate};
 use lockstep_encode::fold::{Part, Write};
+use lockstep_redis::{Command, Link, Node};
 use redis::Value;
 
 use crate::config::ValueFormat;
 use crate::flush::Flush;
 use crate::keys;
-use crate::link::{Command, Link, Node};
 use crate::rows::Base;
 use crate::scan::Scan;
 use crate::scripts::{self, How, Script};

@@ -8,10 +8,10 @@ use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_redis::{Command, Link, Node};
 use redis::cluster_routing::Slot;
 
 use crate::keys;
-use crate::link::{Command, Link, Node};
 use crate::scripts::{self, How, Script};
 use crate::version::Version;
 

@@ -10,11 +10,11 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Held, Inspect};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::key::key_text;
+use lockstep_redis::{Command, Link};
 use redis::Value;
 use std::sync::Arc;
 
 use crate::config::ValueFormat;
-use crate::link::{Command, Link};
 use crate::rows::Tables;
 use crate::scan::Scan;
 use crate::{keys, splice, state};

@@ -1,5 +1,6 @@
 //! The names of keys: of rows, of what is kept beside them, and the patterns that find a table's rows.
 
+use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::template::{Part, Template};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -15,9 +16,12 @@ const FLOORS: &str = "lockstep:floor:";
 
 const FIELDS: [&str; 4] = ["source", "schema", "table", "key"];
 
-/// Where the progress of a sink with one source is kept.
-pub(crate) fn progress(pipeline: &str, sink: &str, identity: &str) -> String {
-    format!("{PROGRESS}{pipeline}:{sink}:{identity}")
+/// Where the progress of a sink with one source is kept. Two sources may read one log, through two slots.
+pub(crate) fn progress(pipeline: &str, sink: &str, source: &SourceInfo) -> String {
+    format!(
+        "{PROGRESS}{pipeline}:{sink}:{}:{}",
+        source.name, source.identity
+    )
 }
 
 /// Where the versions of a source's truncations are kept.

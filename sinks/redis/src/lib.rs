@@ -12,11 +12,9 @@
 
 mod careful;
 mod config;
-mod errors;
 mod flush;
 mod inspect;
 mod keys;
-mod link;
 mod preflight;
 mod rows;
 mod scan;
@@ -28,7 +26,8 @@ mod version;
 mod writer;
 
 pub use config::{
-    BatchConfig, DEFAULT_BATCH_BYTES, DEFAULT_BATCH_KEYS, DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEY,
-    DEFAULT_RESPONSE_TIMEOUT, DEFAULT_TOMBSTONE_TTL, RedisConfig, TlsConfig, ValueFormat,
+    BatchConfig, DEFAULT_BATCH_BYTES, DEFAULT_BATCH_KEYS, DEFAULT_KEY, DEFAULT_TOMBSTONE_TTL,
+    RedisConfig, ValueFormat,
 };
+pub use lockstep_redis::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_TIMEOUT, TlsConfig};
 pub use sink::{RedisFactory, RedisSink};

@@ -229,7 +229,7 @@ impl Table {
         Ok(gaps)
     }
 
-    /// The words of a hash: how, number of words to set, field, value, …, number of fields to remove, field, …
+    /// The words of a hash: how, number of words to set, field, value, …, number of fields to keep, field, …
     fn hash_words(&self, row: Row<'_>, base: &Base, words: &mut Words<'_>) -> Result<usize> {
         let merge = matches!(base, Base::Merge);
         let mut kept = match base {
@@ -239,7 +239,7 @@ impl Table {
         .iter();
         words.push(if merge { b"merge" } else { b"replace" });
         let count = words.hold();
-        let (mut set, mut gaps, mut nulls) = (0, 0, Vec::new());
+        let (mut set, mut gaps, mut unchanged) = (0, 0, Vec::new());
         for (index, column) in self.schema.columns.iter().enumerate() {
             let cell = row.get(column);
             words.push(column.name.as_bytes());
@@ -262,16 +262,16 @@ impl Table {
                 set += 2;
             } else {
                 words.pop();
-                if cell == CellRef::Null {
-                    nulls.push(index);
+                if cell == CellRef::Unchanged {
+                    unchanged.push(index);
                 }
             }
         }
         words.fill(count, set);
-        let removed = if merge { nulls.as_slice() } else { &[] };
+        let kept = if merge { unchanged.as_slice() } else { &[] };
         let count = words.hold();
-        words.fill(count, removed.len());
-        for &index in removed {
+        words.fill(count, kept.len());
+        for &index in kept {
             words.push(self.schema.columns[index].name.as_bytes());
         }
         Ok(gaps)

@@ -1,10 +1,9 @@
 //! Walks over the keys that match a pattern, on every primary.
 
 use lockstep_core::Result;
+use lockstep_redis::{Command, Link, Node};
 use redis::Value;
 use redis::cluster_routing::Slot;
-
-use crate::link::{Command, Link, Node};
 
 /// Keys the server looks at per step; it bounds how long a step blocks it.
 const STEP: usize = 1000;

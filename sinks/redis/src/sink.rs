@@ -10,12 +10,12 @@ use lockstep_core::durable::Durable;
 use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
+use lockstep_redis::Link;
 use tokio::sync::mpsc;
 
 use crate::config::RedisConfig;
 use crate::flush::Limits;
 use crate::inspect::RedisInspect;
-use crate::link::Link;
 use crate::rows::Tables;
 use crate::state::{self, Names, Sources};
 use crate::writer::{Fate, Job, Task, Writer};
@@ -61,7 +61,7 @@ impl SinkFactory for RedisFactory {
         {
             tables.get(schema)?;
         }
-        let link = Link::open(config).await?;
+        let link = Link::open(&config.server()).await?;
         scripts::load(&link).await?;
         let names = Names {
             pipeline: context.pipeline,
@@ -102,7 +102,7 @@ impl SinkFactory for RedisFactory {
     ) -> Result<Option<Box<dyn Inspect>>> {
         config.validate()?;
         let tables = Tables::new(keys::parse_template(&config.key)?, config.value);
-        let link = Link::open(config).await?;
+        let link = Link::open(&config.server()).await?;
         Ok(Some(Box::new(RedisInspect::new(link, tables))))
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_redis::{Command, Link};
 use redis::Value;
 
 use crate::keys;
-use crate::link::{Command, Link};
 use crate::scripts::{self, Script};
 use crate::version::Version;
 
@@ -134,7 +134,7 @@ impl Sources {
 
 /// The command that notes how far a source has come.
 pub(crate) fn save_progress(names: &Names, source: &SourceInfo, position: Position) -> Command {
-    let key = keys::progress(&names.pipeline, &names.sink, &source.identity.to_string());
+    let key = keys::progress(&names.pipeline, &names.sink, source);
     let mut command = Command::on_key("SET", key);
     command
         .cmd
@@ -151,7 +151,7 @@ pub(crate) async fn load_progress(
     names: &Names,
     source: &SourceInfo,
 ) -> Result<Option<Position>> {
-    let key = keys::progress(&names.pipeline, &names.sink, &source.identity.to_string());
+    let key = keys::progress(&names.pipeline, &names.sink, source);
     match link.expect_one(Command::on_key("GET", &key)).await? {
         Value::Nil => Ok(None),
         Value::BulkString(text) => parse_position(&text).map(Some).ok_or_else(|| {

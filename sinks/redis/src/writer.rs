@@ -17,10 +17,10 @@ use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::refusal::Refusals;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::fold::{Part, Write, fold, is_independent};
+use lockstep_redis::Link;
 use tokio::sync::mpsc;
 
 use crate::flush::{Flush, Limits, Tally};
-use crate::link::Link;
 use crate::rows::{Base, Tables};
 use crate::state::{self, Names, Source, Sources};
 use crate::version::Version;

@@ -96,7 +96,7 @@ impl Setup {
         } else {
             "[admin]\nlisten = \"127.0.0.1:0\"\n"
         };
-        let home = disk.as_ref().map_or(folder.path(), SmallDisk::path);
+        let home = disk.as_ref().map_or_else(|| folder.path(), SmallDisk::path);
         let state = home.join("state");
         let text = format!(
             "name = \"{name}\"\n{body}\n{admin}\n[state]\ndir = \"{}\"\n",
@@ -141,7 +141,10 @@ impl Setup {
 
     /// Where the pipeline keeps its state.
     pub fn state(&self) -> PathBuf {
-        let home = self.disk.as_ref().map_or(self.folder(), SmallDisk::path);
+        let home = self
+            .disk
+            .as_ref()
+            .map_or_else(|| self.folder(), SmallDisk::path);
         home.join("state")
     }
 

@@ -220,7 +220,8 @@ impl<'a> Faults<'a> {
                 sleep(short).await;
                 subject.program().start();
                 subject.back().await;
-                let how = ended.map_or("not ended in time".into(), |status| status.to_string());
+                let how =
+                    ended.map_or_else(|| "not ended in time".into(), |status| status.to_string());
                 format!("{what}: {how}, back after {short:?}")
             }
             Fault::Freeze => {

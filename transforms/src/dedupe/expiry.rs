@@ -1,11 +1,13 @@
 //! Removes what no look-up can count any more, while table files are compacted.
 //!
 //! A key ages by the commit times of its own source, so a source that lags behind, or is read again from days ago,
-//! keeps what it needs. Nothing is removed of a source that has sent nothing since the start.
+//! keeps what it needs. Nothing is removed of a source that has sent nothing since the start, and everything of a log that
+//! no source reads any more.
 
+use std::collections::HashSet;
 use std::panic::RefUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fjall::compaction::filter::{
     CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
@@ -15,7 +17,7 @@ use super::history::{Claim, Fact, History, Moment, Standing, State};
 use super::judge::Window;
 
 /// Kept beyond the window, for changes that are replayed from before: 24 hours of commit time.
-const GRACE_MICROS: i64 = 24 * 3600 * 1_000_000;
+pub(crate) const GRACE_MICROS: i64 = 24 * 3600 * 1_000_000;
 
 /// What a keyspace holds.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +31,15 @@ pub(crate) enum Kind {
 pub(crate) struct Expiry {
     window: Window,
     sequence: AtomicU64,
-    /// By number of the source identity.
-    times: Mutex<Vec<Option<i64>>>,
+    logs: Mutex<Logs>,
+}
+
+/// How far the logs have come, by number.
+#[derive(Clone, Debug, Default)]
+struct Logs {
+    times: Vec<Option<i64>>,
+    /// Logs that no source reads any more.
+    given_up: HashSet<u16>,
 }
 
 impl Expiry {
@@ -38,18 +47,32 @@ impl Expiry {
         Expiry {
             window,
             sequence: AtomicU64::new(0),
-            times: Mutex::new(Vec::new()),
+            logs: Mutex::default(),
         }
     }
 
     /// A source has come to this commit time. It may go back: clocks do.
     pub(crate) fn advance(&self, source: u16, micros: i64) {
-        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = self.logs();
         let index = usize::from(source);
-        if times.len() <= index {
-            times.resize(index + 1, None);
+        if logs.times.len() <= index {
+            logs.times.resize(index + 1, None);
         }
-        times[index] = Some(micros);
+        logs.times[index] = Some(micros);
+    }
+
+    /// Nothing that is known from this log counts any more.
+    pub(crate) fn give_up(&self, source: u16) {
+        self.logs().given_up.insert(source);
+    }
+
+    /// The log is read, perhaps again.
+    pub(crate) fn take_up(&self, source: u16) {
+        self.logs().given_up.remove(&source);
+    }
+
+    fn logs(&self) -> MutexGuard<'_, Logs> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// So many keys have been claimed.
@@ -84,15 +107,10 @@ impl Factory for FilterFactory {
     }
 
     fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
-        let times = self
-            .expiry
-            .times
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
         Box::new(Filter {
             kind: self.kind,
             window: self.expiry.window,
-            times: times.clone(),
+            logs: self.expiry.logs().clone(),
             sequence: self.expiry.sequence.load(Ordering::Relaxed),
         })
     }
@@ -102,7 +120,7 @@ impl Factory for FilterFactory {
 struct Filter {
     kind: Kind,
     window: Window,
-    times: Vec<Option<i64>>,
+    logs: Logs,
     sequence: u64,
 }
 
@@ -110,8 +128,8 @@ impl CompactionFilter for Filter {
     fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
         let value = item.value()?;
         let spent = match self.kind {
-            Kind::Claims => latest(&value).is_some_and(|claim| self.claim_is_spent(&claim)),
-            Kind::Rows => latest(&value).is_some_and(|standing| self.standing_is_spent(&standing)),
+            Kind::Claims => self.is_spent(&value, |claim| self.claim_is_spent(claim)),
+            Kind::Rows => self.is_spent(&value, |standing| self.standing_is_spent(standing)),
         };
         Ok(if spent {
             Verdict::Remove
@@ -121,12 +139,16 @@ impl CompactionFilter for Filter {
     }
 }
 
-/// The latest fact; `None` keeps what cannot be read, so that the next look-up reports it.
-fn latest<F: Fact>(value: &[u8]) -> Option<F> {
-    History::read(value)?.latest().copied()
-}
-
 impl Filter {
+    /// What cannot be read is kept, so that the next look-up reports it.
+    fn is_spent<F: Fact>(&self, value: &[u8], spent: impl Fn(&F) -> bool) -> bool {
+        let Some(mut history) = History::read(value) else {
+            return false;
+        };
+        history.forget(|log| !self.logs.given_up.contains(&log));
+        history.latest().is_none_or(spent)
+    }
+
     fn claim_is_spent(&self, claim: &Claim) -> bool {
         let counted_out = self.window.keys.is_some_and(|keys| {
             self.sequence.saturating_sub(claim.sequence) > keys.saturating_mul(2)
@@ -144,7 +166,12 @@ impl Filter {
     }
 
     fn is_old(&self, at: &Moment, since: i64) -> bool {
-        let now = self.times.get(usize::from(at.source)).copied().flatten();
+        let now = self
+            .logs
+            .times
+            .get(usize::from(at.source))
+            .copied()
+            .flatten();
         let age = now.map(|now| now.saturating_sub(since));
         age.is_some_and(|age| age > self.window.micros.saturating_add(GRACE_MICROS))
     }

@@ -15,7 +15,7 @@ const MAX_FACTS: usize = 32;
 /// The place of a change in the log of its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moment {
-    /// Number of the source identity, see [`super::store::Store`].
+    /// Number of the source identity, see [`super::notes::Logs`].
     pub(crate) source: u16,
     /// Position in the log of that identity. Rows of an initial copy have no order of their own: ordinal 0.
     pub(crate) position: Position,
@@ -52,6 +52,8 @@ pub(crate) trait Fact: Copy {
     /// Bytes in the store.
     const SIZE: usize;
     fn moment(&self) -> &Moment;
+    /// What it ages from, microseconds since the Unix epoch.
+    fn since(&self) -> i64;
     fn write(&self, out: &mut Vec<u8>);
     fn read(bytes: &[u8]) -> Option<Self>;
 }
@@ -144,6 +146,11 @@ impl<F: Fact> History<F> {
         }
     }
 
+    /// Forgets facts of logs that do not count any more.
+    pub(crate) fn forget(&mut self, counts: impl Fn(u16) -> bool) {
+        self.facts.retain(|fact| counts(fact.moment().source));
+    }
+
     /// The latest fact.
     pub(crate) fn latest(&self) -> Option<&F> {
         self.facts.last()
@@ -197,6 +204,10 @@ impl Moment {
 impl Fact for Claim {
     const SIZE: usize = MOMENT + 8 + 8 + 16;
 
+    fn since(&self) -> i64 {
+        self.since
+    }
+
     fn moment(&self) -> &Moment {
         &self.at
     }
@@ -223,6 +234,10 @@ impl Fact for Claim {
 
 impl Fact for Standing {
     const SIZE: usize = MOMENT + 1 + 16;
+
+    fn since(&self) -> i64 {
+        self.at.micros
+    }
 
     fn moment(&self) -> &Moment {
         &self.at

@@ -8,7 +8,7 @@
 use lockstep_core::Result;
 
 use super::digest::Digest;
-use super::history::{Claim, Moment, Standing, State};
+use super::history::{Claim, History, Moment, Standing, State};
 
 /// What the judge remembers, with what it has written in this batch.
 pub(crate) trait Memory {
@@ -33,6 +33,18 @@ pub(crate) struct Stood {
     pub(crate) itself: Option<State>,
 }
 
+impl Stood {
+    /// What a change at `now` finds in the history of a row.
+    pub(crate) fn of(history: &History<Standing>, now: &Moment) -> Self {
+        Stood {
+            held: history
+                .before(now)
+                .and_then(|standing| standing.state.held()),
+            itself: history.itself(now).map(|standing| standing.state),
+        }
+    }
+}
+
 /// How long keys are remembered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
@@ -40,6 +52,19 @@ pub(crate) struct Window {
     pub(crate) micros: i64,
     /// By count.
     pub(crate) keys: Option<u64>,
+}
+
+/// What a change means.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Case {
+    /// It is nothing to judge.
+    Passes,
+    Arrives(Arrival),
+    Changes(Alteration),
+    Departs {
+        at: Moment,
+        row: Digest,
+    },
 }
 
 /// A row that comes in.
@@ -102,12 +127,64 @@ impl Window {
     }
 }
 
-/// An INSERT, or a row of an initial copy.
-pub(crate) fn arrive(
+impl Case {
+    /// When the change was; `None` when that does not matter.
+    pub(crate) fn at(&self) -> Option<&Moment> {
+        match self {
+            Case::Passes => None,
+            Case::Arrives(arrival) => Some(&arrival.at),
+            Case::Changes(change) => Some(&change.at),
+            Case::Departs { at, .. } => Some(at),
+        }
+    }
+
+    /// The key that the judge may ask about.
+    pub(crate) fn key(&self) -> Option<Digest> {
+        match self {
+            Case::Arrives(arrival) => arrival.key,
+            Case::Changes(change) => match change.key {
+                KeyAfter::Kept(key) => key,
+                KeyAfter::Perhaps(key) | KeyAfter::Set(key) => Some(key),
+                KeyAfter::None => None,
+            },
+            Case::Passes | Case::Departs { .. } => None,
+        }
+    }
+
+    /// The rows that the judge may ask about.
+    pub(crate) fn rows(&self) -> [Option<Digest>; 2] {
+        match self {
+            Case::Passes => [None, None],
+            Case::Arrives(arrival) => [Some(arrival.row), None],
+            Case::Changes(change) => [
+                Some(change.row),
+                (change.from != change.row).then_some(change.from),
+            ],
+            Case::Departs { row, .. } => [Some(*row), None],
+        }
+    }
+}
+
+/// A verdict for each case, in order.
+pub(crate) fn all(
     memory: &mut impl Memory,
     window: &Window,
-    arrival: &Arrival,
-) -> Result<Verdict> {
+    cases: &[Case],
+    verdicts: &mut Vec<Verdict>,
+) -> Result<()> {
+    for case in cases {
+        verdicts.push(match case {
+            Case::Passes => PASS,
+            Case::Arrives(arrival) => arrive(memory, window, arrival)?,
+            Case::Changes(change) => alter(memory, window, change)?,
+            Case::Departs { at, row } => depart(memory, *at, *row)?,
+        });
+    }
+    Ok(())
+}
+
+/// An INSERT, or a row of an initial copy.
+fn arrive(memory: &mut impl Memory, window: &Window, arrival: &Arrival) -> Result<Verdict> {
     let Arrival { at, row, key, .. } = *arrival;
     let stood = memory.standing(row, &at)?;
     // A copy finds held rows where they are; only an INSERT begins anew.
@@ -133,11 +210,7 @@ pub(crate) fn arrive(
 }
 
 /// An UPDATE.
-pub(crate) fn alter(
-    memory: &mut impl Memory,
-    window: &Window,
-    change: &Alteration,
-) -> Result<Verdict> {
+fn alter(memory: &mut impl Memory, window: &Window, change: &Alteration) -> Result<Verdict> {
     let Alteration { at, from, row, .. } = *change;
     let moved = from != row;
     let before = memory.standing(from, &at)?;
@@ -172,7 +245,7 @@ pub(crate) fn alter(
 }
 
 /// A DELETE.
-pub(crate) fn depart(memory: &mut impl Memory, at: Moment, row: Digest) -> Result<Verdict> {
+fn depart(memory: &mut impl Memory, at: Moment, row: Digest) -> Result<Verdict> {
     let stood = memory.standing(row, &at)?;
     leave(memory, &at, row, stood)?;
     let held = stood.held.is_some();

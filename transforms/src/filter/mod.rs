@@ -15,6 +15,7 @@ mod token;
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use lockstep_core::batch::{Batch, Change, OldImage, Op, Row};
 use lockstep_core::error::At;
 use lockstep_core::schema::{ReplicaIdentity, TableSchema};
@@ -117,6 +118,7 @@ struct Plan {
     ops: Option<Vec<Operation>>,
 }
 
+#[async_trait]
 impl Transform for Filtering {
     fn bind(&mut self, schema: &Arc<TableSchema>) -> Result<()> {
         self.settings.applies.note(schema);
@@ -129,7 +131,7 @@ impl Transform for Filtering {
         self.settings.applies.check()
     }
 
-    fn apply(&mut self, batch: Batch) -> Result<Batch> {
+    async fn apply(&mut self, batch: Arc<Batch>) -> Result<Arc<Batch>> {
         let plans = self.plans.of(&batch, |schema| self.settings.plan(schema))?;
         if plans.iter().all(|plan| plan.passes_all()) {
             return Ok(batch);
@@ -142,7 +144,7 @@ impl Transform for Filtering {
                 .map_err(|error| error.at(format!("table {}", plan.schema.id)))?;
             kept.extend(outcome);
         }
-        Ok(batch.with_changes(kept))
+        Ok(Arc::new(batch.with_changes(kept)))
     }
 }
 

@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "every test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use bytes::Bytes;
 use lockstep_core::batch::{
@@ -14,7 +15,13 @@ use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
 use lockstep_core::transform::{DeadLetters, Transform, TransformContext, TransformFactory};
 use lockstep_core::{Error, Result};
+use lockstep_kit::redis::Redis;
+use lockstep_kit::unique;
+use lockstep_transforms::Dedupe;
 use serde::de::DeserializeOwned;
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 /// A base type by name.
 pub fn base(name: &str) -> ColumnType {
@@ -136,11 +143,15 @@ impl Feed {
     }
 
     pub fn of(name: &str) -> Self {
+        Feed::from(source(name))
+    }
+
+    pub fn from(source: Arc<SourceInfo>) -> Self {
         Feed {
             builder: BatchBuilder::new(),
             block: Vec::new(),
             ordinal: 0,
-            source: source(name),
+            source,
             phase: Phase::Stream,
             last: Lsn(0),
         }
@@ -312,9 +323,117 @@ impl DeadLetters for Letters {
 /// A context over a directory.
 pub fn context(state: &Path, letters: Arc<Letters>) -> TransformContext {
     TransformContext {
+        pipeline: "tests".into(),
         name: "here".into(),
         state: state.to_owned(),
         dead_letters: letters,
+    }
+}
+
+/// Runs a future to its end, from a test that is none.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+    RUNTIME.block_on(future)
+}
+
+/// Transforms for tests that are no futures.
+pub trait ApplyNow {
+    fn apply_now(&mut self, batch: Batch) -> Result<Arc<Batch>>;
+}
+
+impl ApplyNow for Box<dyn Transform> {
+    fn apply_now(&mut self, batch: Batch) -> Result<Arc<Batch>> {
+        block_on(self.apply(Arc::new(batch)))
+    }
+}
+
+/// Where `dedupe` remembers: one memory, and the replicas that share it.
+pub struct Place {
+    pub pipeline: String,
+    /// The state directories of the replicas: one over the embedded store, two over Redis, which take turns.
+    folders: Vec<TempDir>,
+    turn: AtomicUsize,
+    store: Json,
+}
+
+impl Place {
+    pub fn embedded() -> Self {
+        Place::new(1, json!({"type": "embedded"}))
+    }
+
+    /// In the server that all tests share.
+    pub fn redis() -> Self {
+        Place::redis_at(block_on(Redis::shared()).url(), json!({}))
+    }
+
+    pub fn redis_at(url: &str, more: Json) -> Self {
+        let mut store = json!({"type": "redis", "url": url});
+        for (name, value) in more.as_object().into_iter().flatten() {
+            store[name] = value.clone();
+        }
+        Place::new(2, store)
+    }
+
+    fn new(replicas: usize, store: Json) -> Self {
+        Place {
+            pipeline: unique("dedupe"),
+            folders: (0..replicas)
+                .map(|_| tempfile::tempdir().unwrap())
+                .collect(),
+            turn: AtomicUsize::new(0),
+            store,
+        }
+    }
+
+    /// An empty memory of the same kind.
+    pub fn fresh(&self) -> Self {
+        Place::new(self.folders.len(), self.store.clone())
+    }
+
+    /// A section with this store.
+    pub fn section(&self, mut json: Json) -> Json {
+        json["store"] = self.store.clone();
+        json
+    }
+
+    /// The state directory of the replica whose turn it is.
+    pub fn folder(&self) -> PathBuf {
+        self.folders[self.turn.load(Ordering::Relaxed) % self.folders.len()]
+            .path()
+            .to_owned()
+    }
+
+    /// The replica whose turn it is.
+    pub fn open(
+        &self,
+        json: Json,
+        tables: &[&Arc<TableSchema>],
+        letters: &Arc<Letters>,
+    ) -> Box<dyn Transform> {
+        self.open_as(self.section(json), tables, letters)
+    }
+
+    /// The same under a section with a store of its own.
+    pub fn open_as(
+        &self,
+        section: Json,
+        tables: &[&Arc<TableSchema>],
+        letters: &Arc<Letters>,
+    ) -> Box<dyn Transform> {
+        let context = TransformContext {
+            pipeline: self.pipeline.as_str().into(),
+            ..context(&self.folder(), Arc::clone(letters))
+        };
+        let mut dedupe = Dedupe::open(&config(section), context).unwrap();
+        for table in tables {
+            dedupe.bind(table).unwrap();
+        }
+        dedupe
+    }
+
+    /// The next replica's turn, if there is one; the same one's again if not.
+    pub fn next(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -1,7 +1,6 @@
 //! Requests: taken, kept over restarts, reported on.
 
 use std::collections::VecDeque;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +8,8 @@ use lockstep_core::source::{Reload, ReloadRequest, ReloadState, Reloads};
 use lockstep_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+
+use crate::state;
 
 /// Requests that may wait.
 const MOST: usize = 100;
@@ -24,6 +25,9 @@ pub(super) struct Entry {
     /// The key of the last row that is durable everywhere.
     #[serde(default)]
     pub(super) after: Option<Vec<String>>,
+    /// The table has been emptied, where that was asked for.
+    #[serde(default)]
+    pub(super) emptied: bool,
     #[serde(default)]
     pub(super) rows: u64,
     #[serde(default)]
@@ -99,6 +103,13 @@ impl Desk {
             )
             .remedy(format!("choose one of {}", self.tables.join(", "))));
         }
+        if request.truncate && request.condition.is_some() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "`truncate` empties the whole table, and `where` would load a part of it",
+            )
+            .remedy("leave one of them out"));
+        }
         let mut state = self.lock();
         if state.kept.entries.len() >= MOST {
             return Err(Error::new(
@@ -113,12 +124,41 @@ impl Desk {
             id,
             request,
             after: None,
+            emptied: false,
             rows: 0,
             superseded: 0,
         });
         self.write(&state.kept)?;
         self.news.notify_one();
         Ok(id)
+    }
+
+    /// Takes what an interrupted copy has left to do, safe against power loss; what has been taken already is not taken
+    /// twice.
+    ///
+    /// # Errors
+    /// Of kind `Storage`.
+    pub fn take_rest(&self, rest: Vec<ReloadRequest>) -> Result<()> {
+        let mut state = self.lock();
+        for request in rest {
+            let entries = &state.kept.entries;
+            if entries.iter().any(|entry| entry.request == request) {
+                continue;
+            }
+            let id = state.kept.next;
+            state.kept.next += 1;
+            state.kept.entries.push_back(Entry {
+                id,
+                request,
+                after: None,
+                emptied: false,
+                rows: 0,
+                superseded: 0,
+            });
+        }
+        self.write(&state.kept)?;
+        self.news.notify_one();
+        Ok(())
     }
 
     /// The next request to carry out; waits for one. For one caller. Cancel-safe.
@@ -171,16 +211,7 @@ impl Desk {
 
     /// Writes it, whole or not at all.
     fn write(&self, kept: &Kept) -> Result<()> {
-        let write = || -> std::io::Result<()> {
-            let directory = self.path.parent().unwrap_or_else(|| Path::new("."));
-            let fresh = self.path.with_extension("json.new");
-            let mut file = std::fs::File::create(&fresh)?;
-            file.write_all(&serde_json::to_vec_pretty(kept)?)?;
-            file.sync_all()?;
-            std::fs::rename(&fresh, &self.path)?;
-            std::fs::File::open(directory)?.sync_all()
-        };
-        write().map_err(|error| {
+        state::replace(&self.path, kept).map_err(|error| {
             let kind = ErrorKind::of_storage(&error);
             failed(kind, &self.path, "cannot be written").source(error)
         })
@@ -236,6 +267,7 @@ mod tests {
         ReloadRequest {
             table: table.into(),
             condition: None,
+            truncate: false,
         }
     }
 

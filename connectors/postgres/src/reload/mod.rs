@@ -5,6 +5,7 @@
 
 mod desk;
 mod reader;
+mod shape;
 mod visible;
 mod window;
 

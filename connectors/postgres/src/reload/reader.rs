@@ -14,12 +14,14 @@ use tokio::sync::oneshot;
 
 use super::Merge;
 use super::desk::{Desk, Entry};
+use super::shape::Shape;
 use super::visible::Visible;
 use super::window::{FENCE, Merged, Offer};
 use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
 use crate::error::protocol;
 use crate::sql::{self, quote_ident, quote_literal};
+use crate::throttle::Throttle;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 
@@ -39,11 +41,13 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Everything the reader needs.
 pub struct Reader {
     pub target: Target,
+    pub publication: String,
     pub tables: Vec<(Published, Arc<TableSchema>)>,
     pub desk: Arc<Desk>,
     pub merge: Merge,
     pub feedback: Feedback,
     pub budget: Budget,
+    pub throttle: Arc<Throttle>,
 }
 
 /// A chunk that has passed.
@@ -171,14 +175,36 @@ impl Reader {
         // How far rows have been read; the entry is how far they are durable.
         let mut ahead = entry.clone();
         let mut must_see = self.merge.lock().watch(at_open.origin.clone());
+        let mut shape = self.shape(connection, published, at_open).await?;
+        if entry.request.truncate && !entry.emptied {
+            let latest = self.merge.lock().shape(&at_open.origin);
+            let schema = (&shape.schema, latest.map(|schema| schema.version));
+            let visible = snapshot(connection).await?;
+            let offered = self.offer(connection, entry.id, schema, None, visible);
+            let Merged::Passed { fence, .. } = offered.await? else {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the table has changed its shape meanwhile",
+                ));
+            };
+            ahead.emptied = true;
+            let entry = ahead.clone();
+            passed.push_back(Passed { fence, entry });
+            // What has passed before counts no more: the rows must all come from snapshots that see it.
+            must_see = self.merge.lock().watch(at_open.origin.clone());
+        }
         loop {
-            let schema = self.merge.lock().shape(&at_open.origin);
-            let schema = schema.unwrap_or_else(|| Arc::clone(at_open));
-            let statement = statement(&schema, from, published, &ahead, limit);
-            let (visible, rows) = read(connection, &statement, &schema, |visible| {
+            let latest = self.merge.lock().shape(&at_open.origin);
+            let latest = latest.map(|schema| schema.version);
+            let schema = Arc::clone(&shape.schema);
+            let statement = statement(&shape, from, &ahead, limit);
+            let chunk = read(connection, from, &statement, &shape, |visible| {
                 before.are_done(visible) && must_see.iter().all(|xid| visible.sees(*xid))
-            })
-            .await?;
+            });
+            let Some((visible, rows)) = chunk.await? else {
+                shape = self.shape(connection, published, at_open).await?;
+                continue;
+            };
             if rows.count() == 0 {
                 break;
             }
@@ -188,10 +214,8 @@ impl Reader {
                 .map(|column| rows.last(column).map(str::to_owned))
                 .collect();
             let last = last.ok_or_else(|| protocol("a key column is NULL"))?;
-            match self
-                .offer(connection, entry.id, &schema, rows, visible)
-                .await?
-            {
+            let offered = self.offer(connection, entry.id, (&schema, latest), Some(rows), visible);
+            match offered.await? {
                 Merged::Passed {
                     fence,
                     rows,
@@ -213,21 +237,56 @@ impl Reader {
         self.settle(entry, &mut passed, 0).await
     }
 
+    /// The shape of a table now, which must be found by the key that it had when the source was opened: how far a load came
+    /// is a key.
+    async fn shape(
+        &self,
+        connection: &mut Connection,
+        published: &Published,
+        at_open: &Arc<TableSchema>,
+    ) -> Result<Shape> {
+        let passed = self.merge.lock().shape(&at_open.origin);
+        let known: Vec<_> = passed.into_iter().chain([Arc::clone(at_open)]).collect();
+        let shape = Shape::ask(
+            connection,
+            &self.target,
+            &self.publication,
+            published,
+            &known,
+        )
+        .await?;
+        let types = |schema: &TableSchema| -> Vec<u32> {
+            schema.key_columns().map(|column| column.ty.oid).collect()
+        };
+        if types(&shape.schema) != types(at_open) {
+            return Err(Error::new(
+                ErrorKind::Setup,
+                "has another key than when the source was opened",
+            )
+            .remedy("restart the pipeline, then ask again"));
+        }
+        Ok(shape)
+    }
+
     /// Hands a chunk over and marks its place in the stream.
     async fn offer(
         &self,
         connection: &mut Connection,
         id: u64,
-        schema: &Arc<TableSchema>,
-        rows: Rows,
+        (schema, latest): (&Arc<TableSchema>, Option<u32>),
+        rows: Option<Rows>,
         visible: Visible,
     ) -> Result<Merged> {
         let fence = format!("{id}-{:016x}", unique());
-        let permit = self.budget.take(rows.size()).await;
+        self.throttle
+            .pass(rows.as_ref().map_or(0, Rows::size))
+            .await?;
+        let permit = self.budget.take(rows.as_ref().map_or(0, Rows::size)).await;
         let (answer, merged) = oneshot::channel();
         self.merge.lock().offer(Offer {
             fence: fence.clone(),
             schema: Arc::clone(schema),
+            passed: latest,
             rows,
             permit,
             visible,
@@ -270,26 +329,38 @@ impl Reader {
     }
 }
 
-/// A chunk under a snapshot that `fits`, and the snapshot.
+/// A chunk under a snapshot that `fits`, and the snapshot; `None` when the table has another shape by now.
 async fn read(
     connection: &mut Connection,
+    from: &str,
     statement: &str,
-    schema: &TableSchema,
+    shape: &Shape,
     fits: impl Fn(&Visible) -> bool,
-) -> Result<(Visible, Rows)> {
+) -> Result<Option<(Visible, Rows)>> {
     const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    const ROLLBACK: &str = "ROLLBACK";
+    // Before the snapshot: what the snapshot sees of the columns then holds for the rows too.
+    let lock = format!("LOCK TABLE {from} IN ACCESS SHARE MODE");
     loop {
         connection.query("open a transaction", BEGIN).await?;
+        if let Err(error) = connection.query("lock the table", &lock).await {
+            connection.query("end a transaction", ROLLBACK).await?;
+            return Err(error);
+        }
         let visible = snapshot(connection).await?;
-        if !fits(&visible) {
-            connection.query("end a transaction", "ROLLBACK").await?;
+        let is_still = shape.is_still(connection).await?;
+        if !is_still || !fits(&visible) {
+            connection.query("end a transaction", ROLLBACK).await?;
+            if !is_still {
+                return Ok(None);
+            }
             tokio::time::sleep(LOOK).await;
             continue;
         }
-        let mut out = CopyOut::begin(connection, statement, schema).await?;
+        let mut out = CopyOut::begin(connection, statement, &shape.schema).await?;
         while out.read(connection).await? {}
         connection.query("end a transaction", "COMMIT").await?;
-        return Ok((visible, out.take()));
+        return Ok(Some((visible, out.take())));
     }
 }
 
@@ -305,13 +376,8 @@ async fn snapshot(connection: &mut Connection) -> Result<Visible> {
 }
 
 /// The rows behind the ones read, in the order of the key.
-fn statement(
-    schema: &TableSchema,
-    from: &str,
-    published: &Published,
-    entry: &Entry,
-    limit: usize,
-) -> String {
+fn statement(shape: &Shape, from: &str, entry: &Entry, limit: usize) -> String {
+    let schema = &shape.schema;
     let columns: Vec<String> = schema
         .columns
         .iter()
@@ -331,10 +397,7 @@ fn statement(
         .condition
         .as_ref()
         .map(|condition| format!("({condition}\n)"));
-    let filter = published
-        .filter
-        .as_ref()
-        .map(|filter| format!("({filter})"));
+    let filter = shape.filter.as_ref().map(|filter| format!("({filter})"));
     let conditions: Vec<String> = [after, wanted, filter].into_iter().flatten().collect();
     let condition = match conditions.is_empty() {
         true => String::new(),

@@ -9,8 +9,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use lockstep_core::batch::{Batch, CellRef, Change, Op, Row, Transaction};
-use lockstep_core::position::Lsn;
+use bytes::Bytes;
+use lockstep_core::batch::{Batch, BatchBuilder, CellRef, Change, Op, Phase, Row, Transaction};
+use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::{TableId, TableSchema};
 use tokio::sync::oneshot;
 
@@ -33,7 +34,10 @@ pub(super) struct Offer {
     /// The message's content.
     pub(super) fence: String,
     pub(super) schema: Arc<TableSchema>,
-    pub(super) rows: Rows,
+    /// The version in which the table had passed last, before the chunk was read.
+    pub(super) passed: Option<u32>,
+    /// `None`: the table is emptied in the sinks.
+    pub(super) rows: Option<Rows>,
     pub(super) permit: lockstep_core::memory::Permit,
     pub(super) visible: Visible,
     pub(super) answer: oneshot::Sender<Merged>,
@@ -203,10 +207,11 @@ impl Window {
     fn merge(&mut self, batch: &Batch, change: &Change, content: &str) -> Option<Option<Batch>> {
         let watched = self.watched.as_mut()?;
         let offer = watched.offer.take_if(|offer| offer.fence == content)?;
-        let same_shape = self
-            .shapes
-            .get(&watched.table)
-            .is_none_or(|shape| shape.version == offer.schema.version);
+        // Nothing has passed in another shape meanwhile, or it is the chunk's own: then what follows is written like it.
+        let same_shape = self.shapes.get(&watched.table).is_none_or(|shape| {
+            offer.passed == Some(shape.version)
+                || (shape.columns == offer.schema.columns && shape.key == offer.schema.key)
+        });
         if watched.bytes > MOST_KEYS || !same_shape {
             // Whoever reads may have gone.
             let _ = offer.answer.send(Merged::Again);
@@ -214,10 +219,17 @@ impl Window {
         }
         let fence = batch.transaction(change).clone();
         let commit = fence.commit;
-        let count = offer.rows.count() as u64;
-        let rows = offer
-            .rows
-            .into_batch(&batch.source, &offer.schema, fence, 1);
+        let Some(rows) = offer.rows else {
+            let _ = offer.answer.send(Merged::Passed {
+                fence: commit,
+                rows: 0,
+                superseded: 0,
+            });
+            let batch = emptying(&batch.source, &offer.schema, fence);
+            return Some(Some(batch.with_permit(offer.permit)));
+        };
+        let count = rows.count() as u64;
+        let rows = rows.into_batch(&batch.source, &offer.schema, fence, 1);
         let emptied = watched
             .truncated
             .is_some_and(|xid| !offer.visible.sees(xid));
@@ -236,6 +248,16 @@ impl Window {
         });
         Some((!kept.is_empty()).then(|| rows.with_changes(kept).with_permit(offer.permit)))
     }
+}
+
+/// A TRUNCATE at the place of a fence.
+fn emptying(source: &Arc<SourceInfo>, schema: &Arc<TableSchema>, fence: Transaction) -> Batch {
+    let lsn = fence.commit;
+    let mut builder = BatchBuilder::new();
+    builder.begin(fence);
+    let index = builder.schema(schema);
+    builder.push(Op::Truncate, index, 1, lsn, None, None);
+    builder.finish(Arc::clone(source), Phase::Snapshot, None, Bytes::new())
 }
 
 impl Found {

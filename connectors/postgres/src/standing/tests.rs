@@ -22,6 +22,7 @@ fn state(timeline: u32) -> State {
     State {
         identity: server(1, 0, &[]).identity,
         slot: "s".into(),
+        tables: None,
         copy: Copied::Done { from: Lsn(50) },
         reached: Some(Reached {
             timeline,

@@ -249,7 +249,7 @@ async fn a_slot_whose_log_is_gone_is_replaced_when_needed() {
 }
 
 /// A dropped source may hold its slot for a moment.
-async fn retry_open(section: &PostgresConfig, state: &std::path::Path) -> Opened {
+pub async fn retry_open(section: &PostgresConfig, state: &std::path::Path) -> Opened {
     let deadline = std::time::Instant::now() + DEADLINE;
     loop {
         match Opened::try_open(section, state).await {
@@ -381,4 +381,68 @@ async fn large_tables_are_cut_and_every_row_arrives_once() {
         );
         opened.close().await;
     }
+}
+
+/// Timings are no test, but what a rate forbids is: nothing may be quicker.
+#[tokio::test]
+async fn a_copy_keeps_to_its_rate_and_pauses_while_the_server_is_busy() {
+    lockstep_kit::require_own!(lockstep_kit::Component::Postgres(16));
+    // Others that are active on a shared server would hold it back, too.
+    let server = Postgres::start(PostgresOptions::new(16)).await;
+    let database = server.database("held_back").await;
+    database
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); \
+             INSERT INTO t SELECT g, repeat('v', 200) FROM generate_series(1, 10000) g",
+        )
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    // Some two megabytes at one per second.
+    let section = config(
+        database.url(),
+        &["public.t"],
+        json!({ "snapshot_rate": "1MiB", "slot": "held_back_rate" }),
+    );
+    let begun = std::time::Instant::now();
+    let mut opened = Opened::open(&section, state.path()).await;
+    opened.catch_up(&database).await;
+    assert!(begun.elapsed().as_secs_f64() > 1.0, "{:?}", begun.elapsed());
+    assert_eq!(state_of(&opened), truth(&database).await);
+    opened.close().await;
+
+    let state = tempfile::tempdir().expect("a directory");
+    let section = config(
+        database.url(),
+        &["public.t"],
+        json!({ "snapshot_max_load": 0, "slot": "held_back_load" }),
+    );
+    let client = database.client().await;
+    let busy = tokio::spawn(async move {
+        let _ = client.simple_query("SELECT pg_sleep(600)").await;
+    });
+    let sleeps = "SELECT pid::text FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' \
+                  AND state = 'active' AND datname = current_database()";
+    let pid = wait_for(DEADLINE, "a busy session", async || {
+        database.value(sleeps).await
+    })
+    .await;
+    let mut opened = Opened::open(&section, state.path()).await;
+    // It asks about the load, and nothing comes.
+    let asks = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%backend_type = ''client backend''%' \
+                AND application_name LIKE 'lockstep%' AND datname = current_database() AND state = 'idle'";
+    wait_for(DEADLINE, "a look at the load", async || {
+        database.value(asks).await
+    })
+    .await;
+    let early = tokio::time::timeout(std::time::Duration::from_millis(300), opened.next()).await;
+    assert!(early.is_err(), "{} rows have come", opened.seen.len());
+    database
+        .execute(&format!("SELECT pg_cancel_backend({pid})"))
+        .await;
+    busy.await.expect("ends");
+    opened.seen.clear();
+    while opened.seen.len() < 10_000 {
+        opened.next().await.expect("the copy goes on");
+    }
+    opened.close().await;
 }

@@ -70,6 +70,7 @@ pub struct Opened {
     pub feedback: Feedback,
     pub seen: Vec<Seen>,
     pub through: Lsn,
+    pub mark: u64,
     pub batches: usize,
 }
 
@@ -129,6 +130,7 @@ impl Opened {
             feedback,
             seen: Vec::new(),
             through: Lsn::ZERO,
+            mark: 0,
             batches: 0,
         })
     }
@@ -163,6 +165,7 @@ impl Opened {
                 xid: batch.transaction(change).xid,
             });
         }
+        self.mark = batch.mark.unwrap_or(self.mark);
         if let Some(through) = batch.through {
             assert!(through > self.through, "through only moves forward");
             self.through = through;

@@ -275,7 +275,8 @@ async fn a_slot_in_use_is_waited_for_under_either_policy() {
             "{error}"
         );
         let finding = away.check(policy).await;
-        assert_eq!(finding.verdict, Verdict::Fail);
+        // By its name it is a lockstep: `check` may well be run beside the pipeline.
+        assert_eq!(finding.verdict, Verdict::Warn);
         assert!(finding.detail.contains("in use by process"), "{finding:?}");
     }
     assert_eq!(away.record()["copy"], copied);

@@ -1,5 +1,6 @@
 //! The connector against real servers.
 
+mod conformance;
 mod copy;
 mod decode;
 mod errors;
@@ -8,5 +9,6 @@ mod harness;
 mod login;
 mod lost;
 mod preflight;
+mod resume;
 mod stream;
 mod tables;

@@ -266,3 +266,41 @@ async fn without_the_root_partitions_are_tables_of_their_own() {
         opened.close().await;
     }
 }
+
+/// What a table sent before another one took its name is still that name's; what it sends afterwards is nobody's.
+#[tokio::test]
+async fn a_table_that_gave_its_name_away_is_told_apart_by_its_oid() {
+    let database = Postgres::shared(16).await.database("swap").await;
+    database
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY, v text);
+             CREATE PUBLICATION lockstep FOR ALL TABLES WITH (publish_via_partition_root = true)",
+        )
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let section = config(
+        database.url(),
+        &["public.t"],
+        json!({ "snapshot": "never" }),
+    );
+    Opened::open(&section, state.path()).await.close().await;
+    for sql in [
+        "INSERT INTO t VALUES (1, 'before')",
+        "ALTER TABLE t RENAME TO t_old; CREATE TABLE t (v text, id int PRIMARY KEY)",
+        "INSERT INTO t_old VALUES (2, 'nobody''s')",
+        "INSERT INTO t VALUES ('after', 3)",
+        "INSERT INTO t_old VALUES (4, 'nobody''s')",
+        "INSERT INTO t VALUES ('after', 5)",
+    ] {
+        database.execute(sql).await;
+    }
+    // Nothing is confirmed: each time it begins before the exchange.
+    for _ in 0..2 {
+        let mut opened = Opened::open(&section, state.path()).await;
+        opened.catch_up(&database).await;
+        let inserted = opened.seen.iter().filter(|seen| seen.op == Op::Insert);
+        let inserted: Vec<String> = inserted.map(|seen| row(&seen.new)).collect();
+        assert_eq!(inserted, ["id=1 v=before", "id=3 v=after", "id=5 v=after"]);
+        opened.close().await;
+    }
+}

@@ -1,11 +1,11 @@
 //! A sink whose store outlives it, with a script of faults.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lockstep_core::batch::{Batch, CellRef, Phase};
+use lockstep_core::batch::{Batch, CellRef, Op, Phase, Row};
 use lockstep_core::check::Finding;
 use lockstep_core::durable::{Delivered, Durable, Receipt};
 use lockstep_core::position::{Position, SourceInfo};
@@ -42,7 +42,13 @@ pub struct Held {
     pub phase: Phase,
     pub position: Position,
     pub table: String,
+    /// Of the new row, else of the old one; empty for a TRUNCATE.
     pub key: String,
+    pub op: Op,
+    /// The key it had before, when that was sent.
+    pub old_key: Option<String>,
+    /// The new row, without NULLs and what was left unchanged.
+    pub row: Option<BTreeMap<String, String>>,
 }
 
 /// What a memory sink writes to; it outlives the sink.
@@ -140,7 +146,7 @@ impl Store {
     fn refuse(&self, batch: &Batch) -> Result<()> {
         let state = self.state();
         if state.poison.is_empty() {
-            return Ok(());
+            return only_text(batch);
         }
         let mut refusals = Refusals::default();
         let mut all = Vec::new();
@@ -168,11 +174,22 @@ impl Store {
         let source = batch.source.name.to_string();
         for change in batch.changes() {
             let schema = batch.schema(change);
-            let row = batch.new_row(change).expect("a row");
-            let text = |column: usize| match row.get(&schema.columns[column]) {
-                CellRef::Text(text) => String::from_utf8(text.to_vec()).expect("text"),
-                other => panic!("{other:?}"),
+            let text = |cell: CellRef<'_>| {
+                let text = cell.text()?.to_vec();
+                Some(String::from_utf8(text).expect("looked at before"))
             };
+            let key_of = |row: Row<'_>| {
+                let column = schema.key_columns().next().expect("a key");
+                text(row.get(column)).expect("a key is text")
+            };
+            let values = |row: Row<'_>| {
+                let columns = schema.columns.iter();
+                let values =
+                    columns.map(|column| Some((column.name.to_string(), text(row.get(column))?)));
+                values.flatten().collect()
+            };
+            let (old, new) = (batch.old_row(change), batch.new_row(change));
+            let old_key = old.map(key_of);
             let position = batch.position(change);
             if batch.phase == Phase::Stream {
                 state.progress.insert(key(&batch.source), position);
@@ -181,8 +198,14 @@ impl Store {
                 source: source.clone(),
                 phase: batch.phase,
                 position,
-                table: text(0),
-                key: text(1),
+                table: schema.origin.name.to_string(),
+                key: new
+                    .map(key_of)
+                    .or_else(|| old_key.clone())
+                    .unwrap_or_default(),
+                op: change.op,
+                old_key,
+                row: new.map(values),
             });
         }
         Delivered {
@@ -192,6 +215,27 @@ impl Store {
             bytes: batch.size() as u64,
         }
     }
+}
+
+/// Refuses rows with bytes that are no text.
+fn only_text(batch: &Batch) -> Result<()> {
+    let mut refusals = Refusals::default();
+    for change in batch.changes() {
+        let schema = batch.schema(change);
+        let is_text = |row: Row<'_>| {
+            let mut cells = schema
+                .columns
+                .iter()
+                .filter_map(|column| row.get(column).text());
+            cells.all(|bytes| std::str::from_utf8(bytes).is_ok())
+        };
+        if !batch.new_row(change).is_none_or(is_text) {
+            let error = Error::new(ErrorKind::Refused, "no text").because(reason::ENCODING);
+            let position = batch.position(change);
+            refusals.take::<()>(Err(error.about(&batch.source, &schema.id, position)))?;
+        }
+    }
+    refusals.finish()
 }
 
 /// What positions are kept under.

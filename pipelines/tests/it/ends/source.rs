@@ -199,6 +199,7 @@ pub struct ScriptedSource {
     info: Arc<SourceInfo>,
     context: SourceContext,
     copied: bool,
+    closed: bool,
     transaction: usize,
     row: usize,
     idle_sent: Lsn,
@@ -249,6 +250,7 @@ impl SourceFactory for ScriptedSource {
                 identity,
             }),
             copied: start > Lsn(0),
+            closed: false,
             idle_sent: start,
             server,
             context,
@@ -270,7 +272,7 @@ fn now_ms() -> u64 {
 
 /// What to read next.
 enum Next {
-    Batch(Batch, usize),
+    Batch(Box<Batch>, usize),
     Wait,
     End,
     Fail(ErrorKind),
@@ -326,7 +328,7 @@ impl ScriptedSource {
         }
         if idle > self.idle_sent {
             self.idle_sent = idle;
-            return Next::Batch(Batch::progress(Arc::clone(&self.info), idle), 0);
+            return Next::Batch(Box::new(Batch::progress(Arc::clone(&self.info), idle)), 0);
         }
         if bounded { Next::End } else { Next::Wait }
     }
@@ -367,11 +369,10 @@ impl ScriptedSource {
             }
         }
         let info = Arc::clone(&self.info);
-        Next::Batch(
-            self.builder
-                .finish(info, phase, through, Bytes::from(block)),
-            count,
-        )
+        let batch = self
+            .builder
+            .finish(info, phase, through, Bytes::from(block));
+        Next::Batch(Box::new(batch), count)
     }
 }
 
@@ -387,13 +388,16 @@ impl Source for ScriptedSource {
 
     async fn next(&mut self) -> Result<Option<Batch>> {
         loop {
+            if self.closed {
+                return Ok(None);
+            }
             self.server.tell(self.context.feedback.confirmed());
             // Room first, so that nothing is lost when this future is dropped.
             let permit = self.context.budget.take(3 * ROW_BYTES).await;
             let server = Arc::clone(&self.server);
             let changed = server.changed.notified();
             match self.look() {
-                Next::Batch(batch, 0) => return Ok(Some(batch)),
+                Next::Batch(batch, 0) => return Ok(Some(*batch)),
                 Next::Batch(batch, _) => return Ok(Some(batch.with_permit(permit))),
                 Next::End => return Ok(None),
                 Next::Fail(kind) => return Err(error(kind)),
@@ -409,6 +413,7 @@ impl Source for ScriptedSource {
     async fn close(&mut self) -> Result<()> {
         self.server.tell(self.context.feedback.confirmed());
         self.server.state().closed += 1;
+        self.closed = true;
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
+use async_trait::async_trait;
 use lockstep_core::batch::Batch;
 use lockstep_core::position::Position;
 use lockstep_core::schema::{TableId, TableSchema};
@@ -31,6 +32,7 @@ pub struct WitnessState {
     /// Tables become this one.
     pub rename: Option<&'static str>,
     pub fail: Option<ErrorKind>,
+    pub fail_ready: Option<ErrorKind>,
     pub fail_persist: bool,
     pub panic: bool,
 }
@@ -75,6 +77,7 @@ impl TransformFactory for WitnessTransform {
     }
 }
 
+#[async_trait]
 impl Transform for WitnessTransform {
     fn bind(&mut self, schema: &Arc<TableSchema>) -> Result<()> {
         let mut state = self.witness.state();
@@ -89,7 +92,12 @@ impl Transform for WitnessTransform {
         Ok(())
     }
 
-    fn apply(&mut self, batch: Batch) -> Result<Batch> {
+    async fn ready(&mut self) -> Result<()> {
+        let fail = self.witness.state().fail_ready;
+        fail.map_or(Ok(()), |kind| Err(error(kind)))
+    }
+
+    async fn apply(&mut self, batch: Arc<Batch>) -> Result<Arc<Batch>> {
         let mut state = self.witness.state();
         if let Some(kind) = state.fail {
             return Err(error(kind));
@@ -104,7 +112,9 @@ impl Transform for WitnessTransform {
                 let stays = |change: &&lockstep_core::batch::Change| {
                     &*batch.schema(change).origin.name != table
                 };
-                batch.with_changes(batch.changes().iter().filter(stays).copied().collect())
+                Arc::new(
+                    batch.with_changes(batch.changes().iter().filter(stays).copied().collect()),
+                )
             }
             None => batch,
         };
@@ -114,7 +124,9 @@ impl Transform for WitnessTransform {
         let renamed = |schema: &Arc<TableSchema>| {
             Arc::clone(&self.renamed[&(Arc::as_ptr(schema) as usize)].1)
         };
-        Ok(batch.with_schemas(batch.schemas().iter().map(renamed).collect()))
+        Ok(Arc::new(batch.with_schemas(
+            batch.schemas().iter().map(renamed).collect(),
+        )))
     }
 
     fn persist(&mut self) -> Result<()> {

@@ -206,55 +206,6 @@ async fn a_takeover_under_load_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_sources_keep_a_position_each() {
-    require!(Component::Kafka);
-    let kafka = Kafka::shared().await;
-    let prefix = unique("two");
-    // Both read the same database, through two slots: the identity is the same, the name is not.
-    let (orders, stock) = (
-        Feed::new(&format!("{prefix}.orders")),
-        Feed::new(&format!("{prefix}.stock")),
-    );
-    let config = config(kafka.bootstrap(), &prefix, &serde_json::json!({}));
-    let mut sink = open(&config, &prefix, &[&orders, &stock])
-        .await
-        .expect("opens");
-    let a = sink
-        .write(orders.batch(100, &[insert(1, "a"), insert(2, "b")]))
-        .await
-        .expect("taken");
-    let b = sink
-        .write(stock.batch(50, &[insert(1, "a")]))
-        .await
-        .expect("taken");
-    a.await.expect("durable");
-    b.await.expect("durable");
-    drop(sink);
-    let mut sink = open(&config, &prefix, &[&orders, &stock])
-        .await
-        .expect("opens");
-    let at = |commit, ordinal| {
-        Some(Position {
-            commit: Lsn(commit),
-            ordinal,
-        })
-    };
-    assert_eq!(
-        sink.resume(&orders.source).await.expect("resume"),
-        at(100, 2)
-    );
-    assert_eq!(sink.resume(&stock.source).await.expect("resume"), at(50, 1));
-    let mut promoted = (*orders.source).clone();
-    promoted.identity.timeline += 1;
-    assert_eq!(
-        sink.resume(&promoted).await.expect("resume"),
-        None,
-        "another timeline is another log"
-    );
-    sink.close().await.expect("closes");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn anothers_open_transaction_does_not_hide_our_progress() {
     require!(Component::Kafka);
     let kafka = Kafka::shared().await;

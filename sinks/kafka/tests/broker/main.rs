@@ -1,5 +1,6 @@
 //! Against a real Apache Kafka.
 
+mod conformance;
 mod delivery;
 mod exactly_once;
 mod faults;

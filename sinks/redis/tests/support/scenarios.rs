@@ -88,11 +88,29 @@ pub async fn hash_rows(lab: Lab) {
     let narrow = table("shop", "orders", &[("id", 20, "int8"), ("doc", 25, "text")]);
     let batch = lab
         .make()
+        .commit(390)
+        .update(&narrow, &[T("2"), Same])
+        .stream();
+    assert_eq!(counts(&mut sink, batch).await, (1, 0));
+    assert_eq!(lab.fields("2").await, ["doc=d2", "id=2"], "merged");
+    let batch = lab
+        .make()
         .commit(400)
         .update(&narrow, &[T("2"), T("new")])
         .stream();
     assert_eq!(counts(&mut sink, batch).await, (1, 0));
     assert_eq!(lab.fields("2").await, ["doc=new", "id=2"]);
+
+    // `doc` was renamed, and nobody has its value under the new name.
+    let renamed = table(
+        "shop",
+        "orders",
+        &[("id", 20, "int8"), ("text", 25, "text")],
+    );
+    let batch = lab.make().commit(500).update(&renamed, &[T("2"), Same]);
+    let delivered = deliver(&mut sink, batch.stream()).await.expect("delivered");
+    assert_eq!((delivered.written, delivered.incomplete), (1, 1));
+    assert_eq!(lab.fields("2").await, ["id=2"]);
 }
 
 /// Late writes are refused, equal ones accepted, deleted rows stay away.

@@ -147,20 +147,43 @@ impl Indexes {
                     .remedy("let the alias name one index, or choose another `index`"),
             );
         };
-        let missing = missing(wanted, &held["mappings"]["properties"]);
+        let held = &held["mappings"]["properties"];
+        for (column, have, effect) in conflicts(&wanted, held) {
+            tracing::warn!(
+                index,
+                column,
+                remedy = format!(
+                    "stop lockstep, delete the index, start lockstep, which creates it for the columns as they are, \
+                     then lockstep snapshot FILE --table {}",
+                    schema.origin
+                ),
+                "the column is of another type than its field, which is {have}: values that do not fit are {effect}"
+            );
+        }
+        let missing = missing(wanted, held);
         if missing.is_empty() {
             return Ok(());
         }
         let names: Vec<_> = missing.keys().cloned().collect();
-        self.client
+        let reply = self
+            .client
             .call(
                 Method::PUT,
                 &[index, "_mapping"],
                 &[],
                 Body::json(&json!({"properties": missing})),
             )
-            .await?
-            .success("adding columns to the mapping")?;
+            .await?;
+        if reply.status == 400 {
+            let what = format!(
+                "the server refuses to add {} to the mapping",
+                names.join(", ")
+            );
+            return Err(Error::new(ErrorKind::Setup, what)
+                .source(reply.cause().text())
+                .remedy("mend `fields`, raise index.mapping.total_fields.limit of the index, or leave the column out with `project`"));
+        }
+        reply.success("adding columns to the mapping")?;
         tracing::info!(
             index,
             columns = names.join(", "),
@@ -283,9 +306,65 @@ fn missing(wanted: Map<String, Value>, held: &Value) -> Map<String, Value> {
     wanted.into_iter().filter(|(name, _)| !has(name)).collect()
 }
 
+/// Columns whose field takes not all values of their type, the type of the field, and what becomes of the others.
+fn conflicts<'a>(
+    wanted: &'a Map<String, Value>,
+    held: &'a Value,
+) -> Vec<(&'a str, &'a str, &'static str)> {
+    let is_word = |kind: &str| matches!(kind, "text" | "keyword");
+    let conflict = |(name, wanted): (&'a String, &'a Value)| {
+        let held = held.get(name)?;
+        let (want, have) = (
+            wanted["type"].as_str()?,
+            held["type"].as_str().unwrap_or("object"),
+        );
+        let takes_all = want == have
+            || have == "object" && held["enabled"] == false
+            || is_word(have) && want != "object"
+            || (want, have) == ("long", "double");
+        let effect = match held["ignore_malformed"] == true && want != "object" {
+            true => "kept and not found by searches",
+            false => "refused, and put aside as dead letters",
+        };
+        (!takes_all).then_some((name.as_str(), have, effect))
+    };
+    wanted.iter().filter_map(conflict).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fields_that_do_not_take_a_type_are_told() {
+        let held = json!({
+            "same": {"type": "long"}, "word": {"type": "text"}, "any": {"type": "object", "enabled": false},
+            "n": {"type": "long", "ignore_malformed": true}, "doc": {"type": "text"}, "parts": {"properties": {}},
+        });
+        let wanted = [
+            ("same", "long"),
+            ("word", "date"),
+            ("any", "text"),
+            ("n", "text"),
+            ("doc", "object"),
+            ("parts", "keyword"),
+            ("new", "text"),
+        ];
+        let wanted =
+            Map::from_iter(wanted.map(|(name, ty)| (name.to_owned(), json!({"type": ty}))));
+        let (kept, refused) = (
+            "kept and not found by searches",
+            "refused, and put aside as dead letters",
+        );
+        assert_eq!(
+            conflicts(&wanted, &held),
+            [
+                ("n", "long", kept),
+                ("doc", "text", refused),
+                ("parts", "object", refused)
+            ]
+        );
+    }
 
     #[test]
     fn names_are_made_legal() {

@@ -183,7 +183,7 @@ pub(super) fn meaning(status: u16, cause: &Cause) -> (ErrorKind, &'static str) {
         ),
         400 => (
             ErrorKind::Refused,
-            "compare the row with the mapping of the index (GET /<index>/_mapping); change the mapping and reindex, or change the column with a transform",
+            "compare the row with the mapping of the index (GET /<index>/_mapping). Where a column has changed its type: stop lockstep, delete the index, start lockstep, which creates it for the columns as they are, load it with `lockstep snapshot FILE --table T`, and discard the letters; or change the column with a transform",
         ),
         _ => (
             ErrorKind::Protocol,

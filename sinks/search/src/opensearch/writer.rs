@@ -311,7 +311,7 @@ impl Writer {
             );
             if self.config.incomplete == Incomplete::Error {
                 let error = Error::new(ErrorKind::Refused, place).because(reason::INCOMPLETE).remedy(
-                    "load the table again after setting incomplete = \"write\" for as long as the pipeline needs to pass this row; REPLICA IDENTITY FULL on the table keeps it from happening",
+                    "load the row with `lockstep snapshot FILE --table T`, then discard the letter; REPLICA IDENTITY FULL on the table keeps it from happening",
                 );
                 return Err(origin.of(error));
             }

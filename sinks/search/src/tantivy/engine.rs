@@ -363,7 +363,7 @@ impl Engine {
         );
         match self.incomplete {
             Incomplete::Error => Err(Error::new(ErrorKind::Refused, what).because(reason::INCOMPLETE).remedy(
-                "load the table again after setting incomplete = \"write\" for as long as the pipeline needs to pass this row; REPLICA IDENTITY FULL on the table keeps it from happening",
+                "load the row with `lockstep snapshot FILE --table T`, then discard the letter; REPLICA IDENTITY FULL on the table keeps it from happening",
             )),
             Incomplete::Write => {
                 tracing::warn!(table = table.name, "{what}: it is written without it");

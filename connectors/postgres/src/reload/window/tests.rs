@@ -39,7 +39,7 @@ fn table(version: u32) -> Arc<TableSchema> {
         origin: TableId::new("public", "t"),
         relation: 1,
         version,
-        columns: ["id", "value"]
+        columns: ["id", if version == 1 { "value" } else { "other" }]
             .into_iter()
             .enumerate()
             .map(column)
@@ -159,7 +159,8 @@ async fn offer(
     let offer = Offer {
         fence: fence.into(),
         schema: Arc::clone(schema),
-        rows: rows(values),
+        passed: Some(schema.version),
+        rows: Some(rows(values)),
         permit: Budget::new(1 << 20).take(1).await,
         visible: Visible::parse(visible).expect("a snapshot"),
         answer,

@@ -14,8 +14,8 @@ use redis::{
     TlsCertificates, Value,
 };
 
-use crate::config::{RedisConfig, TlsConfig};
 use crate::errors;
+use crate::server::{Server, TlsConfig};
 
 /// Retries of the cluster's client (redirections, reconnects) may take this many times the response timeout in all.
 const CLUSTER_PATIENCE: u32 = 3;
@@ -23,7 +23,7 @@ const CLUSTER_PATIENCE: u32 = 3;
 /// A connection that can be shared. Commands of one caller to one node are executed in the order they are sent, unless
 /// the cluster's client has to send one again.
 #[derive(Clone)]
-pub(crate) struct Link {
+pub struct Link {
     connection: Connection,
     place: String,
 }
@@ -35,14 +35,16 @@ enum Connection {
 }
 
 /// A command and where it goes in a cluster.
-pub(crate) struct Command {
-    pub(crate) cmd: Cmd,
-    pub(crate) node: Node,
+pub struct Command {
+    /// The command.
+    pub cmd: Cmd,
+    /// Where it goes.
+    pub node: Node,
 }
 
 /// A node of a cluster; a single server is all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Node {
+pub enum Node {
     /// Whichever.
     Any,
     /// The primary that serves a hash slot.
@@ -52,14 +54,15 @@ pub(crate) enum Node {
 }
 
 impl Node {
-    pub(crate) fn of_key(key: impl AsRef<[u8]>) -> Self {
+    /// The node that serves a key.
+    pub fn of_key(key: impl AsRef<[u8]>) -> Self {
         Node::Serving(Slot::for_key(key))
     }
 }
 
 impl Command {
     /// A command whose first argument is the key that decides where it goes.
-    pub(crate) fn on_key(name: &str, key: impl AsRef<[u8]>) -> Self {
+    pub fn on_key(name: &str, key: impl AsRef<[u8]>) -> Self {
         let mut cmd = redis::cmd(name);
         cmd.arg(key.as_ref());
         Command {
@@ -74,18 +77,21 @@ impl Link {
     ///
     /// # Errors
     /// By kind, naming the server.
-    pub(crate) async fn open(config: &RedisConfig) -> Result<Self> {
-        let place = config.place();
-        let connection = connect(config).await.at(place.clone())?;
+    pub async fn open(server: &Server) -> Result<Self> {
+        let place = server.place();
+        let connection = connect(server).await.at(place.clone())?;
         Ok(Link { connection, place })
     }
 
-    pub(crate) fn is_cluster(&self) -> bool {
+    /// Whether it is a cluster.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
         matches!(self.connection, Connection::Cluster(_))
     }
 
     /// The server, for messages.
-    pub(crate) fn place(&self) -> &str {
+    #[must_use]
+    pub fn place(&self) -> &str {
         &self.place
     }
 
@@ -93,7 +99,7 @@ impl Link {
     ///
     /// # Errors
     /// When the connection fails or a reply stays out.
-    pub(crate) async fn ask(&self, commands: Vec<Command>) -> Result<Vec<Value>> {
+    pub async fn ask(&self, commands: Vec<Command>) -> Result<Vec<Value>> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
@@ -114,20 +120,29 @@ impl Link {
     }
 
     /// As [`Link::ask`]; the first error reply is the error.
-    pub(crate) async fn expect(&self, commands: Vec<Command>) -> Result<Vec<Value>> {
+    ///
+    /// # Errors
+    /// Those, and what [`Link::ask`] says.
+    pub async fn expect(&self, commands: Vec<Command>) -> Result<Vec<Value>> {
         let replies = self.ask(commands).await?;
         replies.iter().try_for_each(|reply| self.check(reply))?;
         Ok(replies)
     }
 
     /// One command, one reply that is no error.
-    pub(crate) async fn expect_one(&self, command: Command) -> Result<Value> {
+    ///
+    /// # Errors
+    /// As for [`Link::expect`].
+    pub async fn expect_one(&self, command: Command) -> Result<Value> {
         let mut replies = self.expect(vec![command]).await?;
         Ok(replies.pop().expect("ask returns a reply for each command"))
     }
 
     /// Turns an error reply into the error it is, at any depth: scripts and transactions nest them.
-    pub(crate) fn check(&self, reply: &Value) -> Result<()> {
+    ///
+    /// # Errors
+    /// That error, by kind, naming the server.
+    pub fn check(&self, reply: &Value) -> Result<()> {
         match reply {
             Value::ServerError(error) => Err(errors::of_reply(
                 error.code(),
@@ -146,7 +161,8 @@ impl Link {
     }
 
     /// The error for a reply of another shape than the command has.
-    pub(crate) fn unexpected(&self, command: &str, reply: &Value) -> Error {
+    #[must_use]
+    pub fn unexpected(&self, command: &str, reply: &Value) -> Error {
         errors::unexpected(command, reply).at(&*self.place)
     }
 
@@ -198,8 +214,8 @@ async fn ask_cluster(
     try_join_all(replies).await
 }
 
-async fn connect(config: &RedisConfig) -> Result<Connection> {
-    let endpoints = config.endpoints()?;
+async fn connect(server: &Server) -> Result<Connection> {
+    let endpoints = server.endpoints()?;
     let secure = endpoints
         .iter()
         .any(|endpoint| matches!(endpoint.addr(), ConnectionAddr::TcpTls { .. }));
@@ -207,12 +223,12 @@ async fn connect(config: &RedisConfig) -> Result<Connection> {
         // Fails only when the process has a provider already, which is then the one to use.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
-    let certificates = match &config.tls {
+    let certificates = match &server.tls {
         Some(tls) => Some(certificates(tls).await?),
         None => None,
     };
-    if config.cluster {
-        let client = cluster_client(config, endpoints, certificates);
+    if server.cluster {
+        let client = cluster_client(server, endpoints, certificates);
         let client = client.map_err(|cause| errors::of_client(cause, true))?;
         let connection = client.get_async_connection().await;
         return connection
@@ -229,8 +245,8 @@ async fn connect(config: &RedisConfig) -> Result<Connection> {
     }
     .map_err(|cause| errors::of_client(cause, false))?;
     let options = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(config.connect_timeout.0))
-        .set_response_timeout(Some(config.response_timeout.0));
+        .set_connection_timeout(Some(server.connect_timeout.0))
+        .set_response_timeout(Some(server.response_timeout.0));
     client
         .get_multiplexed_async_connection_with_config(&options)
         .await
@@ -239,16 +255,16 @@ async fn connect(config: &RedisConfig) -> Result<Connection> {
 }
 
 fn cluster_client(
-    config: &RedisConfig,
+    server: &Server,
     endpoints: Vec<ConnectionInfo>,
     certificates: Option<TlsCertificates>,
 ) -> redis::RedisResult<ClusterClient> {
     let tcp = endpoints[0].tcp_settings().clone();
     let builder = ClusterClientBuilder::new(endpoints)
         .tcp_settings(tcp)
-        .connection_timeout(config.connect_timeout.0)
-        .response_timeout(config.response_timeout.0)
-        .overall_response_timeout(Some(config.response_timeout.0 * CLUSTER_PATIENCE));
+        .connection_timeout(server.connect_timeout.0)
+        .response_timeout(server.response_timeout.0)
+        .overall_response_timeout(Some(server.response_timeout.0 * CLUSTER_PATIENCE));
     match certificates {
         Some(certificates) => builder.certs(certificates).build(),
         None => builder.build(),

@@ -39,8 +39,9 @@ const TEXTS: [(&str, ErrorKind); 8] = [
 ];
 
 /// The house error for an error reply. A redirection that gets here means that a cluster's client has given up on
-/// following it, or that the server is a cluster and the sink does not know.
-pub(crate) fn of_reply(code: &str, detail: &str, cluster: bool) -> Error {
+/// following it, or that the server is a cluster and the section does not say so.
+#[must_use]
+pub fn of_reply(code: &str, detail: &str, cluster: bool) -> Error {
     let kind = reply_kind(code, detail);
     let error = Error::new(
         kind,
@@ -48,7 +49,7 @@ pub(crate) fn of_reply(code: &str, detail: &str, cluster: bool) -> Error {
     );
     if !cluster && matches!(code, "MOVED" | "ASK" | "CROSSSLOT") {
         return Error::new(ErrorKind::Setup, "the server is a node of a Redis Cluster")
-            .remedy("write cluster = true in the sink's section");
+            .remedy("write cluster = true beside its URL");
     }
     let error = match kind {
         ErrorKind::Refused => error.because(reason::WRONG_TYPE),
@@ -97,10 +98,10 @@ fn remedy(code: &str, detail: &str, kind: ErrorKind) -> Option<&'static str> {
         }
         ErrorKind::Overloaded if detail.contains("clients") => "raise the server's maxclients",
         ErrorKind::Overloaded => {
-            "raise the server's maxmemory, or give the sink a `ttl`; writing goes on when there is room"
+            "raise the server's maxmemory, or keep less there (a sink's `ttl`, the `window` of a dedupe); writing goes on when there is room"
         }
         ErrorKind::Refused => {
-            "a key of the sink holds something else: delete it, or give the sink keys of its own by `key`"
+            "the key holds something that lockstep did not write: delete it, or give a sink keys of its own by `key`"
         }
         ErrorKind::Permission => "see `lockstep check` for the rights that the user needs",
         ErrorKind::Authentication => "correct user and password in the URL",
@@ -111,13 +112,14 @@ fn remedy(code: &str, detail: &str, kind: ErrorKind) -> Option<&'static str> {
             "the server cannot save to disk: see its log"
         }
         ErrorKind::Config => "correct the database in the URL",
-        ErrorKind::Setup => "the sink needs Redis 6.2 or later with EVAL",
+        ErrorKind::Setup => "Redis 6.2 or later with EVAL is needed",
         _ => return None,
     })
 }
 
 /// The house error for an error of the client library.
-pub(crate) fn of_client(cause: RedisError, cluster: bool) -> Error {
+#[must_use]
+pub fn of_client(cause: RedisError, cluster: bool) -> Error {
     use redis::ErrorKind as Client;
     let kind = match cause.kind() {
         Client::Server(_) | Client::Extension => {
@@ -154,7 +156,8 @@ fn unauthenticated(cause: RedisError) -> Error {
 }
 
 /// The error for a reply of another shape than the command has.
-pub(crate) fn unexpected(command: &str, reply: &Value) -> Error {
+#[must_use]
+pub fn unexpected(command: &str, reply: &Value) -> Error {
     let mut shown = format!("{reply:?}");
     if let Some((end, _)) = shown.char_indices().nth(200) {
         shown.truncate(end);
@@ -167,7 +170,8 @@ pub(crate) fn unexpected(command: &str, reply: &Value) -> Error {
 }
 
 /// Whether the reply says that the server does not have the script.
-pub(crate) fn is_no_script(reply: &Value) -> bool {
+#[must_use]
+pub fn is_no_script(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript))
 }
 

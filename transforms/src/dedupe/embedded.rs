@@ -4,28 +4,28 @@
 //! |---|---|---|
 //! | `claims` | digest of an idempotency key | [`History`] of [`Claim`]s |
 //! | `rows` | digest of a row | [`History`] of [`Standing`]s; only rows that were ever held |
-//! | `meta` | `format`, `sequence`, `source/<identity>` | big-endian numbers |
+//! | `meta` | `format`, `sequence`, `source/<identity>`, `log/<name of a source>`, `given-up/<number>` | big-endian numbers |
 //!
 //! What a batch changes is gathered in memory and written as one atomic batch, handed to the operating system before
 //! `apply` returns. What has left the window is removed when its table files are compacted (see [`super::expiry`]):
 //! it costs no index, no write of its own and no pause, and what is still there counts for nothing because every look-up
 //! compares times.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fjall::compaction::Leveled;
 use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
-use lockstep_core::position::SourceIdentity;
+use lockstep_core::position::{SourceIdentity, SourceInfo};
+use lockstep_core::transform::StateSize;
 use lockstep_core::{Error, ErrorKind, Result};
 
 use super::digest::Digest;
 use super::expiry::{Expiry, Kind};
 use super::history::{Claim, Fact, History, Moment, Standing};
-use super::judge::{Memory, Stood, Window};
+use super::judge::{self, Case, Memory, Stood, Verdict, Window};
+use super::notes::{Entry, Logs, Notes, Table};
 use super::sieve::Sieve;
 
 /// Bytes of writes held in memory per keyspace before they become a file.
@@ -51,66 +51,22 @@ const ROWS: &str = "rows";
 const META: &str = "meta";
 
 /// The memory.
-pub(crate) struct Store {
+pub(crate) struct Embedded {
     database: Database,
     claims: Keyspace,
     rows: Keyspace,
     meta: Keyspace,
     path: PathBuf,
     expiry: Arc<Expiry>,
-    /// Numbers of the source identities; facts carry the number.
-    sources: HashMap<SourceIdentity, u16>,
+    window: Window,
+    logs: Logs,
     claims_sieve: Sieve,
     rows_sieve: Sieve,
     sequence: u64,
-    pending: Pending,
+    pending: Notes,
 }
 
-/// What the batch at hand has read and changed.
-#[derive(Default)]
-struct Pending {
-    claims: Table<Claim>,
-    rows: Table<Standing>,
-    sequence: u64,
-}
-
-type Table<F> = HashMap<Digest, Entry<F>, BuildHasherDefault<Prefix>>;
-
-struct Entry<F> {
-    history: History<F>,
-    changed: bool,
-}
-
-impl<F> Default for Entry<F> {
-    fn default() -> Self {
-        Entry {
-            history: History::default(),
-            changed: false,
-        }
-    }
-}
-
-/// A digest is its own hash.
-#[derive(Default)]
-struct Prefix(u64);
-
-impl Hasher for Prefix {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.0 ^= word;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-}
-
-impl Store {
+impl Embedded {
     /// Opens the memory in `path`, or makes an empty one.
     ///
     /// # Errors
@@ -140,7 +96,7 @@ impl Store {
             keyspace(CLAIMS, CLAIMS_MEMTABLE)?,
             keyspace(ROWS, SMALL_MEMTABLE)?,
         );
-        let mut store = Store {
+        let mut store = Embedded {
             claims_sieve: Sieve::new(CLAIMS_SIEVE, claims.is_empty().map_err(failed)?),
             rows_sieve: Sieve::new(ROWS_SIEVE, rows.is_empty().map_err(failed)?),
             claims,
@@ -149,9 +105,10 @@ impl Store {
             database,
             path: path.to_owned(),
             expiry,
-            sources: HashMap::new(),
+            window,
+            logs: Logs::default(),
             sequence: 0,
-            pending: Pending::default(),
+            pending: Notes::default(),
         };
         store.load()?;
         Ok(store)
@@ -168,47 +125,101 @@ impl Store {
             }
         }
         self.sequence = self.number("sequence")?.unwrap_or(0);
-        for guard in self.meta.prefix(SOURCE_PREFIX) {
-            let (key, value) = guard.into_inner().map_err(|error| self.failed(error))?;
-            let identity = std::str::from_utf8(&key[SOURCE_PREFIX.len()..])
-                .ok()
-                .and_then(|text| text.parse::<SourceIdentity>().ok());
-            let number = value.as_ref().try_into().ok().map(u64::from_be_bytes);
-            let number = number.and_then(|number| u16::try_from(number).ok());
-            match (identity, number) {
-                (Some(identity), Some(number)) => self.sources.insert(identity, number),
-                _ => return Err(self.corrupt("a source identity in it cannot be read".to_owned())),
-            };
+        self.load_logs()
+    }
+
+    fn load_logs(&mut self) -> Result<()> {
+        for (identity, number) in self.numbers(SOURCE_PREFIX)? {
+            let identity = identity.parse().map_err(|_| self.unreadable())?;
+            self.logs.numbers.insert(identity, number);
+        }
+        self.logs.current = self.numbers(LOG_PREFIX)?.into_iter().collect();
+        for (_, number) in self.numbers(GIVEN_UP_PREFIX)? {
+            self.logs.given_up.insert(number);
+            self.expiry.give_up(number);
         }
         Ok(())
     }
 
-    /// The number of a source identity; a new one is written down at once.
-    pub(crate) fn source(&mut self, identity: &SourceIdentity) -> Result<u16> {
-        if let Some(number) = self.sources.get(identity) {
+    /// The numbers of logs below a prefix, with what follows it.
+    fn numbers(&self, prefix: &str) -> Result<Vec<(String, u16)>> {
+        let read = |(key, value): (fjall::UserKey, fjall::UserValue)| {
+            let name = std::str::from_utf8(&key[prefix.len()..]).ok()?;
+            let number = u64::from_be_bytes(value.as_ref().try_into().ok()?);
+            Some((name.to_owned(), u16::try_from(number).ok()?))
+        };
+        self.meta
+            .prefix(prefix)
+            .map(|guard| {
+                let pair = guard.into_inner().map_err(|error| self.failed(error))?;
+                read(pair).ok_or_else(|| self.unreadable())
+            })
+            .collect()
+    }
+
+    /// The number of the log that a source reads. A new one is written down at once, and the one before it is given up.
+    pub(crate) fn log(&mut self, source: &SourceInfo) -> Result<u16> {
+        if let Some(number) = self.logs.read_by(&source.name, &source.identity) {
+            return Ok(number);
+        }
+        let number = self.number_of(&source.identity)?;
+        let mut logs = self.logs.clone();
+        let given_up = logs.switch(&source.name, number);
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        let bytes = |number: u16| u64::from(number).to_be_bytes();
+        batch.insert(
+            &self.meta,
+            format!("{LOG_PREFIX}{}", source.name),
+            bytes(number),
+        );
+        batch.remove(&self.meta, format!("{GIVEN_UP_PREFIX}{number}"));
+        if let Some(log) = given_up {
+            batch.insert(&self.meta, format!("{GIVEN_UP_PREFIX}{log}"), bytes(log));
+        }
+        batch.commit().map_err(|error| self.failed(error))?;
+        self.logs = logs;
+        self.expiry.take_up(number);
+        if let Some(log) = given_up {
+            self.expiry.give_up(log);
+        }
+        Ok(number)
+    }
+
+    fn number_of(&mut self, identity: &SourceIdentity) -> Result<u16> {
+        if let Some(number) = self.logs.numbers.get(identity) {
             return Ok(*number);
         }
-        let number = u16::try_from(self.sources.len()).map_err(|_| {
+        let number = u16::try_from(self.logs.numbers.len()).map_err(|_| {
             self.corrupt("it has seen more than 65535 source identities".to_owned())
         })?;
         let key = format!("{SOURCE_PREFIX}{identity}");
         self.set_number(&key, u64::from(number))?;
-        self.sources.insert(identity.clone(), number);
+        self.logs.numbers.insert(identity.clone(), number);
         Ok(number)
     }
 
+    /// See [`judge::all`]; what was found out is written when this returns.
+    pub(crate) fn judge(&mut self, cases: &[Case], verdicts: &mut Vec<Verdict>) -> Result<()> {
+        self.begin();
+        let window = self.window;
+        judge::all(self, &window, cases, verdicts)?;
+        self.commit()?;
+        if let Some(last) = cases.iter().rev().find_map(Case::at) {
+            self.expiry.advance(last.source, last.micros);
+        }
+        Ok(())
+    }
+
     /// Forgets what the batch before has read, or left behind by failing.
-    pub(crate) fn begin(&mut self) {
-        self.pending.claims.clear();
-        self.pending.rows.clear();
-        self.pending.sequence = self.sequence;
+    fn begin(&mut self) {
+        self.pending.clear(self.sequence);
     }
 
     /// Writes what the batch has changed, atomically, to the operating system.
     ///
     /// # Errors
     /// Of kind `Storage`; then nothing of it counts.
-    pub(crate) fn commit(&mut self) -> Result<()> {
+    fn commit(&mut self) -> Result<()> {
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         let mut bytes = Vec::new();
         put(&mut batch, &self.claims, &self.pending.claims, &mut bytes);
@@ -232,16 +243,20 @@ impl Store {
         stepped.map_err(|error| self.failed(error))
     }
 
-    /// Notes how far a source has come, which is what its keys age by.
-    pub(crate) fn advance(&self, source: u16, micros: i64) {
-        self.expiry.advance(source, micros);
-    }
-
     /// Makes everything safe against power loss.
     pub(crate) fn sync(&self) -> Result<()> {
         self.database
             .persist(PersistMode::SyncAll)
             .map_err(|error| self.failed(error))
+    }
+
+    /// How much there is, about: what has left the window counts until it is removed.
+    pub(crate) fn size(&self) -> StateSize {
+        StateSize {
+            keys: self.claims.approximate_len() as u64,
+            held: self.rows.approximate_len() as u64,
+            bytes: self.database.disk_space().ok(),
+        }
     }
 
     fn number(&self, key: &str) -> Result<Option<u64>> {
@@ -268,6 +283,10 @@ impl Store {
         .remedy("make sure that the disk has room and is writable, then start again; nothing was acknowledged")
     }
 
+    fn unreadable(&self) -> Error {
+        self.corrupt("a source identity in it cannot be read".to_owned())
+    }
+
     fn corrupt(&self, problem: String) -> Error {
         Error::new(
             ErrorKind::Storage,
@@ -291,6 +310,8 @@ fn options(memtable: u64) -> KeyspaceCreateOptions {
 }
 
 const SOURCE_PREFIX: &str = "source/";
+const LOG_PREFIX: &str = "log/";
+const GIVEN_UP_PREFIX: &str = "given-up/";
 
 fn open_error(path: &Path, error: fjall::Error) -> Error {
     let locked = matches!(error, fjall::Error::Locked);
@@ -325,18 +346,14 @@ fn note<F>(sieve: &mut Sieve, table: &Table<F>) {
     }
 }
 
-impl Store {
+impl Embedded {
     fn load_claims(&mut self, key: Digest) -> Result<&mut Entry<Claim>> {
         if !self.pending.claims.contains_key(&key) {
             let known = match self.claims_sieve.may_hold(&key) {
                 true => self.find(&self.claims, key)?,
                 false => None,
             };
-            let history = known.unwrap_or_default();
-            let entry = Entry {
-                history,
-                changed: false,
-            };
+            let entry = Entry::of(known.unwrap_or_default());
             self.pending.claims.insert(key, entry);
         }
         Ok(self.pending.claims.entry(key).or_default())
@@ -346,13 +363,18 @@ impl Store {
         let value = keyspace.get(digest.0).map_err(|error| self.failed(error))?;
         let Some(value) = value else { return Ok(None) };
         match History::read(&value) {
-            Some(history) => Ok(Some(history)),
+            Some(mut history) => {
+                if !self.logs.given_up.is_empty() {
+                    history.forget(|log| self.logs.counts(log));
+                }
+                Ok(Some(history))
+            }
             None => Err(self.corrupt("a value in it cannot be read".to_owned())),
         }
     }
 }
 
-impl Memory for Store {
+impl Memory for Embedded {
     fn claim(&mut self, key: Digest, now: &Moment) -> Result<Option<Claim>> {
         Ok(self.load_claims(key)?.history.known(now).copied())
     }
@@ -365,21 +387,15 @@ impl Memory for Store {
     }
 
     fn standing(&mut self, row: Digest, now: &Moment) -> Result<Stood> {
-        let of = |history: &History<Standing>| Stood {
-            held: history
-                .before(now)
-                .and_then(|standing| standing.state.held()),
-            itself: history.itself(now).map(|standing| standing.state),
-        };
         if let Some(entry) = self.pending.rows.get(&row) {
-            return Ok(of(&entry.history));
+            return Ok(Stood::of(&entry.history, now));
         }
         if !self.rows_sieve.may_hold(&row) {
             return Ok(Stood::default());
         }
         // Rows that were never held are the rule, and are not kept in memory.
         let found = self.find(&self.rows, row)?;
-        Ok(found.as_ref().map_or_else(Stood::default, of))
+        Ok(found.map_or_else(Stood::default, |found| Stood::of(&found, now)))
     }
 
     fn add_standing(&mut self, row: Digest, standing: Standing) -> Result<()> {
@@ -388,10 +404,7 @@ impl Memory for Store {
                 true => self.find(&self.rows, row)?,
                 false => None,
             };
-            let entry = Entry {
-                history: known.unwrap_or_default(),
-                changed: false,
-            };
+            let entry = Entry::of(known.unwrap_or_default());
             self.pending.rows.insert(row, entry);
         }
         let entry = self.pending.rows.entry(row).or_default();
@@ -437,7 +450,7 @@ mod tests {
         }
     }
 
-    fn claim(store: &mut Store, number: u64, at: Moment) {
+    fn claim(store: &mut Embedded, number: u64, at: Moment) {
         let claim = Claim {
             at,
             sequence: store.next_sequence(),
@@ -447,7 +460,7 @@ mod tests {
         store.add_claim(digest(number), claim).expect("a claim");
     }
 
-    fn stand(store: &mut Store, number: u64, at: Moment, state: State) {
+    fn stand(store: &mut Embedded, number: u64, at: Moment, state: State) {
         let standing = Standing { at, state };
         store
             .add_standing(digest(number), standing)
@@ -455,7 +468,7 @@ mod tests {
     }
 
     /// Compacts everything, and counts what is left.
-    fn compacted(store: &Store) -> (usize, usize) {
+    fn compacted(store: &Embedded) -> (usize, usize) {
         for keyspace in [&store.claims, &store.rows] {
             keyspace.rotate_memtable_and_wait().expect("a flush");
             keyspace.major_compact().expect("a compaction");
@@ -471,7 +484,7 @@ mod tests {
             micros: HOUR,
             keys: None,
         };
-        let mut store = Store::open(directory.path(), window).expect("a store");
+        let mut store = Embedded::open(directory.path(), window).expect("a store");
         store.begin();
         for number in 0..500 {
             claim(&mut store, number, at(0, 0));
@@ -489,9 +502,9 @@ mod tests {
             (1000, 500),
             "nothing is known of the time"
         );
-        store.advance(0, 25 * HOUR);
+        store.expiry.advance(0, 25 * HOUR);
         assert_eq!(compacted(&store), (1000, 500), "replays may still ask");
-        store.advance(0, 26 * HOUR);
+        store.expiry.advance(0, 26 * HOUR);
         store.begin();
         claim(&mut store, 5000, at(0, 26 * HOUR));
         store.commit().expect("a write");
@@ -509,7 +522,7 @@ mod tests {
             micros: HOUR,
             keys: Some(100),
         };
-        let mut store = Store::open(directory.path(), window).expect("a store");
+        let mut store = Embedded::open(directory.path(), window).expect("a store");
         store.begin();
         for number in 0..1000 {
             claim(&mut store, number, at(0, 0));
@@ -526,36 +539,41 @@ mod tests {
             micros: HOUR,
             keys: None,
         };
-        let identity = |timeline| SourceIdentity {
-            system: 7,
-            timeline,
-            incarnation: timeline - 1,
-            database: "a/b".into(),
+        let log = |name: &str, timeline| SourceInfo {
+            name: name.into(),
+            identity: SourceIdentity {
+                system: 7,
+                timeline,
+                incarnation: timeline - 1,
+                database: "a/b".into(),
+            },
         };
-        let mut store = Store::open(directory.path(), window).expect("a store");
-        assert_eq!(store.source(&identity(1)).expect("a number"), 0);
-        assert_eq!(store.source(&identity(2)).expect("a number"), 1);
+        let mut store = Embedded::open(directory.path(), window).expect("a store");
+        assert_eq!(store.log(&log("a", 1)).expect("a number"), 0);
+        assert_eq!(store.log(&log("b", 2)).expect("a number"), 1);
         store.begin();
         claim(&mut store, 1, at(0, 0));
         store.commit().expect("a write");
         drop(store);
-        let mut store = Store::open(directory.path(), window).expect("a store");
-        assert_eq!(store.source(&identity(2)).expect("a number"), 1);
-        assert_eq!(store.source(&identity(3)).expect("a number"), 2);
+        let mut store = Embedded::open(directory.path(), window).expect("a store");
+        assert_eq!(store.log(&log("b", 2)).expect("a number"), 1);
+        assert_eq!(store.log(&log("c", 3)).expect("a number"), 2);
         store.begin();
         assert_eq!(store.sequence(), 1);
-        assert!(
-            store
-                .claim(digest(1), &at(0, 0))
-                .expect("a look-up")
-                .is_some()
-        );
-        assert!(
-            store
-                .claim(digest(2), &at(0, 0))
-                .expect("a look-up")
-                .is_none()
-        );
+        let knows = |number, store: &mut Embedded| {
+            store.begin();
+            let claim = store.claim(digest(number), &at(0, 0));
+            claim.expect("a look-up").is_some()
+        };
+        assert!(knows(1, &mut store));
+        assert!(!knows(2, &mut store));
+        // `a` reads another log: what was known from the first counts no more, also after a restart.
+        assert_eq!(store.log(&log("a", 4)).expect("a number"), 3);
+        assert!(!knows(1, &mut store));
+        drop(store);
+        let mut store = Embedded::open(directory.path(), window).expect("a store");
+        assert!(!knows(1, &mut store));
+        assert_eq!(compacted(&store).0, 0, "and is removed");
     }
 
     #[test]
@@ -565,7 +583,7 @@ mod tests {
             micros: HOUR,
             keys: None,
         };
-        let mut store = Store::open(directory.path(), window).expect("a store");
+        let mut store = Embedded::open(directory.path(), window).expect("a store");
         store.begin();
         claim(&mut store, 1, at(0, 0));
         store.begin();
@@ -585,10 +603,10 @@ mod tests {
             micros: HOUR,
             keys: None,
         };
-        let store = Store::open(directory.path(), window).expect("a store");
+        let store = Embedded::open(directory.path(), window).expect("a store");
         store.set_number("format", 9).expect("a write");
         drop(store);
-        let Err(error) = Store::open(directory.path(), window) else {
+        let Err(error) = Embedded::open(directory.path(), window) else {
             panic!("opened");
         };
         assert!(error.to_string().contains("it is of format 9"), "{error}");

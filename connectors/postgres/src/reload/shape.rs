@@ -1,0 +1,92 @@
+//! The shape in which a table is read: as it is now, whether or not a row has passed in the stream since it changed.
+
+use std::sync::Arc;
+
+use lockstep_core::schema::TableSchema;
+use lockstep_core::{Error, ErrorKind, Result};
+
+use crate::catalog::{Catalog, Published};
+use crate::publication;
+use crate::sql;
+use crate::types::TypeCache;
+use crate::wire::Connection;
+use crate::wire::target::Target;
+
+/// See the module's page.
+pub(super) struct Shape {
+    pub(super) schema: Arc<TableSchema>,
+    /// Of the publication, as it is now.
+    pub(super) filter: Option<String>,
+    columns: Columns,
+}
+
+/// Name, type and modifier of each column, as the server prints them.
+type Columns = Vec<Vec<Option<String>>>;
+
+impl Shape {
+    /// Asks for it. `known` are schemas of the table to use instead of an equal one.
+    ///
+    /// # Errors
+    /// Of kind `Setup` when the table is not in the publication any more; when the catalog cannot be read.
+    pub(super) async fn ask(
+        connection: &mut Connection,
+        target: &Target,
+        publication: &str,
+        published: &Published,
+        known: &[Arc<TableSchema>],
+    ) -> Result<Self> {
+        // Before the rest: a change in between is seen by `is_still`.
+        let columns = columns(connection, published.relation).await?;
+        let client = sql::connect(target).await?;
+        let source = known
+            .first()
+            .map_or_else(|| "".into(), |schema| Arc::clone(&schema.source));
+        let mut catalog = Catalog::new(client, source, TypeCache::default());
+        let version = connection.server_version();
+        let all = publication::read(catalog.client(), publication, version).await?;
+        let now = all.and_then(|all| {
+            let mut tables = all.tables.into_iter();
+            tables.find(|table| table.relation == published.relation)
+        });
+        let gone = || {
+            Error::new(ErrorKind::Setup, "is not in the publication any more")
+                .remedy("see what `lockstep status` and the log say of the table")
+        };
+        let now = now.ok_or_else(gone)?;
+        let facts = catalog.facts(now.relation).await?.ok_or_else(gone)?;
+        let described = catalog.described(&now, &facts, version);
+        let mut schema = catalog.schema(&described).await?;
+        let same = known
+            .iter()
+            .find(|known| known.columns == schema.columns && known.key == schema.key);
+        let schema = match same {
+            Some(same) => Arc::clone(same),
+            None => {
+                let latest = known.iter().map(|known| known.version).max();
+                schema.version = latest.unwrap_or(0) + 1;
+                Arc::new(schema)
+            }
+        };
+        Ok(Shape {
+            schema,
+            filter: now.filter,
+            columns,
+        })
+    }
+
+    /// Whether a table that cannot change for now has it.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub(super) async fn is_still(&self, connection: &mut Connection) -> Result<bool> {
+        Ok(columns(connection, self.schema.relation).await? == self.columns)
+    }
+}
+
+async fn columns(connection: &mut Connection, relation: u32) -> Result<Columns> {
+    let ask = format!(
+        "SELECT attname, atttypid, atttypmod FROM pg_catalog.pg_attribute \
+         WHERE attrelid = {relation} AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    );
+    connection.query("look at the columns", &ask).await
+}
