@@ -45,11 +45,12 @@ fn storage(doing: &str, error: TantivyError) -> Error {
             ErrorKind::Setup,
             "the folder holds an index of something else, or of another version of lockstep: choose another `path`, or remove it and load the tables again",
         ),
-        _ => (
-            if is_full(&error) {
-                ErrorKind::Full
-            } else {
-                ErrorKind::Storage
+        error => (
+            match error {
+                _ if is_full(error) => ErrorKind::Full,
+                // A thread of the index has ended, and why is not told: opened anew, the index says what is wrong.
+                TantivyError::ErrorInThread(_) => ErrorKind::Abandoned,
+                _ => ErrorKind::Storage,
             },
             "see that the disk has room and that the folder may be written; a damaged index must be removed and its tables loaded again",
         ),
@@ -57,4 +58,33 @@ fn storage(doing: &str, error: TantivyError) -> Error {
     Error::new(kind, format!("cannot {doing}"))
         .source(error)
         .remedy(remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_tried_again() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let killed = "An index writer was killed";
+        let kind = |error| storage("commit", error).kind();
+        assert_eq!(kind(TantivyError::IoError(Arc::new(full))), ErrorKind::Full);
+        assert_eq!(
+            kind(TantivyError::InternalError(
+                "No space left on device".into()
+            )),
+            ErrorKind::Full
+        );
+        assert_eq!(
+            kind(TantivyError::ErrorInThread(killed.into())),
+            ErrorKind::Abandoned
+        );
+        assert_eq!(
+            kind(TantivyError::InternalError("broken".into())),
+            ErrorKind::Storage
+        );
+    }
 }

@@ -154,7 +154,6 @@ pub async fn run(bench: &Bench<'_>, contestant: Contestant, cell: Cell, seed: u6
             Subject::Lockstep(Lockstep::new(bench.program, folder.clone(), disk, clock))
         }
         Contestant::Debezium | Contestant::DebeziumWithTransactions => {
-            Debezium::prepare(&database).await;
             let with_transactions = contestant == Contestant::DebeziumWithTransactions;
             let folder = folder.clone();
             let debezium =

@@ -15,11 +15,10 @@ use crate::program::{LOOK_AGAIN, Program};
 use crate::servers::{Link, Servers};
 use crate::workload::TABLES;
 
-/// The table whose rows show how far the connector is.
-pub const FENCE: &str = "fence";
-
-/// How often a row is written to it.
-const FENCE_EVERY: Duration = Duration::from_secs(2);
+/// Keys of rows that show how far the connector is, above all others.
+const FENCES: i64 = 9_000_000_000;
+/// How often such a row is written.
+const FENCE_EVERY: Duration = Duration::from_secs(3);
 
 /// The worker and what it is asked.
 #[derive(Debug)]
@@ -28,7 +27,9 @@ pub struct Debezium {
     pub program: Program,
     connect: Connect,
     bootstrap: String,
-    topic: String,
+    /// What the names of topics begin with.
+    topics: String,
+    fences: i64,
 }
 
 impl Debezium {
@@ -54,8 +55,7 @@ impl Debezium {
             own("value.converter.schemas.enable", "false"),
             own("offset.flush.interval.ms", "1000"),
         ];
-        let tables = TABLES.iter().chain(&[FENCE]);
-        let tables: Vec<String> = tables.map(|table| format!("public.{table}")).collect();
+        let tables = TABLES.map(|table| format!("public.{table}"));
         let mut connector = vec![
             own("name", "shop"),
             own(
@@ -88,14 +88,9 @@ impl Debezium {
             program: Program::new("connect", &connect.command(), folder),
             connect,
             bootstrap: servers.kafka.bootstrap().to_owned(),
-            topic: format!("{name}.public.{FENCE}"),
+            topics: format!("{name}.public"),
+            fences: FENCES,
         }
-    }
-
-    /// Makes the table that [`Debezium::caught_up`] needs. Before the start.
-    pub async fn prepare(database: &Database) {
-        let sql = format!("CREATE TABLE {FENCE} (id bigserial PRIMARY KEY)");
-        database.execute(&sql).await;
     }
 
     /// Waits until the connector and its task run; else what the worker says.
@@ -130,7 +125,8 @@ impl Debezium {
         http::get(address, "/connectors/shop/status").await
     }
 
-    /// Waits until what is committed now is in the topics: a row of a table of its own, committed after it, is.
+    /// Waits until what is committed now is in the topics, when nobody else writes: a row that is committed after it stands at
+    /// the end of each, since each has one partition.
     ///
     /// # Errors
     /// When the time is over.
@@ -140,26 +136,40 @@ impl Debezium {
         deadline: Duration,
     ) -> Result<(), String> {
         let end = Instant::now() + deadline;
-        let sql = format!("INSERT INTO {FENCE} DEFAULT VALUES RETURNING id");
-        let first = fence(database, &sql).await?;
+        let first = self.fence(database).await;
         let mut written = Instant::now();
         loop {
-            let seen = crate::topics::last_id(&self.bootstrap, &self.topic).await;
-            if seen.as_ref().is_ok_and(|last| *last >= Some(first)) {
+            let mut seen = Vec::new();
+            for table in TABLES {
+                let topic = format!("{}.{table}", self.topics);
+                seen.push(crate::topics::last_id(&self.bootstrap, &topic).await);
+            }
+            let is_there = |last: &Result<Option<i64>, String>| {
+                last.as_ref().is_ok_and(|last| *last >= Some(first))
+            };
+            if seen.iter().all(is_there) {
                 return Ok(());
             }
             if Instant::now() > end || !self.program.runs() {
-                return Err(format!(
-                    "its topic of fences ends with {seen:?}, not {first}"
-                ));
+                return Err(format!("its topics end with {seen:?}, not {first}"));
             }
             if written.elapsed() > FENCE_EVERY {
                 // The first one may be among what it loses.
-                fence(database, &sql).await?;
+                self.fence(database).await;
                 written = Instant::now();
             }
             sleep(LOOK_AGAIN * 10).await;
         }
+    }
+
+    /// Writes a row with a key above all others into each table. They are changes like any other.
+    async fn fence(&mut self, database: &Database) -> i64 {
+        self.fences += 1;
+        for table in TABLES {
+            let sql = format!("INSERT INTO {table} (id) VALUES ({})", self.fences);
+            database.execute(&sql).await;
+        }
+        self.fences
     }
 
     /// When the worker last wrote its position down.
@@ -180,10 +190,4 @@ impl Debezium {
         }
         false
     }
-}
-
-async fn fence(database: &Database, sql: &str) -> Result<i64, String> {
-    let id = database.value(sql).await;
-    id.and_then(|id| id.parse().ok())
-        .ok_or_else(|| "no fence could be written".to_owned())
 }

@@ -17,7 +17,7 @@ use crate::workload::Workload;
 /// How long an orderly end may take.
 pub const STOP: Duration = Duration::from_secs(90);
 /// How long records are waited for that a fault is to fall between.
-const MIDWAY: Duration = Duration::from_secs(10);
+const MIDWAY: Duration = Duration::from_secs(15);
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,8 +149,9 @@ pub struct Faults<'a> {
     contestant: Contestant,
     /// Those that are still to be hit before any is hit again.
     links: Vec<Link>,
-    /// In imports, whose rows share LSNs, an end falls between rows that arrive.
+    /// An end falls between rows that arrive: in imports, whose rows share LSNs, and for one that takes long to begin.
     growth: Option<Growth>,
+    workload: Workload,
 }
 
 impl<'a> Faults<'a> {
@@ -163,7 +164,9 @@ impl<'a> Faults<'a> {
         own: &'a Own,
         random: Random,
     ) -> Self {
-        let midway = workload == Workload::Copy && matches!(kind, Fault::Kill | Fault::Stop);
+        let slow = contestant != Contestant::Lockstep;
+        let ends = matches!(kind, Fault::Kill | Fault::Stop);
+        let midway = ends && (slow || workload == Workload::Copy);
         let topics = contestant.topics(name);
         Self {
             kind,
@@ -171,6 +174,7 @@ impl<'a> Faults<'a> {
             own,
             random,
             contestant,
+            workload,
             links: Vec::new(),
             growth: midway
                 .then(|| Growth::new(servers.kafka.bootstrap(), &topics))
@@ -184,8 +188,13 @@ impl<'a> Faults<'a> {
         let Some(growth) = self.growth.clone() else {
             return;
         };
-        let more = 20 + self.random.below(1_500);
-        let kept = || subject.kept().filter(|_| self.kind == Fault::Kill);
+        let many = match self.workload {
+            Workload::Copy | Workload::Large | Workload::FirstCopy => 1_500,
+            _ => 50,
+        };
+        let more = self.random.below(many);
+        let import = self.workload == Workload::Copy && self.kind == Fault::Kill;
+        let kept = || subject.kept().filter(|_| import);
         let end = Instant::now() + MIDWAY;
         let mut last = (growth.records().await, kept());
         let arriving = last.0 + more;

@@ -130,7 +130,11 @@ impl Report {
 
     /// All tables in Markdown, which is readable as it is.
     pub fn tables(&self) -> String {
-        let mut text = self.matrix(Contestant::Lockstep) + "\n" + &self.totals();
+        let mut text = match self.has(Contestant::Lockstep) {
+            true => self.matrix(Contestant::Lockstep) + "\n",
+            false => String::new(),
+        };
+        text += &self.totals();
         if self.has(Contestant::Debezium) {
             text += &format!(
                 "\nDebezium, fault by fault:\n\n{}",
@@ -213,6 +217,16 @@ impl Report {
             drained.get((drained.len() * part / 100).min(drained.len().saturating_sub(1)))
         };
         let seconds = |time: Option<&Duration>| time.map_or(0.0, Duration::as_secs_f64);
+        if all.runs == 0 {
+            return format!(
+                "{}: {}; seed {}.\n\n{}{}",
+                about.day,
+                about.servers,
+                about.seed,
+                self.tables(),
+                self.losses()
+            );
+        }
         let mut text = format!(
             "{}: {} runs, {} faults, {} committed changes, each checked in {}: lost {}, doubled {}, stale {}, order violations {}. \
              {} on {}; {:.0} minutes with what is beside it; seed {}.\n\n\
@@ -245,15 +259,20 @@ impl Report {
                 let _ = writeln!(text, "{}", item(outcome));
             }
         }
+        text + &self.losses()
+    }
+
+    /// The runs in which a peer lost something.
+    fn losses(&self) -> String {
         let peers = self.outcomes.iter().filter(|outcome| {
             outcome.contestant != Contestant::Lockstep
                 && (outcome.counts().lost > 0 || outcome.counts().stale > 0)
         });
         let peers: Vec<String> = peers.map(item).collect();
-        if !peers.is_empty() {
-            text += &format!("\nWhat Debezium lost:\n\n{}\n", peers.join("\n"));
+        if peers.is_empty() {
+            return String::new();
         }
-        text
+        format!("\nWhat Debezium lost:\n\n{}\n", peers.join("\n"))
     }
 }
 

@@ -11,7 +11,6 @@ use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::Value;
 
-use crate::debezium::FENCE;
 use crate::workload::TABLES;
 
 /// For an answer about a topic.
@@ -35,7 +34,7 @@ pub(crate) async fn remove(bootstrap: &str, name: &str) {
         .set("bootstrap.servers", bootstrap)
         .create();
     let Ok(admin) = admin else { return };
-    let topics = TABLES.iter().chain(&["progress", FENCE]);
+    let topics = TABLES.iter().chain(&["progress"]);
     let topics: Vec<String> = topics.map(|topic| format!("{name}.{topic}")).collect();
     let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
     let _ = admin.delete_topics(&topics, &AdminOptions::new()).await;

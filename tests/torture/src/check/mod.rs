@@ -61,8 +61,8 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Differences that are told in full; the others are counted.
-const SHOWN: usize = 8;
+/// Differences of a kind that are told in full; the others are counted.
+const SHOWN: usize = 3;
 
 /// What was found in one place, with examples.
 #[derive(Clone, Debug, Default)]
@@ -95,7 +95,8 @@ impl Findings {
     }
 
     fn show(&mut self, kind: &str, what: impl fmt::Display) {
-        if self.examples.len() < SHOWN {
+        let shown = self.examples.iter();
+        if shown.filter(|one| one.starts_with(kind)).count() < SHOWN {
             self.examples.push(format!("{kind}: {what}"));
         }
     }
@@ -175,6 +176,10 @@ pub async fn check(place: &Place<'_>, sinks: &[Sink], begin: Begin) -> Result<Ch
                 }
             }
         }
+        // What is lost first.
+        findings
+            .examples
+            .sort_by_key(|one| !one.starts_with("lost"));
         checked.sinks.insert(sink.name(), findings);
     }
     Ok(checked)
