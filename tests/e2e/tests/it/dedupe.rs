@@ -140,8 +140,17 @@ async fn replicas_that_are_killed_in_turn_pass_the_first_row_of_each_key_once() 
     let model = writer.await.expect("the writer");
     let end = end_of_log(&database).await;
     pipeline.wait_visible("shop", &end, PATIENCE).await;
-    let remembered = pipeline.status().await["transforms"]["once"]["size"]["keys"].clone();
-    assert_eq!(remembered.as_u64(), Some(model.owners.len() as u64));
+    // The size is told when positions are confirmed, which is after they are visible.
+    let owners = model.owners.len() as u64;
+    pipeline
+        .until(PATIENCE, "all keys to be counted", async |pipeline| {
+            let keys = pipeline.status().await["transforms"]["once"]["size"]["keys"].clone();
+            match keys.as_u64() == Some(owners) {
+                true => Ok(()),
+                false => Err(format!("{keys} of {owners}")),
+            }
+        })
+        .await;
 
     let mut arrived: BTreeMap<u64, Vec<String>> = BTreeMap::new();
     for record in topics::read(kafka.bootstrap(), &format!("{name}.payments")).await {
