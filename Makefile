@@ -7,7 +7,7 @@ LOCKSTEP := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockste
 # FULL=1: OpenSearch instead of the embedded index.
 FULL ?=
 DEMO ?=
-# TORTURE='--minutes 60 --seed 7', or '--only keys/black-hole --seed 4711' for one cell: see `--help`.
+# TORTURE='--minutes 60 --seed 7', '--contestants lockstep,debezium' to do the same to Debezium, or '--only keys/black-hole --seed 4711' for one cell: see `--help`.
 TORTURE ?=
 
 .PHONY: demo test torture bench lint install-test
@@ -31,7 +31,7 @@ install-test:
 	tests/kit/install --if-possible all
 
 torture:
-	tests/kit/install postgres redis kafka opensearch
+	tests/kit/install postgres redis kafka opensearch $(if $(findstring debezium,$(TORTURE)),debezium)
 	cargo build --release -p lockstep -p lockstep-torture
 	$(TORTURER) $(TORTURE)
 

@@ -422,6 +422,16 @@ impl Store {
     }
 
     fn open(&self) -> Result<Open> {
+        let is_new = !self.folder.exists();
+        let opened = self.open_folder();
+        if opened.is_err() && is_new {
+            // Half of a database is none, and cannot be opened later. It may fail for the same reason.
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+        opened
+    }
+
+    fn open_folder(&self) -> Result<Open> {
         let failed = |error| self.failed(error);
         std::fs::create_dir_all(&self.folder).map_err(|error| failed(error.into()))?;
         let database = Database::builder(&self.folder)

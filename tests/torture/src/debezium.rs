@@ -183,7 +183,9 @@ impl Debezium {
         let end = Instant::now() + deadline;
         while Instant::now() < end {
             let bytes = std::fs::read(self.connect.offsets()).unwrap_or_default();
-            if String::from_utf8_lossy(&bytes).contains("lsn_commit") {
+            let text = String::from_utf8_lossy(&bytes);
+            // Of the stream, or of the end of the initial copy.
+            if text.contains("lsn_commit") || text.contains("\"snapshot_completed\":true") {
                 return true;
             }
             sleep(LOOK_AGAIN * 5).await;

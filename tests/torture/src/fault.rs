@@ -91,6 +91,11 @@ impl Fault {
         }
     }
 
+    /// Whether it can be brought about here: not every kernel lets a disk be mounted.
+    pub fn is_possible(self) -> bool {
+        self != Self::Disk || SmallDisk::start(1 << 20).is_ok()
+    }
+
     /// How often it is injected in one run of a cell.
     pub fn times(self, contestant: Contestant) -> usize {
         if contestant != Contestant::Lockstep {

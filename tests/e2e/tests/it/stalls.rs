@@ -174,6 +174,9 @@ async fn a_full_disk_under_state_and_dead_letters() {
     let (server, redis) = tokio::join!(Postgres::shared(17), Redis::shared());
     let database = server.database("shop").await;
     table(&database).await;
+    database
+        .execute("ALTER TABLE t ADD big text; ALTER TABLE t ALTER big SET STORAGE EXTERNAL")
+        .await;
     let name = unique("fulldisk");
     let setup = Setup::on_disk(&name, disk, |folder| {
         source(database.url(), &name, &["t"])
@@ -185,14 +188,16 @@ async fn a_full_disk_under_state_and_dead_letters() {
     caught_up(&mut pipeline, &database).await;
 
     setup.disk().fill().expect("ballast can be written");
-    database.execute("INSERT INTO t VALUES (2, 'two')").await;
+    database
+        .execute("INSERT INTO t VALUES (2, 'two', repeat('x', 9000))")
+        .await;
     red(&mut pipeline, Instant::now(), &["LS015", "No space left"]).await;
     assert!(pipeline.exited().is_none());
     setup.disk().free().expect("ballast can be removed");
     caught_up(&mut pipeline, &database).await;
     pipeline.wait_ready().await;
 
-    // A key of another type: the row is refused for good.
+    // A key of another type: an update that leaves a large value as it is, is refused for good.
     let (key, aside) = (format!("{name}:t:2"), format!("{name}-aside"));
     let ask = async |words: &[&str]| redis.command(words).await.expect("an answer");
     let renamed = ask(&["RENAME", &key, &aside]).await;
