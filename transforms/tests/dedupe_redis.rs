@@ -370,7 +370,7 @@ fn what_has_left_the_window_is_removed() {
         ),
         (
             json!({"key": ["idempotency_key"], "window": "1000d", "max_keys": 500}),
-            1_100,
+            10_600,
         ),
     ] {
         let place = Place::redis();

@@ -159,10 +159,12 @@ impl Assembler {
             } => {
                 self.logical(base, transactional, Lsn(lsn), prefix, content)?;
             }
+            // PostgreSQL 18 sends it for subtransactions of a transaction that was rolled back while it was decoded, also
+            // where nothing is streamed: nothing of them has been sent, so there is nothing to drop.
+            Message::StreamAbort { .. } => {}
             Message::StreamStart { .. }
             | Message::StreamStop
             | Message::StreamCommit { .. }
-            | Message::StreamAbort { .. }
             | Message::BeginPrepare(_)
             | Message::Prepare(_)
             | Message::StreamPrepare(_)

@@ -784,7 +784,8 @@ async fn restart_until_done(mut random: Random) {
         for batch in batches.into_iter().take(until) {
             waiting.push(sink.write(batch).await.expect("taken"));
         }
-        if last {
+        // A flush may have made the end of it durable.
+        if last || waiting.is_empty() {
             for durable in waiting {
                 durable.await.expect("durable");
             }

@@ -150,9 +150,8 @@ impl Filter {
     }
 
     fn claim_is_spent(&self, claim: &Claim) -> bool {
-        let counted_out = self.window.keys.is_some_and(|keys| {
-            self.sequence.saturating_sub(claim.sequence) > keys.saturating_mul(2)
-        });
+        let later = self.sequence.saturating_sub(claim.sequence);
+        let counted_out = self.window.outlived().is_some_and(|most| later > most);
         counted_out || self.is_old(&claim.at, claim.since)
     }
 

@@ -54,6 +54,18 @@ pub(crate) struct Window {
     pub(crate) keys: Option<u64>,
 }
 
+/// Claims beyond a window by count that are kept at least: a replay that goes back further would find fewer keys than
+/// the first pass did.
+const REPLAYED: u64 = 10_000;
+
+impl Window {
+    /// How many later claims a claim outlives in the store; `None` without a window by count.
+    pub(crate) fn outlived(&self) -> Option<u64> {
+        let keys = self.keys?;
+        Some(keys.saturating_add(keys.max(REPLAYED)))
+    }
+}
+
 /// What a change means.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Case {

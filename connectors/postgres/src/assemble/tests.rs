@@ -178,6 +178,25 @@ fn messages_out_of_order_are_errors() {
 }
 
 #[test]
+fn an_abort_of_what_was_never_sent_is_passed_over() {
+    let abort = vec![b'A', 0, 0, 0, 7, 0, 0, 0, 9];
+    let mut assembler = assembler();
+    let (bytes, places) = block(&[
+        abort.clone(),
+        begin(100),
+        relation(),
+        abort,
+        commit(100, 110),
+    ]);
+    for (start, end) in places {
+        assembler
+            .take(&bytes, start, end, Lsn(1))
+            .expect("taken in");
+    }
+    assert_eq!(assembler.through(), Lsn(110));
+}
+
+#[test]
 fn tables_that_are_not_ours_are_dropped() {
     let mut assembler = assembler();
     let (bytes, places) = block(&[begin(100), relation(), insert(b"a"), commit(100, 110)]);

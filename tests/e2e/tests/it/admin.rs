@@ -22,8 +22,10 @@ async fn table() -> Database {
 }
 
 /// Nothing has failed, and nothing is being copied any more; the table was never analysed.
-const ABSENT: [&str; 4] = [
+const ABSENT: [&str; 6] = [
     metrics::SINK_ERRORS.name,
+    metrics::SLOT_SAFE_BYTES.name,
+    metrics::TRANSFORM_ERRORS.name,
     metrics::SNAPSHOT_ESTIMATED_ROWS.name,
     metrics::SNAPSHOT_ROWS_PER_SECOND.name,
     metrics::SNAPSHOT_REMAINING_SECONDS.name,

@@ -332,7 +332,7 @@ impl Shared {
     /// The sweeper's share when so many keys and rows are written.
     fn sweep(&self, keys: usize, rows: usize) -> Args {
         let age = self.window.micros.saturating_add(GRACE_MICROS);
-        let outlived = self.window.keys.map(|keys| keys.saturating_mul(2));
+        let outlived = self.window.outlived();
         let generation = self.known.as_ref().map(|known| &*known.generation);
         Args::default()
             .text(generation.unwrap_or_default())
