@@ -5,33 +5,33 @@
 //! goes on. A stream that was idle is read at once, and a transaction that it then sends goes on with its commit.
 
 mod replay;
+mod report;
+mod shape;
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use lockstep_core::batch::Batch;
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
-use lockstep_core::schema::{TableId, TableSchema};
+use lockstep_core::schema::TableSchema;
 use lockstep_core::source::{SourcePhase, SourceStatus};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::assemble::{Assembler, Step, now_micros};
+use crate::assemble::{Assembler, Step};
 use crate::catalog::{Catalog, Described};
 use crate::error::{from_server, protocol};
 use crate::ledger::{Ledger, Seen};
-use crate::pgoutput::EPOCH_MICROS;
 use crate::server::identify;
 use crate::slot;
 use crate::sql::{quote_ident, quote_literal};
-use crate::standing::lost;
 use crate::streamed::{Committed, Streams};
 use crate::types::TypeCache;
 use crate::wire::target::Target;
@@ -51,13 +51,6 @@ const SILENCE: Duration = Duration::from_millis(1);
 const TICK: Duration = Duration::from_millis(100);
 /// How often it is done at least while the stream is busy.
 const KEEP: Duration = Duration::from_millis(500);
-/// How soon a newly confirmed position is reported.
-const REPORT_AFTER: Duration = Duration::from_secs(1);
-/// How many status intervals a server may take for the answer that we ask for at each of them. By default that makes the
-/// minute after which PostgreSQL's own subscriptions give up, too.
-const UNANSWERED: u32 = 6;
-/// How long the server may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(5);
 /// How long the slot may stay in use after the connection that used it was given up: the server notices with what it sends
 /// next.
 const RELEASE: Duration = Duration::from_secs(60);
@@ -293,20 +286,6 @@ impl Receiver {
         }
     }
 
-    /// A connection can be dead without a sign of it: behind a proxy or a lost peer that nothing has told about. Here
-    /// nothing waits to be read, so an answer that is missing has not come.
-    fn is_answered(&self) -> Result<()> {
-        let patience = self.stream.status_interval * UNANSWERED;
-        match self.asked_at.map(|asked| asked.elapsed()) {
-            Some(silence) if silence >= patience => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("no answer from the server for {} s", silence.as_secs()),
-            )
-            .remedy("look at the server and at what is between; the connection is made anew")),
-            _ => Ok(()),
-        }
-    }
-
     /// Takes in a read that was waited for; on a busy stream, also what comes behind it.
     async fn take_in(&mut self, read: usize) -> Result<()> {
         let now = Instant::now();
@@ -452,58 +431,6 @@ impl Receiver {
         }
     }
 
-    /// A table in a shape that is new to us. Tables are told apart by oid. One of ours under another name is an older
-    /// state of it, from before a rename that we know of, or one that has been renamed since: then what `tables`,
-    /// transforms and keys say of it does not hold any more, and a person must decide.
-    async fn define(&mut self, described: Described) -> Result<()> {
-        let tables = &self.stream.tables;
-        let ours = tables
-            .iter()
-            .position(|(known, _)| known.relation == described.relation)
-            // Another table of that name: created anew, or an earlier one.
-            .or_else(|| {
-                tables
-                    .iter()
-                    .position(|(known, _)| known.id == described.id)
-            });
-        let Some(ours) = ours else {
-            self.assembler.define(described, None);
-            return Ok(());
-        };
-        let known = tables[ours].0.clone();
-        let id = known.id.clone();
-        let look_up = look_up(
-            self.catalog.take(),
-            self.stream.target.clone(),
-            Arc::clone(&self.stream.source.name),
-            self.stream.types.clone(),
-            described.clone(),
-            known,
-        );
-        let (catalog, mut schema, is_now) = self.alive_during(look_up).await?;
-        self.catalog = Some(catalog);
-        let (known, last) = &mut self.stream.tables[ours];
-        schema.version = last.version + 1;
-        tracing::info!(
-            source = &*self.stream.source.name,
-            table = %id,
-            columns = schema.columns.len(),
-            version = schema.version,
-            "the table has a new shape"
-        );
-        let schema = Arc::new(schema);
-        *last = Arc::clone(&schema);
-        // An earlier table of that name gives its place to nobody: what it is called later is another matter.
-        if is_now {
-            *known = Described {
-                id,
-                ..described.clone()
-            };
-        }
-        self.assembler.define(described, Some(schema));
-        Ok(())
-    }
-
     /// Hands on what has been assembled, and takes in what was read meanwhile.
     async fn flush(&mut self) -> Result<()> {
         match self.cut() {
@@ -584,7 +511,7 @@ impl Receiver {
                 }
                 _ = self.tick.tick() => {
                     self.report_if_due().await?;
-                    if !reads && self.reported_at.elapsed() >= REPORT_AFTER {
+                    if !reads && self.reported_at.elapsed() >= report::REPORT_AFTER {
                         self.report().await?;
                     }
                 }
@@ -618,110 +545,6 @@ impl Receiver {
         self.report_if_due().await
     }
 
-    async fn report_if_due(&mut self) -> Result<()> {
-        self.keep().await?;
-        let since = self.reported_at.elapsed();
-        let news = self.confirmed() > self.reported;
-        if since >= self.stream.status_interval || (news && since >= REPORT_AFTER) {
-            self.report().await?;
-        }
-        Ok(())
-    }
-
-    /// What may be confirmed to the server.
-    fn confirmed(&self) -> Lsn {
-        self.stream
-            .ledger
-            .tellable(self.stream.feedback.confirmed())
-    }
-
-    /// Puts on record how far the stream has come, now and then.
-    async fn keep(&mut self) -> Result<()> {
-        let Receiver {
-            stream, assembler, ..
-        } = self;
-        let seen = Seen {
-            confirmed: stream.feedback.confirmed(),
-            received: self.received.max(assembler.through()),
-            last: assembler.last(),
-            publication: &stream.publication,
-        };
-        let before = stream.ledger.trouble().is_some();
-        stream.ledger.keep(&seen).await?;
-        let trouble = stream.ledger.trouble();
-        if before != trouble.is_some() {
-            let source = &*stream.source.name;
-            match trouble {
-                Some(error) => tracing::warn!(source, %error, "nothing is confirmed for now"),
-                None => tracing::info!(source, "positions are on record again"),
-            }
-            let problem = trouble.map(Error::to_string);
-            stream.status.update(|state| state.problem = problem);
-        }
-        Ok(())
-    }
-
-    /// Puts on record how far the stream came, or that it cannot be continued, and says goodbye where that is possible.
-    async fn end(&mut self, ended: Result<()>) -> Result<()> {
-        match ended {
-            Err(error) if error.kind() == ErrorKind::Lost => {
-                let cause = error.to_string();
-                let cause = cause.trim_start_matches("LS011 ");
-                self.stream.ledger.lose(cause).await?;
-                Err(lost(cause))
-            }
-            ended => {
-                self.close_ledger().await?;
-                match ended {
-                    Err(error) if error.kind() == ErrorKind::Stopping => self.say_goodbye().await,
-                    ended => ended,
-                }
-            }
-        }
-    }
-
-    /// Puts on record how far the stream came.
-    async fn close_ledger(&mut self) -> Result<()> {
-        let Receiver {
-            stream, assembler, ..
-        } = self;
-        let seen = Seen {
-            confirmed: stream.feedback.confirmed(),
-            received: self.received.max(assembler.through()),
-            last: assembler.last(),
-            publication: &stream.publication,
-        };
-        stream.ledger.close(&seen).await
-    }
-
-    /// Sends a standby status update: written, flushed, applied, the time, and whether an answer is wanted. It is when
-    /// the server has been silent for long: a dead one must not look like an idle one.
-    async fn report(&mut self) -> Result<()> {
-        let confirmed = self.confirmed();
-        let silent = self.read_at.elapsed() >= self.stream.status_interval;
-        let mut out = BytesMut::with_capacity(39);
-        out.put_u8(b'd');
-        out.put_u32(4 + 34);
-        out.put_u8(b'r');
-        out.put_u64(self.received.0.max(confirmed.0));
-        out.put_u64(confirmed.0);
-        out.put_u64(confirmed.0);
-        out.put_i64(now_micros() - EPOCH_MICROS);
-        out.put_u8(u8::from(silent));
-        self.connection.send(&out).await?;
-        if silent {
-            self.asked_at.get_or_insert_with(Instant::now);
-        }
-        self.reported = confirmed;
-        self.reported_at = Instant::now();
-        let received = self.received;
-        self.stream.status.update(|state| {
-            state.received = received.0;
-            state.confirmed = confirmed.0;
-        });
-        Ok(())
-    }
-
     fn server_said(&mut self, found: frame::Frame) -> Error {
         let mut bytes = BytesMut::from(&self.block[found.start - frame::HEADER..found.end]);
         match postgres_protocol::message::backend::Message::parse(&mut bytes) {
@@ -735,29 +558,6 @@ impl Receiver {
             _ => protocol("an error of the server cannot be read"),
         }
     }
-
-    /// Reports the last confirmed position, ends the stream, and waits until the server has heard it.
-    async fn say_goodbye(&mut self) -> Result<()> {
-        self.report().await?;
-        self.connection.send(&[b'c', 0, 0, 0, 4]).await?;
-        let heard = async {
-            loop {
-                while let Some(found) = frame::next(&self.block, self.parsed)? {
-                    self.parsed = found.end;
-                    if found.tag == b'Z' || found.tag == b'C' {
-                        return Ok(());
-                    }
-                }
-                self.block.drain(..self.parsed);
-                self.parsed = 0;
-                let room = self.room();
-                self.connection.fill(&mut self.block, room).await?;
-            }
-        };
-        // A server that does not answer has the position or will get it at the next start: nothing is lost.
-        let _: Result<Result<()>, _> = tokio::time::timeout(GOODBYE, heard).await;
-        Ok(())
-    }
 }
 
 /// Primary keepalive: how far the server has decoded, send time, and whether it wants an answer now, which is what this
@@ -767,47 +567,6 @@ fn keepalive(payload: &[u8]) -> Option<bool> {
         [b'k', rest @ ..] if rest.len() == 17 => Some(rest[16] == 1),
         _ => None,
     }
-}
-
-/// The schema of a table in a shape that is new to us, under the name of the one that we know; whether it is that one by now;
-/// and the catalog that was asked.
-///
-/// # Errors
-/// Of kind `Setup` when the table that we know has been renamed.
-async fn look_up(
-    catalog: Option<Catalog>,
-    target: Target,
-    source: Arc<str>,
-    types: TypeCache,
-    mut described: Described,
-    known: Described,
-) -> Result<(Catalog, TableSchema, bool)> {
-    let open = catalog.filter(|catalog| !catalog.client().is_closed());
-    let mut catalog = match open {
-        Some(catalog) => catalog,
-        None => Catalog::new(crate::sql::connect(&target).await?, source, types),
-    };
-    let at = |error: Error| error.at(format!("table {}", known.id));
-    let is_known = known.relation == described.relation;
-    let mut is_now = is_known;
-    if described.id != known.id || !is_known {
-        let now = catalog.name(described.relation).await.map_err(at)?;
-        match now {
-            Some(now) if is_known && now != known.id => return Err(at(renamed(&now))),
-            // One that was dropped since is nobody's to decide about.
-            now => is_now |= now.is_some_and(|now| now == known.id),
-        }
-        described.id = known.id.clone();
-    }
-    let schema = catalog.schema(&described).await.map_err(at)?;
-    Ok((catalog, schema, is_now))
-}
-
-fn renamed(now: &TableId) -> Error {
-    Error::new(ErrorKind::Setup, format!("was renamed to {now}; nothing behind that is confirmed")).remedy(format!(
-        "rename it back, or put {now} in its place (in `tables`, transforms and inputs) and start again: rows from there on \
-         go under the new name, and `lockstep snapshot FILE --table {now}` brings the others"
-    ))
 }
 
 fn stopping() -> Error {

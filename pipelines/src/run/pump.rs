@@ -10,7 +10,7 @@ use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::error::{At, Policy};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
-use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::position::{Lsn, Position, SourceInfo};
 use lockstep_core::schema::TableId;
 use lockstep_core::source::{Source, SourceContext, SourcePhase};
 use lockstep_core::{Error, Result};
@@ -223,8 +223,9 @@ impl Pump {
             draining.cancelled().await;
             tokio::time::sleep(FINISH).await;
         });
-        let mut inside = false;
+        let mut edge = Edge::default();
         loop {
+            let inside = edge.is_inside();
             let batch = tokio::select! {
                 biased;
                 () = draining.cancelled(), if !inside => return Ok(()),
@@ -238,7 +239,7 @@ impl Pump {
             if !batch.changes().is_empty() {
                 self.backoff.reset();
             }
-            inside = batch.phase == Phase::Stream && batch.through.is_none();
+            edge.pass(&batch);
             tokio::select! {
                 biased;
                 forwarded = self.forward(batch) => forwarded.map_err(Failure::Flow)?,
@@ -289,6 +290,31 @@ impl Pump {
             tracing::warn!(%source, %error, "failed");
             self.logged = Some(text);
         }
+    }
+}
+
+/// How far a source has been read: between two transactions, or inside one.
+#[derive(Default)]
+struct Edge {
+    /// Commit record of the last transaction that came.
+    commit: Lsn,
+    /// Everything that ends up to here has come.
+    through: Lsn,
+}
+
+impl Edge {
+    fn pass(&mut self, batch: &Batch) {
+        // What was written outside transactions has no end of its own.
+        let last = batch.transactions().last().filter(|last| last.xid != 0);
+        if let Some(last) = last.filter(|_| batch.phase == Phase::Stream) {
+            self.commit = last.commit;
+        }
+        self.through = self.through.max(batch.through.unwrap_or_default());
+    }
+
+    /// A transaction ends behind its commit record, so one that has come as a whole is covered.
+    fn is_inside(&self) -> bool {
+        self.commit > Lsn::ZERO && self.through <= self.commit
     }
 }
 

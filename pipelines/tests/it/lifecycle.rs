@@ -411,6 +411,33 @@ async fn stopping_reads_a_transaction_that_has_begun_to_its_end() {
     assert_eq!(server.state().confirmed, end);
 }
 
+/// The end of the first may be confirmed before the second has come as a whole.
+#[tokio::test(start_paused = true)]
+async fn stopping_reads_on_behind_a_whole_transaction_and_the_beginning_of_another() {
+    let (server, store) = (Server::new("two", "a", &["t"]), Store::new("two"));
+    store.state().faults = (0..9).map(|_| Fault::Slow(100)).collect();
+    server.state().batch_sizes = vec![4, 1];
+    let rows = |keys: std::ops::Range<u64>| {
+        keys.map(|key| LogRow { table: "t", key })
+            .collect::<Vec<_>>()
+    };
+    server.commit(&rows(0..3));
+    let end = server.commit(&rows(3..9));
+    let run = Run::start(&format!(
+        "memory = \"{}\"\n{}",
+        4 * ROW_BYTES,
+        one_to_one("two")
+    ))
+    .await;
+    until("its beginning is written", || {
+        !store.state().held.is_empty()
+    })
+    .await;
+    run.stop().await.expect("stops in order");
+    assert_eq!(store.stream("a").len(), 9);
+    assert_eq!(server.state().confirmed, end);
+}
+
 #[tokio::test(start_paused = true)]
 async fn stopping_does_not_wait_longer_than_told() {
     let (server, store) = (Server::new("late", "a", &["t"]), Store::new("late"));

@@ -314,7 +314,7 @@ impl ScriptedSource {
             ));
             count += until - self.row;
             self.row = until;
-            through = None;
+            // Of the last whole one, also when the next is cut.
             if self.row == transaction.rows.len() {
                 through = Some(transaction.end);
                 self.transaction += 1;

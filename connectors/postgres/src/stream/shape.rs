@@ -1,0 +1,106 @@
+//! Tables that come in a shape that is new to us.
+
+use std::sync::Arc;
+
+use lockstep_core::error::{Error, ErrorKind, Result};
+use lockstep_core::schema::{TableId, TableSchema};
+
+use super::Receiver;
+use crate::catalog::{Catalog, Described};
+use crate::types::TypeCache;
+use crate::wire::target::Target;
+
+impl Receiver {
+    /// A table in a shape that is new to us. Tables are told apart by oid. One of ours under another name is an older
+    /// state of it, from before a rename that we know of, or one that has been renamed since: then what `tables`,
+    /// transforms and keys say of it does not hold any more, and a person must decide.
+    pub(super) async fn define(&mut self, described: Described) -> Result<()> {
+        let tables = &self.stream.tables;
+        let ours = tables
+            .iter()
+            .position(|(known, _)| known.relation == described.relation)
+            // Another table of that name: created anew, or an earlier one.
+            .or_else(|| {
+                tables
+                    .iter()
+                    .position(|(known, _)| known.id == described.id)
+            });
+        let Some(ours) = ours else {
+            self.assembler.define(described, None);
+            return Ok(());
+        };
+        let known = tables[ours].0.clone();
+        let id = known.id.clone();
+        let look_up = look_up(
+            self.catalog.take(),
+            self.stream.target.clone(),
+            Arc::clone(&self.stream.source.name),
+            self.stream.types.clone(),
+            described.clone(),
+            known,
+        );
+        let (catalog, mut schema, is_now) = self.alive_during(look_up).await?;
+        self.catalog = Some(catalog);
+        let (known, last) = &mut self.stream.tables[ours];
+        schema.version = last.version + 1;
+        tracing::info!(
+            source = &*self.stream.source.name,
+            table = %id,
+            columns = schema.columns.len(),
+            version = schema.version,
+            "the table has a new shape"
+        );
+        let schema = Arc::new(schema);
+        *last = Arc::clone(&schema);
+        // An earlier table of that name gives its place to nobody: what it is called later is another matter.
+        if is_now {
+            *known = Described {
+                id,
+                ..described.clone()
+            };
+        }
+        self.assembler.define(described, Some(schema));
+        Ok(())
+    }
+}
+
+/// The schema of a table in a shape that is new to us, under the name of the one that we know; whether it is that one by now;
+/// and the catalog that was asked.
+///
+/// # Errors
+/// Of kind `Setup` when the table that we know has been renamed.
+async fn look_up(
+    catalog: Option<Catalog>,
+    target: Target,
+    source: Arc<str>,
+    types: TypeCache,
+    mut described: Described,
+    known: Described,
+) -> Result<(Catalog, TableSchema, bool)> {
+    let open = catalog.filter(|catalog| !catalog.client().is_closed());
+    let mut catalog = match open {
+        Some(catalog) => catalog,
+        None => Catalog::new(crate::sql::connect(&target).await?, source, types),
+    };
+    let at = |error: Error| error.at(format!("table {}", known.id));
+    let is_known = known.relation == described.relation;
+    let mut is_now = is_known;
+    if described.id != known.id || !is_known {
+        let now = catalog.name(described.relation).await.map_err(at)?;
+        match now {
+            Some(now) if is_known && now != known.id => return Err(at(renamed(&now))),
+            // One that was dropped since is nobody's to decide about.
+            now => is_now |= now.is_some_and(|now| now == known.id),
+        }
+        described.id = known.id.clone();
+    }
+    let schema = catalog.schema(&described).await.map_err(at)?;
+    Ok((catalog, schema, is_now))
+}
+
+fn renamed(now: &TableId) -> Error {
+    Error::new(ErrorKind::Setup, format!("was renamed to {now}; nothing behind that is confirmed")).remedy(format!(
+        "rename it back, or put {now} in its place (in `tables`, transforms and inputs) and start again: rows from there on \
+         go under the new name, and `lockstep snapshot FILE --table {now}` brings the others"
+    ))
+}
