@@ -218,7 +218,7 @@ impl Embedded {
     /// Writes what the batch has changed, atomically, to the operating system.
     ///
     /// # Errors
-    /// Of kind `Storage`; then nothing of it counts.
+    /// Of kind `Storage`, or `Full` when the disk is; then nothing of it counts.
     fn commit(&mut self) -> Result<()> {
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         let mut bytes = Vec::new();
@@ -275,12 +275,19 @@ impl Embedded {
     }
 
     fn failed(&self, error: fjall::Error) -> Error {
+        let kind = kind_of(&error);
+        let remedy = match kind {
+            ErrorKind::Full => {
+                "make room on the disk of the state directory; nothing was acknowledged"
+            }
+            _ => "make sure that the disk is writable, then start again; nothing was acknowledged",
+        };
         Error::new(
-            ErrorKind::Storage,
+            kind,
             format!("the dedupe store {} failed", self.path.display()),
         )
         .source(error)
-        .remedy("make sure that the disk has room and is writable, then start again; nothing was acknowledged")
+        .remedy(remedy)
     }
 
     fn unreadable(&self) -> Error {
@@ -313,10 +320,18 @@ const SOURCE_PREFIX: &str = "source/";
 const LOG_PREFIX: &str = "log/";
 const GIVEN_UP_PREFIX: &str = "given-up/";
 
+/// A write in the background that failed does not say why: opened anew, the store does.
+fn kind_of(error: &fjall::Error) -> ErrorKind {
+    match error {
+        fjall::Error::Poisoned => ErrorKind::Full,
+        _ => ErrorKind::of_storage(error),
+    }
+}
+
 fn open_error(path: &Path, error: fjall::Error) -> Error {
     let locked = matches!(error, fjall::Error::Locked);
     let error = Error::new(
-        ErrorKind::Storage,
+        kind_of(&error),
         format!("the dedupe store {} cannot be opened", path.display()),
     )
     .source(error);

@@ -11,6 +11,7 @@ mod history;
 mod judge;
 mod notes;
 mod plan;
+mod reopened;
 mod seen;
 mod shared;
 mod sieve;
@@ -30,9 +31,9 @@ use lockstep_core::{Error, ErrorKind, Result};
 pub use self::config::{
     Action, DEFAULT_WINDOW, DedupeConfig, OnLost, REASON, RedisStore, Scope, StoreConfig,
 };
-use self::embedded::Embedded;
 use self::judge::{Case, Verdict, Window};
 use self::plan::Plan;
+use self::reopened::Reopened;
 use self::seen::Seen;
 use self::shared::Shared;
 use crate::image::enters;
@@ -58,7 +59,7 @@ impl TransformFactory for Dedupe {
         };
         let store = match &config.store {
             StoreConfig::Embedded {} => {
-                Store::Embedded(Box::new(Embedded::open(&context.state, window)?))
+                Store::Embedded(Box::new(Reopened::open(&context.state, window)?))
             }
             StoreConfig::Redis(store) => {
                 Store::Shared(Box::new(Shared::open(store, &context, window)?))
@@ -100,7 +101,7 @@ struct Deduping {
 
 /// Where keys are remembered.
 enum Store {
-    Embedded(Box<Embedded>),
+    Embedded(Box<Reopened>),
     Shared(Box<Shared>),
 }
 
@@ -108,7 +109,7 @@ impl Store {
     /// The number of the log that a batch is from.
     async fn log(&mut self, source: &SourceInfo) -> Result<u16> {
         match self {
-            Store::Embedded(store) => store.log(source),
+            Store::Embedded(store) => store.with(|store| store.log(source)),
             Store::Shared(store) => store.log(source).await,
         }
     }
@@ -116,7 +117,7 @@ impl Store {
     /// A verdict for each case; what it rests on is written down when this returns.
     async fn judge(&mut self, cases: &[Case], verdicts: &mut Vec<Verdict>) -> Result<()> {
         match self {
-            Store::Embedded(store) => store.judge(cases, verdicts),
+            Store::Embedded(store) => store.with(|store| store.judge(cases, verdicts)),
             Store::Shared(store) => store.judge(cases, verdicts).await,
         }
     }
@@ -176,7 +177,7 @@ impl Transform for Deduping {
 
     fn persist(&mut self) -> Result<()> {
         match &mut self.store {
-            Store::Embedded(store) => store.sync(),
+            Store::Embedded(store) => store.with(|store| store.sync()),
             Store::Shared(store) => store.note(),
         }
     }
@@ -187,7 +188,7 @@ impl Transform for Deduping {
 
     fn size(&self) -> Option<StateSize> {
         match &self.store {
-            Store::Embedded(store) => Some(store.size()),
+            Store::Embedded(store) => store.size(),
             Store::Shared(store) => store.size(),
         }
     }

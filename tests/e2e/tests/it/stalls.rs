@@ -225,3 +225,43 @@ async fn a_full_disk_under_state_and_dead_letters() {
     let ids: Vec<_> = records.iter().map(|record| &record.key["id"]).collect();
     assert_eq!(ids, [1, 2, 3, 2], "each once");
 }
+
+/// Keys cannot be noted: no row goes on without, and afterwards each goes on once and repeats do not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_under_the_dedupe_store() {
+    require!(NeedsPostgres(17));
+    let Some(disk) = small_disk() else {
+        return;
+    };
+    let database = Postgres::shared(17).await.database("shop").await;
+    table(&database).await;
+    let name = unique("fullkeys");
+    let setup = Setup::on_disk(&name, disk, |folder| {
+        source(database.url(), &name, &["t"])
+            + "[transforms.once]\ntype = \"dedupe\"\ninputs = [\"shop\"]\nkey = [\"note\"]\n"
+            + &files(folder).replace("\"shop\"", "\"once\"")
+    });
+    let mut pipeline = setup.start_ready().await;
+    caught_up(&mut pipeline, &database).await;
+
+    setup.disk().fill().expect("ballast can be written");
+    database
+        .execute("INSERT INTO t SELECT n, 'key ' || n FROM generate_series(2, 3000) n")
+        .await;
+    red(&mut pipeline, Instant::now(), &["transforms.once", "LS015"]).await;
+    assert!(pipeline.exited().is_none());
+    setup.disk().free().expect("ballast can be removed");
+    caught_up(&mut pipeline, &database).await;
+    pipeline.wait_ready().await;
+    database
+        .execute("INSERT INTO t SELECT n + 10000, 'key ' || n FROM generate_series(2, 3000) n")
+        .await;
+    caught_up(&mut pipeline, &database).await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+    let records = topics::read_file(&setup.folder().join("t.jsonl"));
+    let ids: Vec<_> = records
+        .iter()
+        .filter_map(|record| record.key["id"].as_u64())
+        .collect();
+    assert_eq!(ids, (1..=3000).collect::<Vec<_>>(), "each once");
+}
