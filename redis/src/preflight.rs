@@ -98,6 +98,29 @@ pub fn role(info: &str, cluster: bool) -> Finding {
     }
 }
 
+/// Whether commands may be used: `script` tries them on `key` and returns the errors. `rights` grants them.
+pub async fn commands(link: &Link, script: &str, key: &str, rights: &str) -> Finding {
+    const SUBJECT: &str = "scripts and commands";
+    let mut cmd = redis::cmd("EVAL");
+    cmd.arg(script).arg(1).arg(key);
+    let node = Node::of_key(key);
+    match link.expect_one(Command { cmd, node }).await {
+        Ok(Value::Array(refused)) if refused.is_empty() => Finding::pass(SUBJECT, "permitted"),
+        Ok(Value::Array(refused)) => {
+            let refused: Vec<_> = refused
+                .iter()
+                .map(|reply| match reply {
+                    Value::BulkString(text) => String::from_utf8_lossy(text).into_owned(),
+                    other => format!("{other:?}"),
+                })
+                .collect();
+            Finding::fail(SUBJECT, format!("refused: {}", refused.join("; ")), rights)
+        }
+        Ok(other) => failed(SUBJECT, &link.unexpected("EVAL", &other)),
+        Err(error) => Finding::fail(SUBJECT, error.to_string(), rights),
+    }
+}
+
 /// Whether the cluster is whole.
 pub async fn cluster_state(link: &Link) -> Finding {
     let mut cmd = redis::cmd("CLUSTER");

@@ -88,15 +88,20 @@ impl Table {
         self.heaps.iter().all(Heap::is_complete)
     }
 
-    /// What is left to read, as a condition; `None` when that is all of it. `file` says which file a heap has now.
-    pub fn rest(&self, xmin: u64, file: impl Fn(u32) -> Option<u32>) -> Option<String> {
+    /// What is left to read, as a condition; `None` when that is all of it. It holds for as long as the reading takes:
+    /// files are compared when it is applied.
+    pub fn rest(&self, xmin: u64) -> Option<String> {
         let mut cases = String::new();
-        for heap in &self.heaps {
-            if heap.done.is_empty() || file(heap.relation) != Some(heap.file) {
-                continue;
-            }
+        for heap in self.heaps.iter().filter(|heap| !heap.done.is_empty()) {
             let pages: Vec<String> = heap.done.iter().map(condition).collect();
-            let _ = write!(cases, " WHEN {} THEN {}", heap.relation, pages.join(" OR "));
+            // A query of its own, so that it is asked once and not for every row.
+            let _ = write!(
+                cases,
+                " WHEN {0} THEN (SELECT pg_catalog.pg_relation_filenode({0}::regclass)) = {1} AND ({2})",
+                heap.relation,
+                heap.file,
+                pages.join(" OR ")
+            );
         }
         if cases.is_empty() {
             return None;

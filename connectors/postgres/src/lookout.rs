@@ -32,6 +32,14 @@ pub struct Lookout {
     told: Vec<Notice>,
 }
 
+/// What a look has found.
+pub struct Sight {
+    /// What there is to tell.
+    pub notices: Vec<Notice>,
+    /// A table that is to be followed, and is not: the publication has it, or can get it.
+    pub grown: Option<TableId>,
+}
+
 /// A table as the source knows it.
 struct Carried {
     relation: u32,
@@ -89,7 +97,7 @@ impl Lookout {
     ///
     /// # Errors
     /// When the catalog cannot be read.
-    pub async fn look(&mut self, client: &Client) -> Result<Vec<Notice>> {
+    pub async fn look(&mut self, client: &Client) -> Result<Sight> {
         let published = publication::read(client, &self.publication, self.version).await?;
         let found = tables(client, &self.carried).await?;
         let partitions = partitions(client, &self.carried).await?;
@@ -108,18 +116,14 @@ impl Lookout {
             tracing::warn!(remedy = notice.remedy, "{} {}", notice.subject, notice.what);
         }
         self.told.clone_from(&notices);
-        Ok(notices)
+        let grown = match &published {
+            Some(published) => self.grown(client, published).await?,
+            None => None,
+        };
+        Ok(Sight { notices, grown })
     }
 
-    /// A table that is to be followed, and is not: the publication has it, or can get it.
-    ///
-    /// # Errors
-    /// When the catalog cannot be read.
-    pub async fn grown(&self, client: &Client) -> Result<Option<TableId>> {
-        let Some(publication) = publication::read(client, &self.publication, self.version).await?
-        else {
-            return Ok(None);
-        };
+    async fn grown(&self, client: &Client, publication: &Publication) -> Result<Option<TableId>> {
         let is_new = |table: &&Published| {
             let mut patterns = self.patterns.iter();
             let is_carried = |known: &Carried| known.relation == table.relation;
@@ -137,7 +141,7 @@ impl Lookout {
         let known = carried
             .map(|table| (table.id.to_string(), table.relation.into()))
             .collect();
-        let more = wanted.addable(client, &publication, &known).await?;
+        let more = wanted.addable(client, publication, &known).await?;
         Ok(more.into_iter().next().map(|table| table.id))
     }
 

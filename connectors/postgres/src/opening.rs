@@ -1,6 +1,5 @@
 //! The decision about the beginning: copy, copy again, go on, or stop.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +15,6 @@ use crate::config::{OnSlotLost, PostgresConfig, SnapshotMode};
 use crate::extent;
 use crate::server::Server;
 use crate::slot::{self, Slot};
-use crate::sql;
 use crate::standing::{Loss, Standing, judge};
 use crate::state::{Copied, Known, Reached, State, StateFile};
 use crate::wire::target::Target;
@@ -174,7 +172,7 @@ impl Opening<'_> {
                 work.stream(replication, &identity, slot).await?
             }
             Standing::Interrupted { slot, identity } => {
-                match work.resume(slot.as_ref(), &identity).await? {
+                match work.resume(slot.as_ref(), &identity) {
                     Some(resumed) => {
                         replication.terminate().await;
                         resumed
@@ -228,25 +226,16 @@ impl Work<'_> {
 
     /// What is left of a copy that was interrupted, where it is known and can be read beside the stream; `None`: make
     /// another copy.
-    async fn resume(
-        &self,
-        slot: Option<&Slot>,
-        identity: &SourceIdentity,
-    ) -> Result<Option<(Start, State)>> {
+    fn resume(&self, slot: Option<&Slot>, identity: &SourceIdentity) -> Option<(Start, State)> {
         let opening = self.opening;
         let slot = slot.filter(|slot| slot.invalid.is_none() && !self.server.in_recovery);
         let (Some(slot), Some(extent)) = (slot, extent::read(opening.directory)) else {
-            return Ok(None);
+            return None;
         };
         let from = extent.consistent_point;
         if slot.confirmed != from {
-            return Ok(None);
+            return None;
         }
-        let doing = "look at the tables' files";
-        let ask = "SELECT oid, pg_catalog.pg_relation_filenode(oid) FROM pg_catalog.pg_class \
-                   WHERE pg_catalog.pg_relation_filenode(oid) IS NOT NULL";
-        let rows = sql::query(opening.client, doing, ask, &[]).await?;
-        let files: HashMap<u32, u32> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let mut rest = Vec::new();
         for (published, _, schema) in opening.tables {
             let table = published.id.to_string();
@@ -261,10 +250,9 @@ impl Work<'_> {
                     table,
                     "has no key to read the rest by; the tables are copied from the beginning"
                 );
-                return Ok(None);
+                return None;
             }
-            let condition = copied
-                .and_then(|copied| copied.rest(extent.xmin, |heap| files.get(&heap).copied()));
+            let condition = copied.and_then(|copied| copied.rest(extent.xmin));
             rest.push(ReloadRequest {
                 table,
                 condition,
@@ -286,7 +274,7 @@ impl Work<'_> {
             copy: Copied::Done { from },
             reached: Some(reached),
         };
-        Ok(Some((Start::Resume { from, rest }, state)))
+        Some((Start::Resume { from, rest }, state))
     }
 
     /// Writes down that a copy is under way, before anything of the earlier one is given up: a crash must not take it for

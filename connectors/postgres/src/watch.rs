@@ -48,13 +48,12 @@ pub async fn run(
                 None => sql::connect(&target).await?,
             };
             let seen = Seen::look(&open, &slot).await?;
-            let notices = lookout.look(&open).await;
-            let more = lookout.grown(&open).await;
+            let sight = lookout.look(&open).await;
             client = Some(open);
-            Ok::<_, Error>((seen, notices, more))
+            Ok::<_, Error>((seen, sight))
         };
         match looked.await {
-            Ok((seen, notices, more)) => {
+            Ok((seen, sight)) => {
                 let warning = seen.warning(&slot);
                 if let Some((_, text)) = &warning
                     && warned < warning.as_ref().map(|(level, _)| *level)
@@ -67,18 +66,21 @@ pub async fn run(
                     state.safe_bytes = seen.safe;
                     state.server = seen.here;
                     state.warning = warning.map(|(_, text)| text);
-                    match notices {
-                        Ok(notices) => state.notices = notices,
-                        Err(error) => tracing::debug!(source = &*context.name, %error, "cannot look at the tables"),
-                    }
                 });
-                let streams = context.status.get().phase == SourcePhase::Streaming;
-                match more {
-                    // The one who is told ends this.
-                    Ok(Some(table)) if streams => drop(grown.try_send(table)),
-                    Ok(_) => {}
+                match sight {
+                    Ok(sight) => {
+                        let mut streams = false;
+                        context.status.update(|state| {
+                            streams = state.phase == SourcePhase::Streaming;
+                            state.notices = sight.notices;
+                        });
+                        // The one who is told ends this.
+                        if let Some(table) = sight.grown.filter(|_| streams) {
+                            drop(grown.try_send(table));
+                        }
+                    }
                     Err(error) => {
-                        tracing::debug!(source = &*context.name, %error, "cannot look for more tables")
+                        tracing::debug!(source = &*context.name, %error, "cannot look at the tables");
                     }
                 }
             }

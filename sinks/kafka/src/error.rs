@@ -175,7 +175,7 @@ fn remedy_of(code: Code, kind: ErrorKind) -> Option<&'static str> {
             "raise `max.message.bytes` of the topic (kafka-configs --alter --entity-type topics) and `\"message.max.bytes\"` in `properties` of this sink, or drop the large column with a `project` transform"
         }
         Code::InvalidTimestamp => {
-            "set the clock of this machine or of the broker's, or raise `message.timestamp.after.max.ms` of the topic"
+            "set the clock of this machine or of the broker's; or raise `message.timestamp.after.max.ms` of the topic; or turn the validation of schemas off, where the broker has one: these records carry none"
         }
         Code::TransactionalIdAuthorizationFailed => {
             "allow Write and Describe on the transactional id (kafka-acls --add --transactional-id … --operation Write --operation Describe), or set `exactly_once = false`"

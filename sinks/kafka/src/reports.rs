@@ -175,7 +175,16 @@ fn not_delivered(error: &KafkaError, message: &BorrowedMessage<'_>, id: Option<&
         message.payload_len(),
         message.topic()
     );
-    Failure::of(what, error)
+    match error.rdkafka_error_code() {
+        // The broker says this of a record without a key in a compacted topic, and of one whose time is out of range, and
+        // the library passes on only that. Of one with a key it can be but the time, which is that of our clock.
+        Some(Code::InvalidRecord) if message.key().is_some() => Failure::of_code(
+            what,
+            Code::InvalidTimestamp,
+            "Broker: Failed to validate record",
+        ),
+        _ => Failure::of(what, error),
+    }
 }
 
 fn refusal(failure: &Failure, id: &str) -> Option<Refusal> {

@@ -1,9 +1,10 @@
 //! What `lockstep check` says about the server. It writes no key; the server's script cache may gain our scripts.
 
-use lockstep_core::check::Finding;
-use lockstep_redis::preflight::{cluster_state, eviction_limit, failed, info, mode, role, version};
+use lockstep_core::check::{Finding, Verdict};
+use lockstep_redis::preflight::{
+    cluster_state, commands, eviction_limit, failed, info, mode, role, version,
+};
 use lockstep_redis::{Command, Link, Node};
-use redis::Value;
 
 use crate::config::RedisConfig;
 use crate::scripts;
@@ -48,7 +49,7 @@ pub(crate) async fn look(config: &RedisConfig) -> Vec<Finding> {
     if config.cluster {
         findings.push(cluster_state(&link).await);
     }
-    findings.push(commands(&link).await);
+    findings.push(scripts_and_commands(&link).await);
     findings.push(scan(&link).await);
     findings
 }
@@ -71,29 +72,15 @@ fn eviction(info: &str) -> Finding {
     )
 }
 
-async fn commands(link: &Link) -> Finding {
-    const SUBJECT: &str = "scripts and commands";
+async fn scripts_and_commands(link: &Link) -> Finding {
     let key = "lockstep:v:{lockstep:preflight}";
-    let mut cmd = redis::cmd("EVAL");
-    cmd.arg(TRY_COMMANDS).arg(1).arg(key);
-    let node = Node::of_key(key);
-    match link.expect_one(Command { cmd, node }).await {
-        Ok(Value::Array(refused)) if refused.is_empty() => match scripts::load(link).await {
-            Ok(()) => Finding::pass(SUBJECT, "permitted"),
-            Err(error) => Finding::fail(SUBJECT, error.to_string(), RIGHTS),
-        },
-        Ok(Value::Array(refused)) => {
-            let refused: Vec<_> = refused
-                .iter()
-                .map(|reply| match reply {
-                    Value::BulkString(text) => String::from_utf8_lossy(text).into_owned(),
-                    other => format!("{other:?}"),
-                })
-                .collect();
-            Finding::fail(SUBJECT, format!("refused: {}", refused.join("; ")), RIGHTS)
-        }
-        Ok(other) => failed(SUBJECT, &link.unexpected("EVAL", &other)),
-        Err(error) => Finding::fail(SUBJECT, error.to_string(), RIGHTS),
+    let found = commands(link, TRY_COMMANDS, key, RIGHTS).await;
+    if found.verdict != Verdict::Pass {
+        return found;
+    }
+    match scripts::load(link).await {
+        Ok(()) => found,
+        Err(error) => Finding::fail(found.subject, error.to_string(), RIGHTS),
     }
 }
 

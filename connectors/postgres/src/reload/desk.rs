@@ -43,6 +43,23 @@ struct Kept {
     entries: VecDeque<Entry>,
 }
 
+impl Kept {
+    /// The number that the request gets.
+    fn push(&mut self, request: ReloadRequest) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.entries.push_back(Entry {
+            id,
+            request,
+            after: None,
+            emptied: false,
+            rows: 0,
+            superseded: 0,
+        });
+        id
+    }
+}
+
 struct State {
     kept: Kept,
     /// The first entry is being carried out.
@@ -118,17 +135,11 @@ impl Desk {
             )
             .remedy("wait until some are done"));
         }
-        let id = state.kept.next;
-        state.kept.next += 1;
-        state.kept.entries.push_back(Entry {
-            id,
-            request,
-            after: None,
-            emptied: false,
-            rows: 0,
-            superseded: 0,
-        });
-        self.write(&state.kept)?;
+        let id = state.kept.push(request);
+        if let Err(error) = self.write(&state.kept) {
+            state.kept.entries.pop_back();
+            return Err(error);
+        }
         self.news.notify_one();
         Ok(id)
     }
@@ -145,16 +156,7 @@ impl Desk {
             if entries.iter().any(|entry| entry.request == request) {
                 continue;
             }
-            let id = state.kept.next;
-            state.kept.next += 1;
-            state.kept.entries.push_back(Entry {
-                id,
-                request,
-                after: None,
-                emptied: false,
-                rows: 0,
-                superseded: 0,
-            });
+            state.kept.push(request);
         }
         self.write(&state.kept)?;
         self.news.notify_one();

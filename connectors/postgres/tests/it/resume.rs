@@ -193,6 +193,31 @@ async fn a_table_in_another_file_is_read_as_a_whole() {
     opened.close().await;
 }
 
+/// What is left to do is on record, and then the rows go elsewhere.
+#[tokio::test]
+async fn a_table_that_gets_another_file_while_the_rest_is_read_is_read_as_a_whole() {
+    require!(Component::Postgres(16));
+    let database = Postgres::shared(16).await.database("between").await;
+    database.execute(TABLE).await;
+    let state = tempfile::tempdir().expect("a directory");
+    let section = section(&database);
+    let first = half(&section, state.path()).await;
+    let_go(&database).await;
+    drop(retry_open(&section, state.path()).await);
+    assert_eq!(record(state.path()), None, "its requests are taken");
+    let_go(&database).await;
+    // Rows that were not read move into the pages that were.
+    database.execute("DELETE FROM t WHERE id <= 2000").await;
+    database.execute("VACUUM FULL t").await;
+    let mut opened = retry_open(&section, state.path()).await;
+    finish(&mut opened, &database).await;
+    let all = [first, std::mem::take(&mut opened.seen)].concat();
+    let (copy, truth) = (copy_of(&all), truth(&database).await);
+    assert_eq!(copy.len(), truth.len());
+    assert_eq!(copy, truth);
+    opened.close().await;
+}
+
 #[tokio::test]
 async fn without_a_key_to_read_by_the_copy_is_made_anew() {
     require!(Component::Postgres(17));

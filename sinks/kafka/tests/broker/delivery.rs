@@ -8,6 +8,11 @@ use lockstep_core::batch::{Batch, Op};
 use lockstep_core::position::Lsn;
 use lockstep_kit::kafka::Kafka;
 use lockstep_kit::{Component, require, unique};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
 
 use crate::support::{Event, Feed, config, insert, open, read};
 
@@ -292,5 +297,53 @@ async fn a_record_that_is_too_large_is_refused_and_not_durable() {
         );
         sink.close().await.expect("closes");
         assert_eq!(read(kafka.bootstrap(), &feed.topic()).await.len(), 1);
+    }
+}
+
+/// As with a clock that is wrong, here or there: nothing is wrong with a row, so none is put aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_the_broker_does_not_take_is_waited_out() {
+    require!(Component::Kafka);
+    let kafka = Kafka::shared().await;
+    for exactly_once in [true, false] {
+        let prefix = unique("clock");
+        let feed = Feed::new(&prefix);
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", kafka.bootstrap())
+            .create()
+            .expect("a client");
+        let options = AdminOptions::new();
+        // Whatever is older than it takes to arrive.
+        let limit = "message.timestamp.before.max.ms";
+        let topic = feed.topic();
+        let new = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set(limit, "0");
+        let made = admin.create_topics(&[new], &options).await.expect("asked");
+        made.into_iter().next().expect("an answer").expect("made");
+        let more = serde_json::json!({"exactly_once": exactly_once});
+        let config = config(kafka.bootstrap(), &prefix, &more);
+        let mut sink = open(&config, &prefix, &[&feed]).await.expect("opens");
+        let events = [insert(1, "one"), insert(2, "two")];
+        let durable = sink.write(feed.batch(8, &events)).await.expect("taken");
+        let error = durable.await.expect_err("out of range");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(error.refusals().is_empty(), "{:?}", error.refusals());
+        assert!(error.to_string().contains("set the clock"), "{error}");
+        drop(sink);
+
+        let change = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set(limit, "3600000");
+        let changed = admin
+            .alter_configs([&change], &options)
+            .await
+            .expect("asked");
+        changed
+            .into_iter()
+            .next()
+            .expect("an answer")
+            .expect("changed");
+        let mut sink = open(&config, &prefix, &[&feed]).await.expect("opens again");
+        let durable = sink.write(feed.batch(8, &events)).await.expect("taken");
+        durable.await.expect("durable");
+        sink.close().await.expect("closes");
+        assert_eq!(read(kafka.bootstrap(), &topic).await.len(), 2);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | bits | what | why |
 //! |---|---|---|
-//! | 6 | epoch | A restored or promoted server issues LSNs again, perhaps lower ones, and all its writes would be refused. So each identity of a source gets an epoch, in the order of their appearance; they are kept in the progress index |
+//! | 6 | epoch | A restored or promoted server issues LSNs again, perhaps lower ones, and all its writes would be refused. So each identity of a source gets an epoch, in the order of their appearance; they are kept in the progress index, by source and `index` |
 //! | 48 | commit LSN ÷ 8 | records of the log begin at multiples of 8 (`MAXALIGN`) |
 //! | 9 | step | tells the first changes of a transaction apart, and later ones by groups that double in length: a replay must see whether what it meets is of an earlier or of a later change |
 
@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::client::{Body, Client};
+use super::config::Config;
 
 /// Bits of a version that hold the step inside the transaction.
 const STEP_BITS: u32 = 9;
@@ -86,7 +87,10 @@ fn step(ordinal: u64) -> u64 {
 /// The epochs of all sources, learnt as they are needed.
 pub(super) struct Epochs {
     client: Arc<Client>,
+    /// Where they are kept.
     index: Arc<str>,
+    /// What names the indexes that the versions are in.
+    template: Arc<str>,
     known: Vec<(Arc<SourceInfo>, Epoch)>,
 }
 
@@ -106,10 +110,11 @@ struct Stored {
 }
 
 impl Epochs {
-    pub(super) fn new(client: Arc<Client>, index: &str) -> Self {
+    pub(super) fn new(client: Arc<Client>, config: &Config) -> Self {
         Epochs {
             client,
-            index: index.into(),
+            index: config.progress_index.as_str().into(),
+            template: config.index.as_str().into(),
             known: Vec::new(),
         }
     }
@@ -131,23 +136,20 @@ impl Epochs {
     }
 
     async fn learn(&self, source: &SourceInfo) -> Result<Epoch> {
-        let id = format!("identities/{}", source.name);
+        // By the indexes and not by the pipeline: versions of documents outlive its name. Another pipeline's indexes are
+        // another matter.
+        let indexes = self.template.replace("{source}", &source.name);
+        let id = format!("identities/{}/{indexes}", source.name);
         let identity = source.identity.to_string();
         for _ in 0..TRIES {
-            let reply = self
-                .client
-                .call(Method::GET, &[&self.index, "_doc", &id], &[], Body::None)
-                .await?;
-            let (mut identities, guard) = if reply.status == 404 {
-                (Vec::new(), vec![("op_type", "create".to_owned())])
-            } else {
-                let reply = reply.success("reading the identities of a source")?;
-                let found: Found = reply.json("reading the identities of a source")?;
-                let guard = vec![
-                    ("if_seq_no", found.number.to_string()),
-                    ("if_primary_term", found.term.to_string()),
-                ];
-                (found.stored.identities, guard)
+            let (mut identities, guard) = match self.read(&id).await? {
+                Some(found) => found,
+                None => {
+                    // Kept by the source's name alone, before.
+                    let former = self.read(&format!("identities/{}", source.name)).await?;
+                    let identities = former.map_or_else(Vec::new, |(identities, _)| identities);
+                    (identities, vec![("op_type", "create".to_owned())])
+                }
             };
             if let Some(epoch) = identities.iter().position(|known| *known == identity) {
                 return Ok(Epoch(epoch as u64));
@@ -171,6 +173,24 @@ impl Epochs {
             format!("others keep changing {id} in {}", self.index),
         )
         .remedy("let one process run this pipeline"))
+    }
+
+    /// A list of identities, and what its replacement is to be guarded by.
+    async fn read(&self, id: &str) -> Result<Option<(Vec<String>, Vec<(&'static str, String)>)>> {
+        let reply = self
+            .client
+            .call(Method::GET, &[&self.index, "_doc", id], &[], Body::None)
+            .await?;
+        if reply.status == 404 {
+            return Ok(None);
+        }
+        let reply = reply.success("reading the identities of a source")?;
+        let found: Found = reply.json("reading the identities of a source")?;
+        let guard = vec![
+            ("if_seq_no", found.number.to_string()),
+            ("if_primary_term", found.term.to_string()),
+        ];
+        Ok(Some((found.stored.identities, guard)))
     }
 
     /// Whether the list was stored; not when another one came first.

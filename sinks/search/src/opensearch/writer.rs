@@ -77,7 +77,7 @@ impl Writer {
     ) -> Self {
         Writer {
             flights: Flights::new(Arc::clone(&client), config.refresh),
-            epochs: Epochs::new(Arc::clone(&client), &config.progress_index),
+            epochs: Epochs::new(Arc::clone(&client), &config),
             epoch: Epoch::default(),
             client,
             config,

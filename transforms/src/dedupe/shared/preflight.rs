@@ -2,9 +2,9 @@
 
 use lockstep_core::check::Finding;
 use lockstep_redis::preflight::{
-    cluster_state, eviction_limit, failed, field, info, mode, role, version,
+    cluster_state, commands, eviction_limit, failed, field, info, mode, role, version,
 };
-use lockstep_redis::{Command, Link, Node};
+use lockstep_redis::{Command, Link};
 use redis::Value;
 
 use super::super::config::RedisStore;
@@ -54,7 +54,8 @@ pub(in crate::dedupe) async fn look(
     if server.cluster {
         findings.push(cluster_state(&link).await);
     }
-    findings.push(commands(&link, &keys).await);
+    let key = format!("{}:preflight", keys.meta());
+    findings.push(commands(&link, TRY_COMMANDS, &key, RIGHTS).await);
     findings.push(keys_held(&link, &keys).await);
     findings
 }
@@ -87,29 +88,6 @@ fn persistence(info: &str) -> Finding {
         "no append-only file: a restart of the server forgets keys, which stops the pipeline",
         "CONFIG SET appendonly yes, and the same in redis.conf",
     )
-}
-
-async fn commands(link: &Link, keys: &Keys) -> Finding {
-    const SUBJECT: &str = "scripts and commands";
-    let key = format!("{}:preflight", keys.meta());
-    let mut cmd = redis::cmd("EVAL");
-    cmd.arg(TRY_COMMANDS).arg(1).arg(&key);
-    let node = Node::of_key(&key);
-    match link.expect_one(Command { cmd, node }).await {
-        Ok(Value::Array(refused)) if refused.is_empty() => Finding::pass(SUBJECT, "permitted"),
-        Ok(Value::Array(refused)) => {
-            let refused: Vec<_> = refused
-                .iter()
-                .map(|reply| match reply {
-                    Value::BulkString(text) => String::from_utf8_lossy(text).into_owned(),
-                    other => format!("{other:?}"),
-                })
-                .collect();
-            Finding::fail(SUBJECT, format!("refused: {}", refused.join("; ")), RIGHTS)
-        }
-        Ok(other) => failed(SUBJECT, &link.unexpected("EVAL", &other)),
-        Err(error) => Finding::fail(SUBJECT, error.to_string(), RIGHTS),
-    }
 }
 
 async fn keys_held(link: &Link, keys: &Keys) -> Finding {
