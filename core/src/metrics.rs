@@ -25,6 +25,7 @@ metrics! {
     SLOT_SAFE_BYTES = "lockstep_slot_safe_bytes" ["source"] "How much more log may be written before the server gives the slot up?";
     SOURCE_IN_PROGRESS = "lockstep_source_in_progress_transactions" ["source"] "How many transactions have come in part and not ended yet?";
     SOURCE_IN_PROGRESS_BYTES = "lockstep_source_in_progress_bytes" ["source"] "How many bytes of them are kept, mostly on disk?";
+    SOURCE_RECEIVES_IN_PROGRESS = "lockstep_source_receives_in_progress" ["source"] "Are transactions in progress received (1), or not any more (0)?";
     SOURCE_CONNECTED = "lockstep_source_connected" ["source"] "Is the source streaming (1) or not (0)?";
     SOURCE_GAPS = "lockstep_source_gaps" ["source"] "How many tables are asked for, and their changes do not come?";
     SOURCE_RECEIVED_BYTES = "lockstep_source_received_bytes_total" ["source"] "How many bytes of changes came in?";

@@ -181,6 +181,8 @@ pub struct SourceState {
     pub server: u64,
     /// Bytes of log the slot keeps on the server, when known.
     pub retained_bytes: Option<u64>,
+    /// Whether transactions in progress are received, where that was asked for: not any more, once it did not work.
+    pub receives_in_progress: Option<bool>,
     /// Transactions that have come in part and not ended yet.
     pub in_progress: u64,
     /// Bytes of them that are kept, mostly on disk.

@@ -105,7 +105,11 @@ impl Stream {
         runtime.block_on(async {
             let shutdown = self.shutdown.clone();
             let mut release = Instant::now();
+            let asked = self.streaming;
             loop {
+                let receives = asked.then_some(self.streaming);
+                self.status
+                    .update(|state| state.receives_in_progress = receives);
                 let opened = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => None,

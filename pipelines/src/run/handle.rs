@@ -422,6 +422,8 @@ impl Inner {
             set_or_remove(&metrics.in_progress, labels, Some(state.in_progress));
             let kept = Some(state.in_progress_bytes);
             set_or_remove(&metrics.in_progress_bytes, labels, kept);
+            let receives = state.receives_in_progress.map(u64::from);
+            set_or_remove(&metrics.receives_in_progress, labels, receives);
             let connected = matches!(state.phase, SourcePhase::Snapshot | SourcePhase::Streaming);
             metrics
                 .source_connected

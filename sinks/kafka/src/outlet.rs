@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::envelope::Record;
@@ -14,6 +14,9 @@ use tokio::sync::Semaphore;
 
 use crate::error::Failure;
 use crate::reports::{Reports, Ticket};
+
+/// How long reports may come after the trouble that they report.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What the sink and its thread both look at.
 pub(crate) struct Shared {
@@ -170,8 +173,11 @@ impl Outlet {
         if self.shared.is_dropped() {
             return Err(dropped());
         }
-        match self.reports().failed() {
-            Some(failure) => Err(self.fatal().unwrap_or(failure).error()),
+        if let Some(failure) = self.reports().failed() {
+            return Err(self.fatal().unwrap_or(failure).error());
+        }
+        match self.reports().purged() {
+            Some(purged) => Err(self.spoiled().unwrap_or(purged).error()),
             None => Ok(()),
         }
     }
@@ -193,10 +199,38 @@ impl Outlet {
     /// delivered, else `error`; the later ones only follow from the earlier.
     pub(crate) fn cause(&self, what: impl std::fmt::Display, error: &KafkaError) -> Error {
         self.pump();
-        self.fatal()
-            .or_else(|| self.reports().failed())
+        self.known()
+            .or_else(|| match error.rdkafka_error_code() {
+                Some(Code::State) => self.spoiled(),
+                _ => None,
+            })
             .unwrap_or_else(|| Failure::of(what, error))
             .error()
+    }
+
+    fn known(&self) -> Option<Failure> {
+        self.fatal().or_else(|| self.reports().failed())
+    }
+
+    /// What has spoilt the transaction: nothing more is taken then, and what waited is thrown away. The client does both before
+    /// it hands over the report of the record that it was, if it was one.
+    fn spoiled(&self) -> Option<Failure> {
+        let end = Instant::now() + LATE;
+        let mut pause = Pause::new();
+        while Instant::now() < end {
+            self.pump();
+            if let Some(failure) = self.known() {
+                return Some(failure);
+            }
+            std::thread::sleep(pause.next());
+        }
+        // Refused in such a state, with the reason for it.
+        match self.producer.begin_transaction() {
+            Err(error) if error.rdkafka_error_code() != Some(Code::NotConfigured) => {
+                Some(Failure::of("the transaction cannot go on", &error))
+            }
+            _ => None,
+        }
     }
 
     /// The error that ended the producer for good: it was fenced, or its sequence broke.

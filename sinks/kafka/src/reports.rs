@@ -37,6 +37,8 @@ struct State {
     seen: u64,
     /// The first record that was not delivered.
     failed: Option<Failure>,
+    /// The first record that was thrown away: for what became of others, whose reports may come later.
+    purged: Option<Failure>,
     /// The changes whose records the broker refuses.
     refused: Vec<Refusal>,
     /// The last thing a broker or the network complained about that matters.
@@ -131,6 +133,11 @@ impl Reports {
         self.told.clear();
     }
 
+    /// What was thrown away, for a cause that is told elsewhere.
+    pub(crate) fn purged(&self) -> Option<Failure> {
+        self.state().purged.clone()
+    }
+
     /// What stands in the way at the moment, as far as is known: refused credentials, an unreachable broker.
     pub(crate) fn trouble(&self) -> Option<Failure> {
         self.state().trouble.clone()
@@ -157,7 +164,15 @@ impl ProducerContext for Reports {
             state
                 .refused
                 .extend(id.and_then(|id| refusal(&failure, &id)));
-            state.failed.get_or_insert(failure);
+            let follows = matches!(
+                error.rdkafka_error_code(),
+                Some(Code::PurgeQueue | Code::PurgeInflight)
+            );
+            let place = match follows {
+                true => &mut state.purged,
+                false => &mut state.failed,
+            };
+            place.get_or_insert(failure);
         }
     }
 }

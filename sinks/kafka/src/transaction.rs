@@ -14,6 +14,8 @@ use crate::reports::Ticket;
 
 /// One blocking call; the sink may be dropped in between.
 const CALL: Duration = Duration::from_secs(1);
+/// One call to abort: reports are taken in between.
+const ABORT: Duration = Duration::from_millis(20);
 /// How long a commit is tried again before the sink starts over and reads what became of it.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -126,7 +128,19 @@ pub(crate) fn abort(outlet: &Outlet) {
     if outlet.fatal().is_some() {
         return;
     }
-    if let Err(error) = outlet.producer.abort_transaction(CALL * 2) {
-        tracing::warn!(%error, "the transaction could not be aborted; the next start or its timeout does it");
+    let end = Instant::now() + CALL * 2;
+    loop {
+        // It waits for the reports of what it throws away, and does not take them.
+        let error = match outlet.producer.abort_transaction(ABORT) {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        let again = matches!(&error, KafkaError::Transaction(inner) if inner.is_retriable());
+        if !again || Instant::now() > end {
+            tracing::warn!(%error, "the transaction could not be aborted; the next start or its timeout does it");
+            return;
+        }
+        // When this fails the call fails again.
+        let _ = outlet.producer.flush(ABORT);
     }
 }

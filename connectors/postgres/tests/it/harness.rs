@@ -72,6 +72,7 @@ fn values(
 pub struct Opened {
     pub source: Box<dyn Source>,
     pub feedback: Feedback,
+    pub status: SourceStatus,
     pub seen: Vec<Seen>,
     pub through: Lsn,
     pub mark: u64,
@@ -127,11 +128,12 @@ impl Opened {
             budget,
             status: SourceStatus::default(),
         };
-        let feedback = context.feedback.clone();
+        let (feedback, status) = (context.feedback.clone(), context.status.clone());
         let source = PostgresFactory::open(config, context).await?;
         Ok(Opened {
             source,
             feedback,
+            status,
             seen: Vec::new(),
             through: Lsn::ZERO,
             mark: 0,

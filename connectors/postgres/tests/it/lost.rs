@@ -267,6 +267,14 @@ async fn a_slot_in_use_is_waited_for_under_either_policy() {
     let away = Away::from(&database).await;
     let running = away.open("stop").await;
     let copied = away.record()["copy"].clone();
+    wait_for(DEADLINE, "the slot to be read", async || {
+        let sql = format!(
+            "SELECT 1 FROM pg_replication_slots WHERE active AND slot_name = '{}'",
+            away.slot
+        );
+        server.value(&sql).await.ok_or("not yet")
+    })
+    .await;
     for policy in ["stop", "resync"] {
         let error = away.refusal(policy).await;
         assert_eq!(

@@ -7,14 +7,14 @@ use lockstep_core::ErrorKind;
 use lockstep_core::batch::{Batch, Op};
 use lockstep_core::position::Lsn;
 use lockstep_kit::kafka::Kafka;
-use lockstep_kit::{Component, require, unique};
+use lockstep_kit::{Component, require, unique, wait_for};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 
-use crate::support::{Event, Feed, config, insert, open, read};
+use crate::support::{DEADLINE, Event, Feed, config, insert, open, read};
 
 async fn everything_arrives(exactly_once: bool) {
     let kafka = Kafka::shared().await;
@@ -301,6 +301,10 @@ async fn a_record_that_is_too_large_is_refused_and_not_durable() {
 }
 
 /// As with a clock that is wrong, here or there: nothing is wrong with a row, so none is put aside.
+fn told(error: lockstep_core::Error) -> String {
+    error.to_string()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_that_the_broker_does_not_take_is_waited_out() {
     require!(Component::Kafka);
@@ -313,13 +317,15 @@ async fn a_time_that_the_broker_does_not_take_is_waited_out() {
             .create()
             .expect("a client");
         let options = AdminOptions::new();
-        // Whatever is older than it takes to arrive.
+        // Whatever has lingered, and not what the broker itself writes to end a transaction.
         let limit = "message.timestamp.before.max.ms";
         let topic = feed.topic();
-        let new = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set(limit, "0");
+        let new = NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set(limit, "100");
         let made = admin.create_topics(&[new], &options).await.expect("asked");
         made.into_iter().next().expect("an answer").expect("made");
-        let more = serde_json::json!({"exactly_once": exactly_once});
+        let more = serde_json::json!({
+            "exactly_once": exactly_once, "properties": {"linger.ms": 500},
+        });
         let config = config(kafka.bootstrap(), &prefix, &more);
         let mut sink = open(&config, &prefix, &[&feed]).await.expect("opens");
         let events = [insert(1, "one"), insert(2, "two")];
@@ -340,10 +346,14 @@ async fn a_time_that_the_broker_does_not_take_is_waited_out() {
             .next()
             .expect("an answer")
             .expect("changed");
-        let mut sink = open(&config, &prefix, &[&feed]).await.expect("opens again");
-        let durable = sink.write(feed.batch(8, &events)).await.expect("taken");
-        durable.await.expect("durable");
-        sink.close().await.expect("closes");
+        // The broker hears of it a moment after it was answered.
+        wait_for(DEADLINE, "the broker to take them", async || {
+            let mut sink = open(&config, &prefix, &[&feed]).await.map_err(told)?;
+            let durable = sink.write(feed.batch(8, &events)).await.map_err(told)?;
+            durable.await.map_err(told)?;
+            sink.close().await.map_err(told)
+        })
+        .await;
         assert_eq!(read(kafka.bootstrap(), &topic).await.len(), 2);
     }
 }

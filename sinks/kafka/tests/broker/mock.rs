@@ -28,7 +28,8 @@ async fn refusals_of_a_produce_have_the_right_kind() {
                 ErrorKind::Permission,
             ),
             (E::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, ErrorKind::Refused),
-            (E::RD_KAFKA_RESP_ERR_INVALID_RECORD, ErrorKind::Refused),
+            // Of a record with a key it is its time.
+            (E::RD_KAFKA_RESP_ERR_INVALID_RECORD, ErrorKind::Unavailable),
         ] {
             let prefix = unique("mock");
             let feed = Feed::new(&prefix);
@@ -51,6 +52,27 @@ async fn refusals_of_a_produce_have_the_right_kind() {
                 "exactly_once = {exactly_once}: {failure}"
             );
         }
+    }
+}
+
+/// The client ends the transaction before it reports the record, so that a record that is handed over in between fails with
+/// nothing but the state of the client.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_refused_while_others_are_handed_over_is_named() {
+    use RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE as TOO_LARGE;
+    let events: Vec<_> = (0..20_000).map(|id| insert(id, "a")).collect();
+    for _ in 0..5 {
+        let prefix = unique("mock");
+        let feed = Feed::new(&prefix);
+        let mock = cluster(&feed, &prefix);
+        let more = serde_json::json!({"exactly_once": true});
+        let config = config(&mock.bootstrap_servers(), &prefix, &more);
+        let mut sink = open(&config, &prefix, &[&feed]).await.expect("opens");
+        mock.request_errors(RDKafkaApiKey::Produce, &[TOO_LARGE; 3]);
+        let durable = sink.write(feed.batch(1, &events)).await.expect("taken");
+        let failure = durable.await.expect_err("injected");
+        assert_eq!(failure.kind(), ErrorKind::Refused, "{failure}");
+        assert!(!failure.refusals().is_empty(), "{failure}");
     }
 }
 

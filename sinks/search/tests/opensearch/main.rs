@@ -1,0 +1,104 @@
+//! Against a real OpenSearch.
+
+mod restart;
+mod setup;
+#[path = "../support/mod.rs"]
+mod support;
+mod values;
+mod versions;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lockstep_core::schema::TableSchema;
+use lockstep_core::sink::Sink;
+use lockstep_kit::opensearch::OpenSearch as Server;
+use lockstep_sink_search::opensearch::OpenSearch;
+use serde_json::{Value, json};
+use support::*;
+
+/// A corner of the server for one test.
+struct Corner<'a> {
+    server: &'a Server,
+    prefix: String,
+}
+
+impl<'a> Corner<'a> {
+    fn on(server: &'a Server) -> Self {
+        Corner {
+            server,
+            prefix: lockstep_kit::unique("t"),
+        }
+    }
+
+    fn config(&self, more: Value) -> Value {
+        let mut config = json!({
+            "url": self.server.url(),
+            "index": format!("{}-{{source}}-{{table}}", self.prefix),
+            "progress_index": format!("{}-progress", self.prefix),
+            "settings": {"number_of_replicas": 0},
+        });
+        for (key, value) in more.as_object().expect("an object") {
+            config[key] = value.clone();
+        }
+        config
+    }
+
+    async fn sink(&self, tables: &[&Arc<TableSchema>]) -> Box<dyn Sink> {
+        self.sink_with(json!({}), tables).await
+    }
+
+    async fn sink_with(&self, more: Value, tables: &[&Arc<TableSchema>]) -> Box<dyn Sink> {
+        open::<OpenSearch>(self.config(more), &source("shop"), tables).await
+    }
+
+    fn index(&self, table: &str) -> String {
+        format!("{}-shop-{table}", self.prefix)
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let (status, body) = self
+            .server
+            .request(method, path, body)
+            .await
+            .expect("the server answers");
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    /// `id → (n, document)` of all documents, written by the transaction that `Feed::begin(n)` began.
+    async fn all(&self, table: &str) -> BTreeMap<String, (u64, Value)> {
+        let index = self.index(table);
+        self.ask("POST", &format!("/{index}/_refresh"), "").await;
+        let path = format!("/{index}/_search?version=true&size=10000");
+        let (status, found) = self.ask("GET", &path, "").await;
+        assert_eq!(status, 200, "{found}");
+        let hits = found["hits"]["hits"].as_array().expect("hits").iter();
+        hits.map(|hit| {
+            let id = hit["_id"].as_str().expect("an id").to_owned();
+            let version = hit["_version"].as_u64().expect("a version");
+            (id, (version >> 9, hit["_source"].clone()))
+        })
+        .collect()
+    }
+}
+
+async fn shared() -> Corner<'static> {
+    Corner::on(Server::shared().await)
+}
+
+fn orders() -> Arc<TableSchema> {
+    table(
+        "shop",
+        "orders",
+        1,
+        &[
+            ("id", "int4", INT4),
+            ("status", "text", TEXT),
+            ("note", "text", TEXT),
+        ],
+    )
+}
+
+fn row<'a>(id: &'a str, status: &'a str) -> [V<'a>; 3] {
+    [id.into(), status.into(), "gift wrap".into()]
+}
