@@ -239,6 +239,7 @@ impl Run<'_> {
                 self.trouble(&what);
             }
         }
+        faults.end();
         (injected, load.stop().await)
     }
 

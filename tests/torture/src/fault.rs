@@ -157,7 +157,12 @@ pub struct Faults<'a> {
     /// An end falls between rows that arrive: in imports, whose rows share LSNs, and for one that takes long to begin.
     growth: Option<Growth>,
     workload: Workload,
+    /// Milliseconds that the clock is ahead.
+    ahead: i64,
 }
+
+/// Further ahead than this, Kafka takes no record (`message.timestamp.after.max.ms`), and lockstep waits until the clock is right.
+const AHEAD: i64 = 3_600_000;
 
 impl<'a> Faults<'a> {
     /// Of this kind, for the run of this name.
@@ -180,6 +185,7 @@ impl<'a> Faults<'a> {
             random,
             contestant,
             workload,
+            ahead: 0,
             links: Vec::new(),
             growth: midway
                 .then(|| Growth::new(servers.kafka.bootstrap(), &topics))
@@ -307,11 +313,13 @@ impl<'a> Faults<'a> {
         let by = if self.random.once_in(2) { -far } else { far };
         let lasting = self.random.millis(500, 2_500);
         clock.set(by).expect("the clock can be set");
+        self.ahead = by;
         sleep(lasting).await;
         // Half of the times it stays wrong, until it is set the next time.
         let right = self.random.once_in(2);
         if right {
             clock.set(0).expect("the clock can be set");
+            self.ahead = 0;
         }
         let then = if right { ", then right" } else { "" };
         format!(
@@ -319,6 +327,13 @@ impl<'a> Faults<'a> {
             self.kind.name(),
             by / SECOND
         )
+    }
+
+    /// Ends what would be waited for without end.
+    pub fn end(&self) {
+        if let Some(clock) = self.own.clock.as_ref().filter(|_| self.ahead > AHEAD) {
+            clock.set(0).expect("the clock can be set");
+        }
     }
 
     async fn misuse_a_link(&mut self) -> String {
