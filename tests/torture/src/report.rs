@@ -276,6 +276,15 @@ impl Report {
     }
 }
 
+/// The beginning of a text that may be a whole status page.
+fn brief(text: &str) -> String {
+    const MOST: usize = 160;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// A run in which something was wrong, in a line of the page.
 fn item(outcome: &Outcome) -> String {
     let first = outcome
@@ -287,11 +296,7 @@ fn item(outcome: &Outcome) -> String {
         .sinks
         .iter()
         .filter_map(|(sink, findings)| Some(format!("{sink}: {}", findings.examples.first()?)));
-    let details: Vec<String> = first
-        .map(str::to_owned)
-        .into_iter()
-        .chain(examples)
-        .collect();
+    let details: Vec<String> = first.map(brief).into_iter().chain(examples).collect();
     format!(
         "- `--contestants {} --only {} --seed {}`: {}; {}",
         outcome.contestant,

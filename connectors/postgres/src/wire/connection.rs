@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use postgres_protocol::message::backend::{DataRowBody, ErrorResponseBody, Message};
 use postgres_protocol::message::frontend;
@@ -11,6 +11,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::attended::{Attended, GRACE, SILENCE};
 use super::stream::Stream;
 use super::target::{SslMode, Target};
 use super::{auth, frame, tls};
@@ -34,17 +35,31 @@ pub struct Connection {
     pub(super) end_point: Option<Vec<u8>>,
     pub(super) channel_bound: bool,
     server_version: u32,
+    /// Whether a silence means anything is found out by this; nothing is while it is missing.
+    attended: Option<Attended>,
 }
 
 /// A row of a simple query: text values.
 pub type TextRow = Vec<Option<String>>;
 
 impl Connection {
-    /// Connects and logs in.
+    /// Connects and logs in. With [`Mode::Sql`], whoever waits for the server later is told when it does not work for us any
+    /// more.
     ///
     /// # Errors
     /// By kind: `Unavailable` when nobody answers, `Authentication`, `Permission`, `Setup` by the server's SQLSTATE.
     pub async fn open(target: &Target, mode: Mode) -> Result<Self> {
+        let mut connection = Self::open_unattended(target, mode).await?;
+        if mode == Mode::Sql {
+            let asked = Attended::of(&mut connection, target);
+            let attended = tokio::time::timeout(target.connect_timeout, asked).await;
+            connection.attended = Some(attended.unwrap_or_else(|_| Err(late(target)))?);
+        }
+        Ok(connection)
+    }
+
+    /// As [`Connection::open`]; a server that is not heard of any more is waited for without end.
+    pub(super) async fn open_unattended(target: &Target, mode: Mode) -> Result<Self> {
         let attempt = |tls: Tls| async move {
             let (stream, end_point) = connect(target, tls).await?;
             let mut connection = Connection {
@@ -54,6 +69,7 @@ impl Connection {
                 end_point,
                 channel_bound: false,
                 server_version: 0,
+                attended: None,
             };
             auth::startup(&mut connection, target, mode == Mode::Replication).await?;
             Ok::<Connection, Error>(connection)
@@ -81,13 +97,7 @@ impl Connection {
         };
         tokio::time::timeout(target.connect_timeout, work)
             .await
-            .unwrap_or_else(|_| {
-                Err(Error::new(
-                    ErrorKind::Unavailable,
-                    format!("{} did not answer in time", target.label()),
-                )
-                .remedy("check the address, the network and connect_timeout"))
-            })
+            .unwrap_or_else(|_| Err(late(target)))
     }
 
     /// A stream for `tokio-postgres`, after TLS and before startup, and the end point that its login is bound to.
@@ -102,13 +112,7 @@ impl Connection {
         };
         tokio::time::timeout(target.connect_timeout, connect(target, tls))
             .await
-            .unwrap_or_else(|_| {
-                Err(Error::new(
-                    ErrorKind::Unavailable,
-                    format!("{} did not answer in time", target.label()),
-                )
-                .remedy("check the address, the network and connect_timeout"))
-            })
+            .unwrap_or_else(|_| Err(late(target)))
     }
 
     /// `server_version_num`, 150004 for 15.4.
@@ -161,11 +165,8 @@ impl Connection {
     }
 
     async fn fill_buffer(&mut self) -> Result<()> {
-        let read = self.stream.read_buf(&mut self.buffer).await;
-        match read.map_err(|error| from_io(&format!("read from {}", self.label), error))? {
-            0 => Err(closed(&self.label)),
-            _ => Ok(()),
-        }
+        let reader = (&mut self.stream, self.attended.as_ref(), &*self.label);
+        read(reader, &mut self.buffer).await.map(drop)
     }
 
     /// Runs one statement by the simple protocol and returns its rows.
@@ -295,11 +296,8 @@ impl Connection {
         if block.capacity() - block.len() < room {
             block.reserve(room);
         }
-        let read = self.stream.read_buf(block).await;
-        match read.map_err(|error| from_io(&format!("read from {}", self.label), error))? {
-            0 => Err(closed(&self.label)),
-            count => Ok(count),
-        }
+        let reader = (&mut self.stream, self.attended.as_ref(), &*self.label);
+        read(reader, block).await
     }
 
     /// Says goodbye.
@@ -311,6 +309,53 @@ impl Connection {
             let _ = self.stream.shutdown().await;
         }
     }
+}
+
+/// Reads what is there, and is not silent about a server that is.
+async fn read(
+    (stream, attended, label): (&mut Stream, Option<&Attended>, &str),
+    block: &mut impl BufMut,
+) -> Result<usize> {
+    let mut patience = SILENCE;
+    loop {
+        let reading = stream.read_buf(block);
+        let read = match attended {
+            None => reading.await,
+            Some(attended) => match tokio::time::timeout(patience, reading).await {
+                Ok(read) => read,
+                Err(_) if patience == GRACE => return Err(lost(label)),
+                Err(_) => {
+                    // Boxed: asking is done on a connection, too.
+                    let lost = Box::pin(attended.is_lost()).await;
+                    patience = if lost { GRACE } else { SILENCE };
+                    continue;
+                }
+            },
+        };
+        return match read.map_err(|error| from_io(&format!("read from {label}"), error))? {
+            0 => Err(closed(label)),
+            count => Ok(count),
+        };
+    }
+}
+
+fn lost(label: &str) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!(
+            "nothing has come from {label} for {} s, and it is at work on nothing that would",
+            SILENCE.as_secs()
+        ),
+    )
+    .remedy("look at what is between; the connection is made anew")
+}
+
+fn late(target: &Target) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("{} did not answer in time", target.label()),
+    )
+    .remedy("check the address, the network and connect_timeout")
 }
 
 fn closed(label: &str) -> Error {

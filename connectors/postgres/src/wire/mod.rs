@@ -1,5 +1,6 @@
 //! The frontend/backend protocol, as much of it as replication needs (PostgreSQL documentation, chapter 55).
 
+pub mod attended;
 pub mod auth;
 pub mod bound;
 pub mod connection;

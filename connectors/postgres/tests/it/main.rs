@@ -10,6 +10,7 @@ mod login;
 mod lost;
 mod preflight;
 mod resume;
+mod silence;
 mod stream;
 mod streamed;
 mod tables;
