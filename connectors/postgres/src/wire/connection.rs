@@ -36,7 +36,7 @@ pub struct Connection {
     pub(super) channel_bound: bool,
     server_version: u32,
     /// Whether a silence means anything is found out by this; nothing is while it is missing.
-    attended: Option<Attended>,
+    attended: Option<Box<Attended>>,
 }
 
 /// A row of a simple query: text values.
@@ -53,7 +53,7 @@ impl Connection {
         if mode == Mode::Sql {
             let asked = Attended::of(&mut connection, target);
             let attended = tokio::time::timeout(target.connect_timeout, asked).await;
-            connection.attended = Some(attended.unwrap_or_else(|_| Err(late(target)))?);
+            connection.attended = Some(Box::new(attended.unwrap_or_else(|_| Err(late(target)))?));
         }
         Ok(connection)
     }
@@ -165,7 +165,7 @@ impl Connection {
     }
 
     async fn fill_buffer(&mut self) -> Result<()> {
-        let reader = (&mut self.stream, self.attended.as_ref(), &*self.label);
+        let reader = (&mut self.stream, self.attended.as_deref(), &*self.label);
         read(reader, &mut self.buffer).await.map(drop)
     }
 
@@ -296,7 +296,7 @@ impl Connection {
         if block.capacity() - block.len() < room {
             block.reserve(room);
         }
-        let reader = (&mut self.stream, self.attended.as_ref(), &*self.label);
+        let reader = (&mut self.stream, self.attended.as_deref(), &*self.label);
         read(reader, block).await
     }
 
