@@ -21,7 +21,7 @@ use tokio_postgres::Client;
 
 use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
-use crate::error::{from_sql, protocol};
+use crate::error::protocol;
 use crate::extent::{self, Pages, Recorder};
 use crate::sql::{self, quote_ident, quote_literal};
 use crate::throttle::Throttle;
@@ -159,8 +159,9 @@ async fn plan(
     let mut extents = BTreeMap::new();
     for (index, (table, _)) in tables.iter().enumerate() {
         // A partitioned table has no heap of its own: its leaves are copied under its name.
-        let rows = client
-            .query(
+        let rows = sql::query(
+                client,
+                "measure the table",
                 "SELECT n.nspname::text, c.relname::text, pg_catalog.pg_relation_size(c.oid), \
                  greatest(c.reltuples, 0)::float8, c.oid, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0) \
                  FROM (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid::regclass) WHERE isleaf \
@@ -170,7 +171,6 @@ async fn plan(
                 &[&table.relation],
             )
             .await
-            .map_err(|error| from_sql("measure the table", error))
             .at(format!("table {}", table.id))?;
         let mut estimate = 0.0;
         let mut extent = extent::Table {

@@ -52,7 +52,8 @@ pub async fn query_one(
     in_time(doing, client.query_one(sql, parameters)).await
 }
 
-async fn in_time<T>(
+/// As [`query`], for other work.
+pub async fn in_time<T>(
     doing: &str,
     work: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T> {

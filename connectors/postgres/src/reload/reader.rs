@@ -149,14 +149,14 @@ impl Reader {
             quote_ident(&id.name)
         );
         if let Some(condition) = &entry.request.condition {
-            client
-                .prepare(&format!("SELECT FROM {from} WHERE ({condition}\n)"))
-                .await
-                .map_err(|error| {
-                    Error::new(ErrorKind::Invalid, "the server does not understand `where`")
-                        .source(error)
-                        .remedy("write a condition as it would stand after WHERE")
-                })?;
+            let statement = format!("SELECT FROM {from} WHERE ({condition}\n)");
+            let tried = sql::in_time("try the condition", client.prepare(&statement)).await;
+            tried.map_err(|error| match error.kind().policy() {
+                Policy::Retry => error,
+                _ => Error::new(ErrorKind::Invalid, "the server does not understand `where`")
+                    .source(error)
+                    .remedy("write a condition as it would stand after WHERE"),
+            })?;
         }
         Ok(from)
     }

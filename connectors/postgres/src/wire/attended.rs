@@ -44,9 +44,9 @@ impl Attended {
 
     async fn is_at_work(&self) -> Result<bool> {
         let mut other = Connection::open_unattended(&self.target, Mode::Sql).await?;
-        // `ClientWrite`: it waits for us to read, and we do.
+        // `ClientWrite`: it waits for us to read, and we do. `disabled`: without `track_activities` nothing is known.
         let ask = format!(
-            "SELECT state IS NULL OR state = 'active' AND wait_event IS DISTINCT FROM 'ClientWrite' \
+            "SELECT coalesce(state, 'disabled') IN ('active', 'disabled') AND wait_event IS DISTINCT FROM 'ClientWrite' \
              FROM pg_catalog.pg_stat_activity WHERE pid::text = '{}'",
             self.pid
         );

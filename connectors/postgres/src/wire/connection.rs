@@ -43,18 +43,16 @@ pub struct Connection {
 pub type TextRow = Vec<Option<String>>;
 
 impl Connection {
-    /// Connects and logs in. With [`Mode::Sql`], whoever waits for the server later is told when it does not work for us any
-    /// more.
+    /// Connects and logs in. Whoever waits for the server later is told when it does not work for us any more, until a stream
+    /// begins: that has questions of its own.
     ///
     /// # Errors
     /// By kind: `Unavailable` when nobody answers, `Authentication`, `Permission`, `Setup` by the server's SQLSTATE.
     pub async fn open(target: &Target, mode: Mode) -> Result<Self> {
         let mut connection = Self::open_unattended(target, mode).await?;
-        if mode == Mode::Sql {
-            let asked = Attended::of(&mut connection, target);
-            let attended = tokio::time::timeout(target.connect_timeout, asked).await;
-            connection.attended = Some(Box::new(attended.unwrap_or_else(|_| Err(late(target)))?));
-        }
+        let asked = Attended::of(&mut connection, target);
+        let attended = tokio::time::timeout(target.connect_timeout, asked).await;
+        connection.attended = Some(Box::new(attended.unwrap_or_else(|_| Err(late(target)))?));
         Ok(connection)
     }
 
@@ -263,6 +261,7 @@ impl Connection {
             match frame::next(&self.buffer, 0)? {
                 Some(found) if found.tag == b'W' => {
                     let _ = self.buffer.split_to(found.end);
+                    self.attended = None;
                     return Ok(());
                 }
                 Some(_) => match self.receive().await? {
@@ -311,7 +310,7 @@ impl Connection {
     }
 }
 
-/// Reads what is there, and is not silent about a server that is.
+/// Reads what is there; cancel-safe. With somebody to ask, it fails when the server works on nothing that would come.
 async fn read(
     (stream, attended, label): (&mut Stream, Option<&Attended>, &str),
     block: &mut impl BufMut,

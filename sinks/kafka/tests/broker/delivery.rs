@@ -300,11 +300,11 @@ async fn a_record_that_is_too_large_is_refused_and_not_durable() {
     }
 }
 
-/// As with a clock that is wrong, here or there: nothing is wrong with a row, so none is put aside.
 fn told(error: lockstep_core::Error) -> String {
     error.to_string()
 }
 
+/// As with a clock that is wrong, here or there: nothing is wrong with a row, so none is put aside.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_that_the_broker_does_not_take_is_waited_out() {
     require!(Component::Kafka);
