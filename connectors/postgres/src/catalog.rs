@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 
 use crate::sql;
 use crate::types::TypeCache;
+use crate::visible::Visible;
 
 /// A table of the publication.
 #[derive(Clone, Debug)]
@@ -108,6 +109,16 @@ impl Catalog {
     /// When the catalog cannot be read.
     pub async fn facts(&self, relation: u32) -> Result<Option<TableFacts>> {
         facts(&self.client, relation).await
+    }
+
+    /// Whether what a committed transaction has done shows by now.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn sees(&self, xid: u32) -> Result<bool> {
+        let ask = "SELECT pg_catalog.pg_current_snapshot()::text";
+        let row = sql::query_one(&self.client, "take a snapshot", ask, &[]).await?;
+        Ok(Visible::parse(row.get(0))?.sees(xid))
     }
 
     /// The name that a table has now; `None` when it was dropped.

@@ -32,6 +32,7 @@ mod stream;
 mod streamed;
 mod throttle;
 mod types;
+mod visible;
 mod watch;
 pub mod wire;
 

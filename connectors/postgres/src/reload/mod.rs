@@ -6,7 +6,6 @@
 mod desk;
 mod reader;
 mod shape;
-mod visible;
 mod window;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -15,13 +15,13 @@ use tokio::sync::oneshot;
 use super::Merge;
 use super::desk::{Desk, Entry};
 use super::shape::Shape;
-use super::visible::Visible;
 use super::window::{FENCE, Merged, Offer};
 use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
 use crate::error::protocol;
 use crate::sql::{self, quote_ident, quote_literal};
 use crate::throttle::Throttle;
+use crate::visible::Visible;
 use crate::wire::target::Target;
 use crate::wire::{Connection, Mode};
 

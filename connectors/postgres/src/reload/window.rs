@@ -15,8 +15,8 @@ use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::{TableId, TableSchema};
 use tokio::sync::oneshot;
 
-use super::visible::Visible;
 use crate::copy_out::Rows;
+use crate::visible::Visible;
 
 /// Prefix of the messages that mark where a chunk belongs.
 pub(super) const FENCE: &str = "lockstep.fence";

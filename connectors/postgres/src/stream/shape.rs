@@ -1,14 +1,18 @@
 //! Tables that come in a shape that is new to us.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::schema::{TableId, TableSchema};
 
 use super::Receiver;
 use crate::catalog::{Catalog, Described};
-use crate::types::TypeCache;
-use crate::wire::target::Target;
+
+/// How long a transaction may be on disk and not visible.
+const UNSEEN: Duration = Duration::from_secs(10);
+/// Between two looks at it.
+const LOOK: Duration = Duration::from_millis(5);
 
 impl Receiver {
     /// A table in a shape that is new to us. Tables are told apart by oid. One of ours under another name is an older
@@ -31,14 +35,23 @@ impl Receiver {
         };
         let known = tables[ours].0.clone();
         let id = known.id.clone();
-        let look_up = look_up(
-            self.catalog.take(),
-            self.stream.target.clone(),
-            Arc::clone(&self.stream.source.name),
-            self.stream.types.clone(),
-            described.clone(),
-            known,
-        );
+        // Descriptions come inside the transaction that they are for.
+        let xid = self.assembler.current().map(|transaction| transaction.xid);
+        let open = self.catalog.take();
+        let (target, types) = (self.stream.target.clone(), self.stream.types.clone());
+        let source = Arc::clone(&self.stream.source.name);
+        let new = described.clone();
+        let look_up = async move {
+            let mut catalog = match open.filter(|catalog| !catalog.client().is_closed()) {
+                Some(catalog) => catalog,
+                None => Catalog::new(crate::sql::connect(&target).await?, source, types),
+            };
+            if let Some(xid) = xid {
+                until_visible(&catalog, xid).await?;
+            }
+            let (schema, is_now) = look_up(&mut catalog, new, known).await?;
+            Ok((catalog, schema, is_now))
+        };
         let (catalog, mut schema, is_now) = self.alive_during(look_up).await?;
         self.catalog = Some(catalog);
         let (known, last) = &mut self.stream.tables[ours];
@@ -64,24 +77,39 @@ impl Receiver {
     }
 }
 
-/// The schema of a table in a shape that is new to us, under the name of the one that we know; whether it is that one by now;
-/// and the catalog that was asked.
+/// Waits until others see what the transaction has done to the catalog: it is streamed once its commit is on disk, and is
+/// visible a moment later. A synchronous standby makes that moment long.
+///
+/// # Errors
+/// `Unavailable` when it takes too long.
+async fn until_visible(catalog: &Catalog, xid: u32) -> Result<()> {
+    let end = Instant::now() + UNSEEN;
+    while !catalog.sees(xid).await? {
+        if Instant::now() >= end {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "transaction {xid} has been sent and is not visible for {} s",
+                    UNSEEN.as_secs()
+                ),
+            )
+            .remedy("see synchronous_standby_names for what it waits for; it is tried again"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// The schema of a table in a shape that is new to us, under the name of the one that we know, and whether it is that one by
+/// now.
 ///
 /// # Errors
 /// Of kind `Setup` when the table that we know has been renamed.
 async fn look_up(
-    catalog: Option<Catalog>,
-    target: Target,
-    source: Arc<str>,
-    types: TypeCache,
+    catalog: &mut Catalog,
     mut described: Described,
     known: Described,
-) -> Result<(Catalog, TableSchema, bool)> {
-    let open = catalog.filter(|catalog| !catalog.client().is_closed());
-    let mut catalog = match open {
-        Some(catalog) => catalog,
-        None => Catalog::new(crate::sql::connect(&target).await?, source, types),
-    };
+) -> Result<(TableSchema, bool)> {
     let at = |error: Error| error.at(format!("table {}", known.id));
     let is_known = known.relation == described.relation;
     let mut is_now = is_known;
@@ -95,7 +123,7 @@ async fn look_up(
         described.id = known.id.clone();
     }
     let schema = catalog.schema(&described).await.map_err(at)?;
-    Ok((catalog, schema, is_now))
+    Ok((schema, is_now))
 }
 
 fn renamed(now: &TableId) -> Error {

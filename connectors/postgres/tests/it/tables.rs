@@ -6,11 +6,12 @@ use lockstep_core::ErrorKind;
 use lockstep_core::batch::{OldImage, Op};
 use lockstep_core::check::Verdict;
 use lockstep_core::source::SourceFactory;
-use lockstep_kit::postgres::Postgres;
+use lockstep_kit::postgres::{Postgres, PostgresOptions};
+use lockstep_kit::wait_for;
 use lockstep_postgres::PostgresFactory;
 use serde_json::json;
 
-use crate::harness::{Opened, Seen, config};
+use crate::harness::{DEADLINE, Opened, Seen, config};
 
 /// A row as `column=value`, in the order of the names.
 fn row(values: &BTreeMap<String, Option<String>>) -> String {
@@ -303,4 +304,58 @@ async fn a_table_that_gave_its_name_away_is_told_apart_by_its_oid() {
         assert_eq!(inserted, ["id=1 v=before", "id=3 v=after", "id=5 v=after"]);
         opened.close().await;
     }
+}
+
+/// A commit is streamed once it is on disk, and seen by others a moment later: the catalog shows the old name until then.
+#[tokio::test]
+async fn a_rename_that_nobody_sees_yet_is_waited_for() {
+    lockstep_kit::require_own!(lockstep_kit::Component::Postgres(17));
+    // The moment is as long as a standby takes that does not exist, for a session that waits for it.
+    let options = PostgresOptions::new(17)
+        .set("synchronous_standby_names", "nobody")
+        .set("synchronous_commit", "local");
+    let server = Postgres::start(options).await;
+    let database = server.database("unseen").await;
+    database
+        .execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let section = config(database.url(), &["public.t"], json!({}));
+    let mut opened = Opened::open(&section, state.path()).await;
+    database.execute("INSERT INTO t VALUES (1, 'a')").await;
+    opened.catch_up(&database).await;
+    let renamer = database.client().await;
+    let rename = renamer.batch_execute(
+        "SET synchronous_commit = on; \
+         BEGIN; ALTER TABLE t RENAME TO u; INSERT INTO u VALUES (2, 'b'); COMMIT",
+    );
+    let release =
+        async {
+            wait_for(DEADLINE, "lockstep to look whether it sees it", async || {
+            let sql = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'lockstep%' \
+                AND query LIKE '%pg_current_snapshot%'";
+            server.value(sql).await.ok_or("not yet")
+        })
+        .await;
+            let sql =
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            assert_eq!(server.value(sql).await.as_deref(), Some("t"));
+        };
+    let reads = async {
+        loop {
+            if let Err(error) = opened.next().await {
+                return error;
+            }
+        }
+    };
+    let (error, renamed, ()) = tokio::join!(reads, rename, release);
+    renamed.expect("renamed");
+    assert_eq!(error.kind(), ErrorKind::Setup, "{error}");
+    assert!(
+        error.to_string().contains("was renamed to public.u"),
+        "{error}"
+    );
+    let inserted = opened.seen.iter().filter(|seen| seen.op == Op::Insert);
+    let inserted: Vec<&str> = inserted.map(|seen| seen.value("id")).collect();
+    assert_eq!(inserted, ["1"]);
 }

@@ -7,7 +7,7 @@ use crate::error::protocol;
 /// What `pg_current_snapshot()` says: `xmin:xmax:running,…` (PostgreSQL documentation, *Transaction ID and Snapshot
 /// Information Functions*), in 64 bits, of top-level transactions only.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Visible {
+pub struct Visible {
     xmin: u64,
     xmax: u64,
     running: Vec<u64>,
@@ -16,7 +16,7 @@ pub(super) struct Visible {
 impl Visible {
     /// # Errors
     /// Of kind `Protocol`, when it is not of that form.
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    pub fn parse(text: &str) -> Result<Self> {
         let parse = || {
             let mut parts = text.split(':');
             let mut number = || parts.next()?.parse().ok();
@@ -33,7 +33,7 @@ impl Visible {
 
     /// Whether the snapshot sees what a committed transaction wrote. The stream knows transactions by the lower 32 bits of
     /// their ids: the one meant is the one nearest to the snapshot.
-    pub(super) fn sees(&self, xid: u32) -> bool {
+    pub fn sees(&self, xid: u32) -> bool {
         let behind = (self.xmax as u32).wrapping_sub(xid).cast_signed();
         let Some(xid) = self.xmax.checked_add_signed(-i64::from(behind)) else {
             // Before the first of all.
@@ -45,7 +45,7 @@ impl Visible {
 
 impl Visible {
     /// Whether every transaction that this snapshot saw running has ended for a later one.
-    pub(super) fn are_done(&self, later: &Visible) -> bool {
+    pub fn are_done(&self, later: &Visible) -> bool {
         let ended = |xid: &u64| *xid < later.xmin || !later.running.contains(xid);
         self.running.iter().all(ended)
     }
