@@ -69,6 +69,8 @@ async fn look(
                 state,
             };
             look.slot(&mut connection, name, findings).await?;
+            // Before the end of it, which the server hears of when it likes.
+            senders(&client, 1, findings).await?;
             connection.terminate().await;
         }
         Err(error) => {
@@ -82,9 +84,9 @@ async fn look(
             {
                 room_for_a_slot(&client, findings).await?;
             }
+            senders(&client, 0, findings).await?;
         }
     }
-    senders(&client, findings).await?;
     findings.extend(throttle::sees_load(&client, config).await?);
     tables(client, config, version, name, &target.user, findings).await
 }
@@ -257,13 +259,14 @@ async fn room_for_a_slot(client: &Client, findings: &mut Vec<Finding>) -> Result
     Ok(())
 }
 
-async fn senders(client: &Client, findings: &mut Vec<Finding>) -> Result<()> {
+/// Of those in use, `ours` are in use for this.
+async fn senders(client: &Client, ours: i64, findings: &mut Vec<Finding>) -> Result<()> {
     let row = sql::query_one(
         client,
         "count the senders",
-        "SELECT current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication), \
+        "SELECT current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication) + $1, \
              current_setting('max_wal_senders')",
-        &[],
+        &[&ours],
     )
     .await?;
     let (free, all): (i64, String) = (row.get(0), row.get(1));
