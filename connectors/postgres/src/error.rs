@@ -108,6 +108,7 @@ fn remedy_of(error: &ServerError) -> Option<&'static str> {
         "55000" if error.message.contains("wal_level") => {
             Some("ALTER SYSTEM SET wal_level = 'logical', then restart the server")
         }
+        "55P03" => Some("see pg_locks for who holds it; it is tried again"),
         "55006" => Some("stop the other process that reads the slot, or wait until it ends"),
         "3D000" => Some("check the database name in the URL"),
         _ => None,

@@ -2,6 +2,7 @@
 //! nothing, and nothing is what an idle table sends too.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 
 use lockstep_core::error::Result;
 use lockstep_core::schema::{ReplicaIdentity, TableId, TableSchema};
@@ -11,6 +12,7 @@ use tokio_postgres::Client;
 use crate::catalog::{Published, identity_of};
 use crate::publication::{self, Publication, Wanted, matches};
 use crate::sql::{self, quote_ident};
+use crate::state;
 
 /// Partitions that came or went, of which the latest are told.
 const MOVES: usize = 20;
@@ -24,12 +26,60 @@ pub struct Lookout {
     /// Of the server, as `server_version_num`.
     version: u32,
     carried: Vec<Carried>,
-    /// By root: its partitions and itself, at the last look.
-    partitions: BTreeMap<u32, BTreeMap<u32, String>>,
+    /// At the last look, which may have been an earlier run's.
+    partitions: Partitions,
+    record: Record,
     /// What has happened to partitions: told for as long as this lives.
     moves: Vec<Notice>,
     /// What the last look had to tell.
     told: Vec<Notice>,
+}
+
+/// By root: its partitions and itself, by oid, with their names.
+type Partitions = BTreeMap<u32, BTreeMap<u32, String>>;
+
+/// The partitions on disk: what comes and goes while nobody looks is told at the next start.
+struct Record {
+    path: PathBuf,
+    kept: Partitions,
+    failed: bool,
+}
+
+impl Record {
+    fn open(directory: &Path) -> Self {
+        let path = directory.join("partitions.json");
+        let kept = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(Into::into),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Partitions::new()),
+            Err(error) => Err(error),
+        };
+        let kept = kept.unwrap_or_else(|error: std::io::Error| {
+            let path = path.display();
+            tracing::warn!(%path, %error, "cannot be read; partitions that came or went while lockstep did not run are not told");
+            Partitions::new()
+        });
+        Record {
+            path,
+            kept,
+            failed: false,
+        }
+    }
+
+    fn keep(&mut self, partitions: &Partitions) {
+        if self.kept == *partitions {
+            return;
+        }
+        let written = state::replace(&self.path, partitions);
+        match &written {
+            Ok(()) => self.kept.clone_from(partitions),
+            Err(error) if !self.failed => {
+                let path = self.path.display();
+                tracing::warn!(%path, %error, "cannot be written; it is tried again");
+            }
+            Err(_) => {}
+        }
+        self.failed = written.is_err();
+    }
 }
 
 /// What a look has found.
@@ -67,13 +117,16 @@ struct Partition {
 }
 
 impl Lookout {
-    /// A lookout for the tables that `patterns` name in a publication, as the source carries them.
+    /// A lookout for the tables that `patterns` name in a publication, as the source carries them. What has to be known from
+    /// one run to the next is kept in `directory`.
     pub fn new<'a>(
         publication: &str,
         patterns: &[String],
         version: u32,
         tables: impl Iterator<Item = &'a TableSchema>,
+        directory: &Path,
     ) -> Self {
+        let record = Record::open(directory);
         let carried = tables.map(|schema| Carried {
             relation: schema.relation,
             id: schema.origin.clone(),
@@ -87,7 +140,8 @@ impl Lookout {
             patterns: patterns.to_vec(),
             version,
             carried: carried.collect(),
-            partitions: BTreeMap::new(),
+            partitions: record.kept.clone(),
+            record,
             moves: Vec::new(),
             told: Vec::new(),
         }
@@ -116,6 +170,7 @@ impl Lookout {
             tracing::warn!(remedy = notice.remedy, "{} {}", notice.subject, notice.what);
         }
         self.told.clone_from(&notices);
+        self.record.keep(&self.partitions);
         let grown = match &published {
             Some(published) => self.grown(client, published).await?,
             None => None,

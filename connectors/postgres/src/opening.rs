@@ -369,7 +369,7 @@ impl Work<'_> {
             .chain("_copy".chars())
             .collect();
         let created = slot::create_temporary(&mut keeper, &name).await?;
-        slot::advance(opening.client, opening.slot, created.consistent_point).await?;
+        slot::advance(opening.target, opening.slot, created.consistent_point).await?;
         tracing::info!(slot = opening.slot, consistent_point = %created.consistent_point, "copying once more");
         let state = self.begin_copy(identity, created.consistent_point)?;
         let start = Start::Copy {

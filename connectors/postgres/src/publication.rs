@@ -6,7 +6,6 @@ use lockstep_core::schema::TableId;
 use tokio_postgres::Client;
 
 use crate::catalog::{Published, facts, require_identity};
-use crate::error::from_sql;
 use crate::sql::{self, quote_ident, quote_literal};
 use crate::state::Known;
 
@@ -222,10 +221,7 @@ AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE
                 quote_ident(self.name),
                 qualified(&table.id)
             );
-            client
-                .batch_execute(&statement)
-                .await
-                .map_err(|error| from_sql("add a table to the publication", error))?;
+            sql::change(client, "add a table to the publication", &statement).await?;
             tracing::info!(publication = self.name, table = %table.id, "added to the publication");
         }
         Ok(!more.is_empty())
@@ -261,14 +257,13 @@ impl Wanted<'_> {
                     quote_ident(name),
                     quote_literal(OURS)
                 );
-                client.batch_execute(&comment).await.map_err(|error| {
-                    let error = from_sql(&format!("create the publication {name}"), error);
-                    match error.kind() {
-                        ErrorKind::Permission => {
-                            error.remedy(format!("let the owner of the tables run: {statement}"))
-                        }
-                        _ => error,
+                let doing = format!("create the publication {name}");
+                let created = sql::change(client, &doing, &comment).await;
+                created.map_err(|error| match error.kind() {
+                    ErrorKind::Permission => {
+                        error.remedy(format!("let the owner of the tables run: {statement}"))
                     }
+                    _ => error,
                 })?;
                 tracing::info!(
                     publication = name,

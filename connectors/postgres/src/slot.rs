@@ -4,9 +4,10 @@ use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::Lsn;
 use tokio_postgres::Client;
 
-use crate::error::{from_sql, protocol};
+use crate::error::protocol;
 use crate::sql::{self, quote_ident, quote_literal};
-use crate::wire::Connection;
+use crate::wire::target::Target;
+use crate::wire::{Connection, Mode};
 
 /// The first version with slots that follow a failover.
 const FAILOVER_SINCE: u32 = 170_000;
@@ -278,20 +279,23 @@ pub async fn drop_lost(client: &Client, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Moves a slot that nobody reads forward to `lsn`: what committed before does not come any more.
+/// Moves a slot that nobody reads forward to `lsn`: what committed before does not come any more. Takes as long as the server
+/// needs to decode all the way to there, or waits for a standby (`synchronized_standby_slots`), on a connection of its own:
+/// one that has gone silent is noticed there.
 ///
 /// # Errors
-/// The server's, by SQLSTATE; `Lost` when the slot did not get there.
-pub async fn advance(client: &Client, name: &str, lsn: Lsn) -> Result<()> {
-    // Not bounded in time: the server decodes all the way to there.
-    let row = client
-        .query_one(
-            "SELECT end_lsn::text FROM pg_catalog.pg_replication_slot_advance($1::text::name, $2::text::pg_lsn)",
-            &[&name, &lsn.to_string()],
-        )
-        .await
-        .map_err(|error| from_sql("move the slot forward", error))?;
-    let reached: Lsn = row.get::<_, &str>(0).parse()?;
+/// The server's, by SQLSTATE; `Unavailable` when the slot did not get there.
+pub async fn advance(target: &Target, name: &str, lsn: Lsn) -> Result<()> {
+    let mut connection = Connection::open(target, Mode::Sql).await?;
+    let sql = format!(
+        "SELECT end_lsn::text FROM pg_catalog.pg_replication_slot_advance({}, '{lsn}')",
+        quote_literal(name)
+    );
+    let rows = connection.query("move the slot forward", &sql).await?;
+    connection.terminate().await;
+    let reached = rows.into_iter().flatten().next().flatten();
+    let reached = reached.ok_or_else(|| protocol("the slot moved to nowhere"))?;
+    let reached: Lsn = reached.parse()?;
     if reached < lsn {
         return Err(Error::new(
             ErrorKind::Unavailable,

@@ -380,6 +380,7 @@ impl Driver {
                 &self.config.tables,
                 self.version,
                 self.tables.iter().map(|(_, _, schema)| &**schema),
+                &self.context.state,
             ),
         ));
         // Of the source's own end: the stream says goodbye, and another follows.

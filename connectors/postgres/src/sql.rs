@@ -17,6 +17,9 @@ use crate::wire::target::{ChannelBindingMode, SslMode, Target};
 /// somebody keeps the catalog locked.
 const ANSWER: Duration = Duration::from_secs(30);
 
+/// How long a change may wait for a lock; shorter than [`ANSWER`], so that the server says so.
+const LOCK: Duration = Duration::from_secs(20);
+
 type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// The rows of a question to the catalog; `doing` completes "cannot …".
@@ -50,6 +53,17 @@ pub async fn query_one(
     parameters: Parameters<'_>,
 ) -> Result<Row> {
     in_time(doing, client.query_one(sql, parameters)).await
+}
+
+/// Statements that change the catalog, in a transaction of their own.
+///
+/// # Errors
+/// As for [`query`]; `Overloaded` when somebody keeps what they need locked. The server itself gives up waiting then:
+/// a session that waits does not notice that nobody is there any more, and tries would pile up.
+pub async fn change(client: &Client, doing: &str, statements: &str) -> Result<()> {
+    let milliseconds = LOCK.as_millis();
+    let all = format!("SET LOCAL lock_timeout = {milliseconds}; {statements}");
+    in_time(doing, client.batch_execute(&all)).await
 }
 
 /// As [`query`], for other work.

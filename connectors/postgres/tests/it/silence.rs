@@ -137,3 +137,29 @@ async fn a_slot_whose_making_is_not_heard_of_is_made_anew() {
     }
     opened.close().await;
 }
+
+/// A table that somebody keeps locked can be in no publication: that is told, and no session stays behind for it.
+#[tokio::test]
+async fn a_publication_that_waits_for_a_lock_says_so() {
+    require!(Component::Postgres(17));
+    let database = Postgres::shared(17).await.database("kept").await;
+    let table = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)";
+    database.execute(table).await;
+    let holder = database.client().await;
+    let lock = "BEGIN; LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE";
+    holder.batch_execute(lock).await.expect("locked");
+    let section = config(database.url(), &["public.t"], json!({}));
+    let state = tempfile::tempdir().expect("a directory");
+    let opens = Opened::try_open(&section, state.path());
+    let opened = tokio::time::timeout(PATIENCE, opens).await.expect("an end");
+    let error = opened.err().expect("the table is locked");
+    assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+    let said = error.to_string();
+    assert!(said.contains("create the publication"), "{said}");
+    let waiting = "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    assert_eq!(database.value(waiting).await.as_deref(), Some("0"));
+    holder.batch_execute("COMMIT").await.expect("released");
+    let mut opened = crate::copy::retry_open(&section, state.path()).await;
+    opened.changes(1).await;
+    opened.close().await;
+}

@@ -12,12 +12,16 @@ use std::time::{Duration, Instant};
 use lockstep_e2e::topics::{self, Times};
 use lockstep_e2e::{Pipeline, Setup};
 use lockstep_kit::Component::{
-    Kafka as NeedsKafka, Postgres as NeedsPostgres, Redis as NeedsRedis,
+    Kafka as NeedsKafka, OpenSearch as NeedsOpenSearch, Postgres as NeedsPostgres,
+    Redis as NeedsRedis,
 };
 use lockstep_kit::kafka::Kafka;
+use lockstep_kit::opensearch::OpenSearch;
 use lockstep_kit::postgres::{Database, Postgres};
 use lockstep_kit::redis::{Redis, RedisOptions, Reply};
 use lockstep_kit::{require, require_own, unique};
+use serde_json::{Value, json};
+use tantivy::schema::Value as _;
 
 use crate::support::{cache, end_of_log, events, files, source};
 
@@ -124,10 +128,19 @@ async fn to_redis(on: bool) {
         source(database.url(), &name, &["t"]) + streaming(on) + &cache(redis.url(), &name)
     });
     run(&setup, &database, &name, on, "redis").await;
-    let last = redis
-        .command(&["EXISTS", &format!("{name}:t:{}", rows())])
-        .await;
-    assert_eq!(last.expect("an answer"), Reply::Integer(1));
+    let mut there = 0;
+    for from in (1..=rows()).step_by(1_000) {
+        let ids = from..=rows().min(from + 999);
+        let keys: Vec<String> = ids.map(|id| format!("{name}:t:{id}")).collect();
+        let command: Vec<&str> = std::iter::once("EXISTS")
+            .chain(keys.iter().map(String::as_str))
+            .collect();
+        match redis.command(&command).await.expect("an answer") {
+            Reply::Integer(some) => there += some,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(there.cast_unsigned(), rows());
 }
 
 #[tokio::test]
@@ -205,4 +218,87 @@ async fn one_huge_transaction_fits_the_budget_on_its_way_to_kafka() {
 #[tokio::test]
 async fn one_huge_streamed_transaction_fits_the_budget_on_its_way_to_kafka() {
     to_kafka(true).await;
+}
+
+async fn to_opensearch(on: bool) {
+    require!(NeedsPostgres(17), NeedsOpenSearch);
+    let database = Postgres::shared(17).await.database("huge").await;
+    database.execute(TABLE).await;
+    let search = OpenSearch::shared().await;
+    let name = unique("huge");
+    let setup = Setup::new(&name, |_| {
+        source(database.url(), &name, &["t"])
+            + streaming(on)
+            + &format!(
+                "[sinks.search]\ntype = \"opensearch\"\ninputs = [\"shop\"]\nurl = \"{}\"\nindex = \"{name}-{{table}}\"\n",
+                search.url()
+            )
+    });
+    run(&setup, &database, &name, on, "opensearch").await;
+    // Ids of documents are unique in an index.
+    let ask = async |what: &str, body: &str| {
+        let path = format!("/{name}-t/{what}");
+        let (status, text) = search.request("POST", &path, body).await.expect("asked");
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str::<Value>(&text).expect("JSON")
+    };
+    ask("_refresh", "").await;
+    let in_range = json!({"query": {"range": {"id": {"gte": 1, "lte": rows()}}}});
+    let counted = ask("_count", &in_range.to_string()).await;
+    assert_eq!(counted["count"], rows(), "{counted}");
+}
+
+#[tokio::test]
+async fn one_huge_transaction_fits_the_budget_on_its_way_to_opensearch() {
+    to_opensearch(false).await;
+}
+
+#[tokio::test]
+async fn one_huge_streamed_transaction_fits_the_budget_on_its_way_to_opensearch() {
+    to_opensearch(true).await;
+}
+
+/// The ids of the documents of an index, counted.
+fn documents(path: &Path) -> tantivy::Result<Times> {
+    let index = tantivy::Index::open_in_dir(path)?;
+    let id = index.schema().get_field("_id")?;
+    let mut times = Times::new(rows());
+    for segment in index.reader()?.searcher().segment_readers() {
+        let store = segment.get_store_reader(1)?;
+        for document in store.iter::<tantivy::TantivyDocument>(segment.alive_bitset()) {
+            let document = document?;
+            let id = document.get_first(id).and_then(|id| id.as_str());
+            let key = format!("{{\"id\":{}}}", id.expect("an id"));
+            times.add(key.as_bytes());
+        }
+    }
+    Ok(times)
+}
+
+async fn to_index(on: bool) {
+    require!(NeedsPostgres(17));
+    let database = Postgres::shared(17).await.database("huge").await;
+    database.execute(TABLE).await;
+    let name = unique("huge");
+    let setup = Setup::new(&name, |folder| {
+        source(database.url(), &name, &["t"])
+            + streaming(on)
+            + &format!(
+                "[sinks.index]\ntype = \"tantivy\"\ninputs = [\"shop\"]\npath = \"{}/index\"\n",
+                folder.display()
+            )
+    });
+    run(&setup, &database, &name, on, "tantivy").await;
+    let times = documents(&setup.folder().join("index")).expect("an index");
+    assert_eq!(times.not_once(), None);
+}
+
+#[tokio::test]
+async fn one_huge_transaction_fits_the_budget_on_its_way_to_the_embedded_index() {
+    to_index(false).await;
+}
+
+#[tokio::test]
+async fn one_huge_streamed_transaction_fits_the_budget_on_its_way_to_the_embedded_index() {
+    to_index(true).await;
 }

@@ -17,7 +17,8 @@ pub enum Begin {
     /// With one copy of what was there first; every change after it is a record of its own.
     #[default]
     FirstCopy,
-    /// With the last of several copies, at a moment that only the queue knows. Each begins with a TRUNCATE.
+    /// With the last of several copies, at a moment that only the queue knows. Each begins with a TRUNCATE, or with a
+    /// record that says of itself that it is the first of its table.
     LastCopy,
 }
 
@@ -84,6 +85,21 @@ struct Found {
     partitions: BTreeSet<i32>,
 }
 
+impl Found {
+    /// Whether whoever has read so far holds a row.
+    fn is_row(&self) -> bool {
+        self.events
+            .last()
+            .is_some_and(|last| last.op != Op::Deleted)
+    }
+}
+
+/// Whether a copy of the table begins with it, in a queue that says so.
+fn is_first_of_copy(record: &Record) -> bool {
+    let position = record.value["source"]["snapshot"].as_str();
+    position.is_some_and(|position| position.starts_with("first"))
+}
+
 /// Compares the records, which are in the order of each partition, with the expected changes.
 pub(super) fn compare(
     place: &str,
@@ -94,20 +110,26 @@ pub(super) fn compare(
 ) {
     let mut truncates: BTreeMap<i32, u32> = BTreeMap::new();
     let mut keys: BTreeMap<i64, Found> = BTreeMap::new();
+    let mut left_behind: BTreeSet<i64> = BTreeSet::new();
     for record in records {
         let count = truncates.entry(record.partition).or_default();
-        if record.value["op"] == "t" {
+        let is_truncate = record.value["op"] == "t";
+        if expected.begin == Begin::LastCopy && (is_truncate || is_first_of_copy(record)) {
+            // What stood before belongs to a copy that was given up.
+            let given_up =
+                keys.extract_if(.., |_, found| found.partitions.contains(&record.partition));
+            let stay = given_up.filter(|(_, found)| !is_truncate && found.is_row());
+            left_behind.extend(stay.map(|(id, _)| id));
+        }
+        if is_truncate {
             *count += 1;
-            if expected.begin == Begin::LastCopy {
-                // What stood before belongs to a copy that was given up.
-                keys.retain(|_, found| !found.partitions.contains(&record.partition));
-            }
             continue;
         }
         let Some(id) = record.key["id"].as_i64() else {
             findings.stale(format_args!("{place}: no key in {record:?}"));
             continue;
         };
+        left_behind.remove(&id);
         let found = keys.entry(id).or_default();
         found.partitions.insert(record.partition);
         if record.value.is_null() {
@@ -124,6 +146,14 @@ pub(super) fn compare(
     }
     if expected.begin == Begin::FirstCopy {
         compare_truncates(place, expected.truncates, &truncates, findings);
+    }
+    for id in left_behind {
+        let history = expected.history.get(&id).map_or(&[][..], Vec::as_slice);
+        if history.last().is_some_and(|last| last.op == Op::Deleted) {
+            findings.stale(format_args!(
+                "{place} {id} was deleted between two copies, and nobody says so"
+            ));
+        }
     }
     let none = Found::default();
     let ids: BTreeSet<i64> = keys
@@ -499,5 +529,55 @@ mod tests {
             let again = [&records[..], &records[records.len() - 1..]].concat();
             assert_eq!(counts(&table, &again).doubled, 1);
         }
+    }
+
+    fn first_of_copy(id: i64, version: i64) -> Record {
+        let mut record = record("r", id, version);
+        record.value["source"] = json!({"snapshot": "first_in_data_collection"});
+        record
+    }
+
+    #[test]
+    fn a_copy_without_a_truncate_begins_with_its_first_record() {
+        let mut table = expected();
+        table.begin = Begin::LastCopy;
+        table.truncates = 0;
+        // The row was changed and deleted between the copies: what lies between them is in neither.
+        let between = [
+            record("r", 7, 1),
+            first_of_copy(8, 9),
+            record("c", 7, 3),
+            record("c", 7, 4),
+        ];
+        let event = |op, version| Event {
+            op,
+            version,
+            truncates: 0,
+        };
+        table.history.insert(8, vec![event(Op::Created, 9)]);
+        assert_eq!(counts(&table, &between), Counts::default());
+        let short = [&between[..2], &between[3..]].concat();
+        assert_eq!(counts(&table, &short).lost, 1);
+    }
+
+    #[test]
+    fn a_row_that_was_deleted_between_copies_has_to_go() {
+        let mut table = expected();
+        table.begin = Begin::LastCopy;
+        table.truncates = 0;
+        let event = |op, version| Event {
+            op,
+            version,
+            truncates: 0,
+        };
+        table.history.clear();
+        table
+            .history
+            .insert(7, vec![event(Op::Created, 1), event(Op::Deleted, 0)]);
+        table.history.insert(8, vec![event(Op::Created, 9)]);
+        let stays = [record("r", 7, 1), first_of_copy(8, 9)];
+        assert_eq!(counts(&table, &stays).stale, 1);
+        let goes = [record("r", 7, 1), truncate(), first_of_copy(8, 9)];
+        assert_eq!(counts(&table, &goes), Counts::default());
     }
 }

@@ -86,7 +86,27 @@ async fn under_their_root_rows_that_come_and_go_with_a_partition_are_told() {
         lab.settle(&mut pipeline).await;
         assert!(pipeline.terminate(PATIENCE).await.success());
         lab.assert_equal(&["public.p"]).await;
+        come_and_go_unseen(&lab).await;
     }
+}
+
+/// While lockstep does not run.
+async fn come_and_go_unseen(lab: &Lab) {
+    for sql in [
+        "CREATE TABLE p5 (id int PRIMARY KEY, v text); INSERT INTO p5 VALUES (41, 'before')",
+        "ALTER TABLE p ATTACH PARTITION p5 FOR VALUES FROM (40) TO (50)",
+        "ALTER TABLE p DETACH PARTITION p4",
+    ] {
+        lab.database.execute(sql).await;
+    }
+    let mut pipeline = lab.setup.start_ready().await;
+    for told in [
+        &["got the partition p5", "lockstep snapshot"],
+        &["lost the partition p4", "detached"],
+    ] {
+        lab.notice(&mut pipeline, told).await;
+    }
+    assert!(pipeline.terminate(PATIENCE).await.success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
