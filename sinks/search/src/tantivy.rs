@@ -7,6 +7,7 @@
 
 mod config;
 mod engine;
+mod erase;
 mod inspect;
 mod layout;
 mod progress;

@@ -25,7 +25,7 @@ pub const DEFAULT_COMMIT_INTERVAL: Duration = Duration(StdDuration::from_millis(
 pub struct Config {
     /// The folder of the index. It is created when missing. Two sinks cannot share one.
     pub path: PathBuf,
-    /// Memory for documents that are not on disk yet, from 15MB.
+    /// Memory for documents that are not on disk yet, from 15MB. An index with more of it has fewer and larger segments.
     #[serde(default = "default_memory")]
     pub memory: ByteSize,
     /// The longest that a change waits for the commit that makes it durable and visible. While little happens commits

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ::tantivy::directory::MmapDirectory;
 use ::tantivy::indexer::IndexWriterOptions;
+use ::tantivy::merge_policy::LogMergePolicy;
 use ::tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy, TantivyError, Term};
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::durable::Delivered;
@@ -21,6 +22,7 @@ use lockstep_encode::fold::{Part, Write, fold};
 use lockstep_encode::plans::Plans;
 
 use super::config::Config;
+use super::erase::Erase;
 use super::layout::{Held, Layout, Table};
 use super::progress::Progress;
 use super::storage;
@@ -29,6 +31,10 @@ use crate::document::{Incomplete, fields};
 /// How long to wait for the lock: a sink that was dropped a moment ago gives it back when its thread ends.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Bytes of memory per document of the largest segments that are merged. What a merge holds grows with the documents, and
+/// with the files, which are mapped: with 32 MiB and ten million documents this keeps it below what indexing takes.
+const MEMORY_PER_MERGED: usize = 128;
 
 /// The one writer of an index.
 pub(super) struct Engine {
@@ -227,12 +233,12 @@ impl Engine {
                 if let Some(own) = &mut self.own {
                     own.documents.insert(key_term.clone(), None);
                 }
-                self.writer.delete_term(key_term);
+                self.erase(key_term)?;
                 delivered.written = 1;
             }
             Write::Truncate { schema, .. } => {
                 let table = self.table(schema);
-                self.writer.delete_term(self.layout.rows_of(&table));
+                self.erase(self.layout.rows_of(&table))?;
                 self.truncated = true;
                 if let Some(own) = &mut self.own {
                     own.truncate(&table);
@@ -319,10 +325,17 @@ impl Engine {
         if let Some(own) = &mut self.own {
             own.documents.insert(key.clone(), Some(source.to_owned()));
         }
-        self.writer.delete_term(key);
+        self.erase(key)?;
         self.writer
             .add_document(made)
             .map_err(|error| storage("add a document", error))?;
+        Ok(())
+    }
+
+    /// Deletes the documents with a term, as of now.
+    fn erase(&self, term: Term) -> Result<()> {
+        let erased = self.writer.delete_query(Box::new(Erase(term)));
+        erased.map_err(|error| storage("delete a document", error))?;
         Ok(())
     }
 
@@ -410,7 +423,12 @@ fn lock(index: &Index, config: &Config) -> Result<IndexWriter> {
     let give_up = Instant::now() + LOCK_PATIENCE;
     loop {
         match index.writer_with_options(options.clone()) {
-            Ok(writer) => return Ok(writer),
+            Ok(writer) => {
+                let mut policy = LogMergePolicy::default();
+                policy.set_max_docs_before_merge(config.memory.bytes() / MEMORY_PER_MERGED);
+                writer.set_merge_policy(Box::new(policy));
+                return Ok(writer);
+            }
             Err(TantivyError::LockFailure(..)) if Instant::now() < give_up => {
                 std::thread::sleep(LOCK_PAUSE);
             }
