@@ -6,6 +6,7 @@
 
 mod replay;
 mod report;
+mod settle;
 mod shape;
 
 use std::num::NonZeroU64;

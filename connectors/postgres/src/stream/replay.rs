@@ -61,6 +61,7 @@ impl Receiver {
         if let Some(batch) = self.cut() {
             self.hand_on(batch).await?;
         }
+        self.settle(&mut committed).await?;
         self.stream.ledger.see(&committed.head)?;
         let empty_too = self.connection.server_version() < SKIPS_EMPTY;
         self.assembler

@@ -20,6 +20,7 @@ use lockstep_core::position::Lsn;
 use crate::error::protocol;
 use crate::pgoutput::{Context, EPOCH_MICROS, Message, decode};
 use spool::{Reader, Spool, Spools};
+pub use xids::Part;
 use xids::Xids;
 
 /// Before each message in a spool: length, id of the subtransaction, and LSN (of descriptions: their number).
@@ -52,7 +53,9 @@ pub struct Committed {
 #[derive(Debug)]
 pub struct Pieces {
     reader: Reader,
+    seen: Xids,
     aborted: Xids,
+    has_messages: bool,
     xid: u32,
 }
 
@@ -67,8 +70,13 @@ pub struct Piece {
 
 struct Open {
     spool: Spool,
+    /// Subtransactions that changes came of.
+    seen: Xids,
+    /// The last of them.
+    last: u32,
     aborted: Xids,
     origin: Option<Arc<str>>,
+    has_messages: bool,
     /// A logical message came after the last change of the transaction itself. The server sends messages in the name of
     /// the transaction, whatever subtransaction they belong to; but a change of the transaction itself says that every
     /// subtransaction before it has ended, and a rollback of one that has ended has been reported.
@@ -143,9 +151,13 @@ impl Streams {
                     _ => wal_start.0,
                 };
                 match tag {
-                    b'M' => open.doubtful = true,
+                    b'M' => (open.doubtful, open.has_messages) = (true, true),
                     b'I' | b'U' | b'D' | b'T' if subxid == xid => open.doubtful = false,
                     _ => {}
+                }
+                if subxid != xid && subxid != open.last {
+                    open.last = subxid;
+                    open.seen.insert(subxid);
                 }
                 let length = u32::try_from(1 + rest.len())
                     .map_err(|_| protocol("a message of more than 4 GiB"))?;
@@ -203,13 +215,7 @@ impl Streams {
                     return Ok(Taken::Kept);
                 };
                 if open.doubtful {
-                    return Ok(Taken::Doubt(Error::new(
-                        ErrorKind::Unavailable,
-                        format!(
-                            "transaction {xid} has logical messages and rolled savepoints back, and PostgreSQL does not \
-                             say which messages went with them"
-                        ),
-                    )));
+                    return Ok(Taken::Doubt(doubt(xid)));
                 }
                 open.aborted.insert(subxid);
                 Ok(Taken::Kept)
@@ -236,7 +242,9 @@ impl Streams {
                     end: Lsn(end_lsn),
                     pieces: Pieces {
                         reader: open.spool.read(),
+                        seen: open.seen,
                         aborted: open.aborted,
+                        has_messages: open.has_messages,
                         xid,
                     },
                 })))
@@ -282,8 +290,11 @@ impl Open {
     fn new() -> Self {
         Open {
             spool: Spool::default(),
+            seen: Xids::default(),
+            last: 0,
             aborted: Xids::default(),
             origin: None,
+            has_messages: false,
             doubtful: false,
         }
     }
@@ -297,6 +308,29 @@ impl Committed {
 }
 
 impl Pieces {
+    /// Subtransactions that changes came of, in parts.
+    pub fn parts(&self) -> Vec<Part> {
+        self.seen.parts()
+    }
+
+    /// Those of a part of which no rollback was told.
+    pub fn kept(&self, part: Part) -> Vec<u32> {
+        let kept = |xid: &u32| !self.aborted.contains(*xid);
+        self.seen.of(part).filter(kept).collect()
+    }
+
+    /// What a subtransaction did is passed over.
+    ///
+    /// # Errors
+    /// Of kind `Unavailable` when it cannot be told what that is: see [`Taken::Doubt`].
+    pub fn roll_back(&mut self, subxid: u32) -> Result<()> {
+        if self.has_messages {
+            return Err(doubt(self.xid));
+        }
+        self.aborted.insert(subxid);
+        Ok(())
+    }
+
     /// Whether all of it has been read.
     pub fn is_done(&self) -> bool {
         self.reader.is_done()
@@ -342,6 +376,16 @@ impl Pieces {
             .map_or(0, |length| u32::from_be_bytes(*length) as usize);
         HEADER + length
     }
+}
+
+fn doubt(xid: u32) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!(
+            "transaction {xid} has logical messages and rolled savepoints back, and PostgreSQL does not say which \
+             messages went with them"
+        ),
+    )
 }
 
 fn read(payload: &[u8]) -> Result<Message<'_>> {

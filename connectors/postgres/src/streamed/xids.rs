@@ -30,6 +30,30 @@ impl Xids {
     }
 }
 
+/// A part of a set, for those who go through it piece by piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part(u32);
+
+impl Xids {
+    /// The parts that hold something, in order.
+    pub fn parts(&self) -> Vec<Part> {
+        let mut parts: Vec<Part> = self.0.keys().copied().map(Part).collect();
+        parts.sort_unstable();
+        parts
+    }
+
+    /// The ids of a part, at most 4096, in order.
+    pub fn of(&self, part: Part) -> impl Iterator<Item = u32> {
+        let words = self.0.get(&part.0).map(|words| &words[..]);
+        let bits = words
+            .into_iter()
+            .flatten()
+            .flat_map(|word| (0..64).map(move |bit| word & (1 << bit) != 0));
+        let ids = part.0 * CHUNK..;
+        ids.zip(bits).filter_map(|(id, is_in)| is_in.then_some(id))
+    }
+}
+
 fn place(xid: u32) -> (u32, usize, u64) {
     let within = xid % CHUNK;
     (xid / CHUNK, (within / 64) as usize, 1 << (within % 64))
@@ -50,5 +74,8 @@ mod tests {
         for xid in [1, 62, 65, 4094, 4097, u32::MAX - 1] {
             assert!(!xids.contains(xid), "{xid}");
         }
+        let all = xids.parts().into_iter().flat_map(|part| xids.of(part));
+        let all: Vec<u32> = all.collect();
+        assert_eq!(all, [0, 63, 64, 4095, 4096, u32::MAX]);
     }
 }

@@ -81,6 +81,20 @@ impl Pair {
         text.map_or(0, |text| text.parse().expect("a number"))
     }
 
+    /// What the one has read is confirmed, and the server knows.
+    async fn confirm(&mut self) {
+        let confirmed = self.on.through;
+        self.on.feedback.confirm(confirmed);
+        let slot = format!("{}_on", crate::harness::slot_name(self.database.url()));
+        let passed = format!(
+            "SELECT confirmed_flush_lsn >= '{confirmed}' FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        );
+        wait_for(DEADLINE, "the server to hear of it", async || {
+            self.database.value(&passed).await.as_deref() == Some("t")
+        })
+        .await;
+    }
+
     async fn wait_streamed(&self, at_least: i64) {
         wait_for(DEADLINE, "the server to stream", async || {
             // Before 15, the server counts when a transaction ends.

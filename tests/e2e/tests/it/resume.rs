@@ -42,6 +42,22 @@ async fn written(pipeline: &mut Pipeline, path: &Path, rows: u64) {
         .await;
 }
 
+/// Waits until some of the copy is on record as durable: before that, an interrupted one begins anew.
+async fn recorded(pipeline: &mut Pipeline, setup: &Setup) {
+    let state = setup.state().join("sources").join("shop");
+    let is_there = |name: &str, what: &str| {
+        let text = std::fs::read_to_string(state.join(name)).unwrap_or_default();
+        text.contains(what)
+    };
+    pipeline
+        .until(PATIENCE, "a record of the copy", async |_| {
+            let recorded =
+                is_there("copy.json", "\"from\"") || is_there("reloads.json", "\"after\"");
+            recorded.then_some(()).ok_or_else(|| "none".to_owned())
+        })
+        .await;
+}
+
 /// Waits until nothing is left to load.
 async fn loaded(pipeline: &mut Pipeline, database: &Database) {
     pipeline
@@ -83,6 +99,7 @@ async fn copy_with_kills(rows: u64, chunk: &str) {
         let share = rows / (KILLS + 1);
         let target = kill * share + share / 2 + random.below(share);
         written(&mut pipeline, &path, target).await;
+        recorded(&mut pipeline, &setup).await;
         pipeline.kill9();
     }
     let mut pipeline = setup.start_ready().await;

@@ -1,10 +1,8 @@
 //! A transaction in progress meets the end of a connection or of the server.
 
 use lockstep_kit::postgres::Database;
-use lockstep_kit::wait_for;
 
 use super::{ENDS, Pair, many, run, same, server, source_on, without_marks};
-use crate::harness::DEADLINE;
 
 /// An open source loses its connection.
 async fn terminate(database: &Database, of: &str) {
@@ -29,16 +27,7 @@ async fn a_connection_lost_in_the_middle_loses_nothing() {
     pair.database.execute(&many("t", 10_000, 10)).await;
     pair.catch_up().await;
     assert_eq!(without_marks(&pair.on.seen).len(), 10);
-    let confirmed = pair.on.through;
-    pair.on.feedback.confirm(confirmed);
-    let slot = format!("{}_on", crate::harness::slot_name(pair.database.url()));
-    let passed = format!(
-        "SELECT confirmed_flush_lsn >= '{confirmed}' FROM pg_replication_slots WHERE slot_name = '{slot}'"
-    );
-    wait_for(DEADLINE, "the server to hear of it", async || {
-        pair.database.value(&passed).await.as_deref() == Some("t")
-    })
-    .await;
+    pair.confirm().await;
 
     // The server's side ends in the middle: everything that is open comes again.
     terminate(&pair.database, "on").await;

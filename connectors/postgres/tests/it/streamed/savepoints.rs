@@ -1,9 +1,11 @@
 //! Which of a transaction stays: savepoints, transactions that take turns, messages, prepared ones.
 
+use std::time::Instant;
+
 use lockstep_core::batch::Op;
 use lockstep_kit::wait_for;
 
-use super::{ENDS, Pair, many, run, same_after, server, without_marks};
+use super::{ENDS, Pair, many, run, same_after, server, source_on, without_marks};
 use crate::harness::DEADLINE;
 
 #[tokio::test]
@@ -171,6 +173,55 @@ async fn a_prepared_transaction_comes_when_it_is_committed() {
             2_000,
             "PostgreSQL {major}"
         );
+        pair.on.close().await;
+        pair.off.close().await;
+    }
+}
+
+/// What lies before the confirmed position the server reads again, and does not send at once; of a savepoint that it streams
+/// then, it does not say when that is rolled back.
+#[tokio::test]
+async fn a_rolled_back_savepoint_that_nobody_told_of_stays_away() {
+    for major in [14, 17, 18] {
+        lockstep_kit::require!(lockstep_kit::Component::Postgres(major));
+        let server = server(major).await;
+        let mut pair = Pair::of_notes(&server).await;
+        let slow = pair.database.client().await;
+        run(&slow, &format!("BEGIN; {}; SAVEPOINT a", many("t", 0, 100))).await;
+        run(&slow, &many("t", 20_000, 6_000)).await;
+        pair.wait_streamed(1).await;
+        pair.database.execute(&many("t", 10_000, 10)).await;
+        pair.catch_up().await;
+        pair.confirm().await;
+        let seen = std::mem::take(&mut pair.on.seen);
+        pair.on.close().await;
+        let slot = crate::harness::slot_name(pair.database.url());
+        pair.on = source_on(
+            &pair.database,
+            &pair.tables,
+            &pair.states[0],
+            true,
+            "on",
+            &slot,
+        )
+        .await;
+        let before = pair.streamed().await;
+        // Once: what it has in memory then, it does not forget.
+        let mut next = 50_000;
+        let deadline = Instant::now() + DEADLINE;
+        while pair.streamed().await <= before {
+            assert!(Instant::now() < deadline, "the server does not stream");
+            run(&slow, &many("t", next, 20)).await;
+            next += 20;
+            let mark = "SELECT pg_logical_emit_message(true, 'test', '')";
+            pair.database.execute(mark).await;
+        }
+        let more = many("t", 8_000, 1);
+        run(&slow, &format!("ROLLBACK TO a; {more}; COMMIT")).await;
+        pair.on.catch_up(&pair.database).await;
+        pair.off.catch_up(&pair.database).await;
+        let all = same_after(seen, &mut pair.on, &mut pair.off);
+        assert_eq!(all.len(), 111, "PostgreSQL {major}");
         pair.on.close().await;
         pair.off.close().await;
     }
