@@ -49,8 +49,10 @@ impl Xids {
             .into_iter()
             .flatten()
             .flat_map(|word| (0..64).map(move |bit| word & (1 << bit) != 0));
-        let ids = part.0 * CHUNK..;
-        ids.zip(bits).filter_map(|(id, is_in)| is_in.then_some(id))
+        let within = 0_u32..;
+        within
+            .zip(bits)
+            .filter_map(move |(at, is_in)| is_in.then_some(part.0 * CHUNK + at))
     }
 }
 
