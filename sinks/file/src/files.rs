@@ -231,7 +231,46 @@ impl Output {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
+
     use super::*;
+
+    /// The first line of a table makes a record of its file, while lines of others wait for their sync.
+    #[test]
+    fn a_new_file_makes_no_record_of_lines_that_are_not_synced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let source = SourceInfo {
+            name: "shop".into(),
+            identity: SourceIdentity {
+                system: 1,
+                timeline: 1,
+                incarnation: 0,
+                database: "shop".into(),
+            },
+        };
+        let position = Position {
+            commit: Lsn(7),
+            ordinal: 1,
+        };
+        let open = || Sidecar::open(&folder.path().join("state"), &|| false).expect("opens");
+        let mut sidecar = open();
+        let template = format!("{}/{{table}}", folder.path().display());
+        let template = Template::parse_any(&template).expect("a template");
+        let mut files = Files::restore(template, &sidecar).expect("restored");
+        sidecar.note(&source, position);
+        let schema = Arc::new(TableSchema::message("shop".into()));
+        files.of(&schema, &mut sidecar).expect("opened");
+        drop(sidecar);
+        let mut sidecar = open();
+        assert_eq!(sidecar.state.files.len(), 1);
+        assert_eq!(sidecar.position(&source).expect("readable"), None);
+        sidecar.note(&source, position);
+        sidecar.synced();
+        sidecar.save().expect("saved");
+        drop(sidecar);
+        let there = open().position(&source).expect("readable");
+        assert_eq!(there, Some(position));
+    }
 
     #[test]
     fn names_cannot_leave_the_folder() {

@@ -36,6 +36,8 @@ struct Stored {
 pub(crate) struct Sidecar {
     folder: PathBuf,
     pub(crate) state: State,
+    /// Positions of lines that are not synced yet: a record of them would be a record of lines that may go.
+    noted: BTreeMap<String, Stored>,
     /// Held until drop.
     _lock: File,
 }
@@ -67,6 +69,7 @@ impl Sidecar {
         Ok(Sidecar {
             folder: folder.to_owned(),
             state,
+            noted: BTreeMap::new(),
             _lock: lock,
         })
     }
@@ -82,12 +85,18 @@ impl Sidecar {
         }))
     }
 
+    /// The lines up to here have been taken; the next [`Sidecar::synced`] counts them.
     pub(crate) fn note(&mut self, source: &SourceInfo, position: Position) {
         let stored = Stored {
             commit: position.commit.to_string(),
             ordinal: position.ordinal,
         };
-        self.state.sources.insert(key(source), stored);
+        self.noted.insert(key(source), stored);
+    }
+
+    /// All that was taken is synced.
+    pub(crate) fn synced(&mut self) {
+        self.state.sources.append(&mut self.noted);
     }
 
     /// Makes the state durable: a crash leaves the old or the new one, never a mixture.

@@ -184,6 +184,7 @@ impl Writer {
             .any(|(_, delivered)| delivered.written > 0)
         {
             self.files.sync(&mut self.sidecar)?;
+            self.sidecar.synced();
             self.sidecar.save()?;
         }
         for (receipt, delivered) in self.awaiting.drain(..) {
