@@ -111,6 +111,42 @@ async fn what_was_not_committed_never_happened() {
     assert_eq!(all(dir.path())["1"]["status"], status);
 }
 
+/// A process that is killed in the middle of a commit leaves files, and the same changes would make files of the same names.
+#[tokio::test]
+async fn what_a_killed_commit_left_is_in_nobodys_way() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (source, orders) = (source("shop"), orders());
+    let mut sink = sink(dir.path()).await;
+    let first = Feed::new(&source)
+        .begin(10)
+        .insert(&orders, &row("1", "new"))
+        .insert(&orders, &row("2", "new"))
+        .finish();
+    put_ok(&mut sink, first).await;
+    sink.close().await.expect("closed");
+    let mut sink = self::sink(dir.path()).await;
+    let list = dir.path().join("meta.json");
+    let before = std::fs::read(&list).expect("the list");
+    let second = || {
+        let update = row("1", "paid");
+        Feed::new(&source)
+            .begin(20)
+            .update(&orders, &update)
+            .finish()
+    };
+    put_ok(&mut sink, second()).await;
+    sink.close().await.expect("closed");
+    // The list comes last.
+    std::fs::write(&list, before).expect("the list");
+    let mut sink = self::sink(dir.path()).await;
+    assert_eq!(
+        sink.resume(&source).await.expect("resume"),
+        Some(position(10, 2))
+    );
+    put_ok(&mut sink, second()).await;
+    assert_eq!(all(dir.path())["1"]["status"], "paid");
+}
+
 #[tokio::test]
 async fn replayed_changes_are_skipped_and_older_copies_refused() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -116,6 +116,12 @@ impl Engine {
     pub(super) fn open(config: &Config) -> Result<Self> {
         let (index, layout) = open_or_create(&config.path)?;
         let writer = lock(&index, config).at(format!("index {}", config.path.display()))?;
+        // What a process left that was killed in the middle of a commit: the same changes have the same numbers when they come
+        // again, and so would the files with their deletions.
+        writer
+            .garbage_collect_files()
+            .wait()
+            .map_err(|error| storage("remove what is no part of the index", error))?;
         // After the lock: nobody else moves it from here on.
         let progress = committed(&index)?;
         let reader = index
