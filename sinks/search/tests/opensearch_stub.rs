@@ -140,6 +140,61 @@ async fn requests_overlap_unless_they_share_a_key() {
     }
 }
 
+/// Of two changes of a row that wait for the same request only the later one is sent. When it is refused, the earlier one is
+/// still to be written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_refused_change_replaced_is_not_durable() {
+    // Requests that have come, and whether they are answered.
+    let gate = Arc::new((Mutex::new((0, false)), Condvar::new()));
+    let seen = Arc::clone(&gate);
+    let stub = Stub::start(move |asked| {
+        if !asked.path.starts_with("/_bulk") {
+            return usual(asked);
+        }
+        let (state, changed) = &*seen;
+        let mut state = state.lock().expect("not poisoned");
+        state.0 += 1;
+        changed.notify_all();
+        drop(changed.wait_while(state, |(_, is_open)| !*is_open));
+        bulk(asked, |id| match id {
+            "1" => (
+                400,
+                Some(json!({"type": "mapper_parsing_exception", "reason": "no"})),
+            ),
+            _ => (201, None),
+        })
+    })
+    .await;
+    let config = json!({"url": stub.url, "concurrency": 1});
+    let mut sink = open::<OpenSearch>(config, &source("shop"), &[&items()]).await;
+    let items = items();
+    let mut waiting = Vec::new();
+    for (commit, id) in [(10, "9"), (20, "1"), (30, "1")] {
+        let batch = Feed::new(&source("shop"))
+            .begin(commit)
+            .insert(&items, &[V::Text(id), "x".into()])
+            .finish();
+        waiting.push(sink.write(batch).await.expect("taken"));
+        // The first one is under way before the others come.
+        let state = gate.0.lock().expect("not poisoned");
+        let (state, late) = gate
+            .1
+            .wait_timeout_while(state, Duration::from_secs(30), |(came, _)| *came == 0)
+            .expect("not poisoned");
+        assert!(!late.timed_out());
+        drop(state);
+    }
+    gate.0.lock().expect("not poisoned").1 = true;
+    gate.1.notify_all();
+    let mut answers = Vec::new();
+    for durable in waiting {
+        answers.push(durable.await.map_err(|error| error.kind()).err());
+    }
+    // The one who learns first speaks for all.
+    let others = [Some(ErrorKind::Refused), Some(ErrorKind::Abandoned)];
+    assert_eq!((answers[0], &answers[1..]), (None, &others[..]));
+}
+
 /// A crash between the two would lose the value: no request may hold both.
 #[tokio::test]
 async fn a_moved_value_is_safe_before_its_old_document_goes() {

@@ -103,8 +103,8 @@ impl Bulk {
         self.latest.keys().copied()
     }
 
-    /// Adds the document that `write` appends, or the deletion of the key when there is no `write`. Returns the number
-    /// of the batch whose item of the same key this one replaces.
+    /// Adds the document that `write` appends, or the deletion of the key when there is no `write`. An item of the same key
+    /// that it replaces has its answer when this one has: if this one is refused, the other is still to be written.
     ///
     /// # Errors
     /// When the id is no legal id, and the errors of `write`; nothing is added then.
@@ -116,7 +116,7 @@ impl Bulk {
         version: Version,
         (batch, origin): (u64, Option<Origin>),
         write: Option<WriteDocument<'_>>,
-    ) -> Result<Option<u64>> {
+    ) -> Result<()> {
         check(target, id)?;
         let start = self.body.len();
         self.action(target, id, version, write.is_none());
@@ -143,10 +143,10 @@ impl Bulk {
             .insert(key, number)
             .map(|earlier| &mut self.items[earlier])
             .filter(|earlier| earlier.id == id && *earlier.index == *target.index);
-        Ok(earlier.map(|earlier| {
+        if let Some(earlier) = earlier {
             earlier.superseded = true;
-            earlier.batch
-        }))
+        }
+        Ok(())
     }
 
     fn action(&mut self, target: &Target, id: &str, version: Version, delete: bool) {
@@ -163,16 +163,15 @@ impl Bulk {
 
     /// The request: a body of exactly the items returned with it, in order.
     pub(super) fn finish(self) -> Request {
-        if self.items.iter().all(|item| !item.superseded) {
-            return Request {
-                body: self.body.into(),
-                items: self.items,
-            };
-        }
+        let replaced = self.items.iter().filter(|item| item.superseded);
         let request = Request {
+            replaced: replaced.map(|item| item.batch).collect(),
             body: self.body.into(),
             items: self.items,
         };
+        if request.replaced.is_empty() {
+            return request;
+        }
         request.part(|item| !item.superseded)
     }
 }
@@ -181,6 +180,8 @@ impl Bulk {
 pub(super) struct Request {
     pub(super) body: Bytes,
     pub(super) items: Vec<Item>,
+    /// Batches of items that others took the place of, one entry for each.
+    pub(super) replaced: Vec<u64>,
 }
 
 impl Request {
@@ -201,6 +202,7 @@ impl Request {
         Request {
             body: body.into(),
             items,
+            replaced: self.replaced.clone(),
         }
     }
 }
@@ -257,7 +259,7 @@ mod tests {
         }
     }
 
-    fn add(bulk: &mut Bulk, id: &str, version: u64, batch: u64, doc: Option<&str>) -> Option<u64> {
+    fn add(bulk: &mut Bulk, id: &str, version: u64, batch: u64, doc: Option<&str>) {
         let mut write = |out: &mut Vec<u8>| {
             out.extend_from_slice(doc.unwrap_or_default().as_bytes());
             Ok(())
@@ -280,10 +282,11 @@ mod tests {
     #[test]
     fn the_last_write_of_a_key_stays() {
         let mut bulk = Bulk::default();
-        assert_eq!(add(&mut bulk, "1", 10, 7, Some("{}")), None);
-        assert_eq!(add(&mut bulk, "a\"b", 11, 7, Some("{\"n\":1}")), None);
-        assert_eq!(add(&mut bulk, "1", 12, 8, None), Some(7));
+        add(&mut bulk, "1", 10, 7, Some("{}"));
+        add(&mut bulk, "a\"b", 11, 7, Some("{\"n\":1}"));
+        add(&mut bulk, "1", 12, 8, None);
         let request = bulk.finish();
+        assert_eq!(request.replaced, [7]);
         assert_eq!(
             std::str::from_utf8(&request.body).expect("text"),
             concat!(
@@ -296,6 +299,7 @@ mod tests {
         assert_eq!(request.items.len(), 2);
         let rest = request.part(|item| item.id == "1");
         assert!(rest.body.starts_with(b"{\"delete\""));
+        assert_eq!(rest.replaced, [7], "it waits for the other");
     }
 
     #[test]

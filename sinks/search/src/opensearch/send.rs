@@ -98,10 +98,17 @@ pub(super) async fn send(
         tokio::time::sleep(pause).await;
         pause *= 2;
     }
-    match failure {
-        None => refusals.finish().map(|()| answers),
-        Some(error) => Err(error),
+    if let Some(error) = failure {
+        return Err(error);
     }
+    refusals.finish()?;
+    let replaced = request.replaced.iter().map(|&batch| Answer {
+        batch,
+        items: 1,
+        delivered: Delivered::default(),
+    });
+    answers.extend(replaced);
+    Ok(answers)
 }
 
 async fn post(client: &Client, refresh: Refresh, request: &Request) -> Result<Reply> {

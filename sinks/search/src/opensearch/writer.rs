@@ -266,10 +266,7 @@ impl Writer {
         self.bulk.must_wait |= self.flights.has(key);
         let item = (number, Some(origin.clone()));
         let added = self.bulk.add(target, key, id, version, item, write);
-        let replaced = added.map_err(|error| origin.of(error))?;
-        if let Some(earlier) = replaced {
-            self.ledger.answered(earlier, 1, Delivered::default());
-        }
+        added.map_err(|error| origin.of(error))?;
         self.ledger.opened(number);
         if self.is_full() {
             self.launch().await?;
