@@ -95,6 +95,11 @@ impl CopyOut {
         self.block.len()
     }
 
+    /// Rows that are whole since the last [`CopyOut::take`].
+    pub fn rows(&self) -> usize {
+        self.rows.starts.len()
+    }
+
     /// The rows so far; the copy goes on in a new block.
     pub fn take(&mut self) -> Rows {
         let mut next = Vec::with_capacity(BLOCK + ROOM);

@@ -9,7 +9,7 @@ use lockstep_core::schema::{ReplicaIdentity, TableId, TableSchema};
 use lockstep_core::source::Notice;
 use tokio_postgres::Client;
 
-use crate::catalog::{Published, identity_of};
+use crate::catalog::{Published, facts, identity_of, require_identity};
 use crate::publication::{self, Publication, Wanted, matches};
 use crate::sql::{self, quote_ident};
 use crate::state;
@@ -166,27 +166,47 @@ impl Lookout {
         }
         self.note_partitions(partitions, &there);
         notices.extend(self.moves.iter().cloned());
+        let grown = match &published {
+            Some(published) => self.grown(client, published, &mut notices).await?,
+            None => None,
+        };
         for notice in notices.iter().filter(|notice| !self.told.contains(notice)) {
             tracing::warn!(remedy = notice.remedy, "{} {}", notice.subject, notice.what);
         }
         self.told.clone_from(&notices);
         self.record.keep(&self.partitions);
-        let grown = match &published {
-            Some(published) => self.grown(client, published).await?,
-            None => None,
-        };
         Ok(Sight { notices, grown })
     }
 
-    async fn grown(&self, client: &Client, publication: &Publication) -> Result<Option<TableId>> {
+    /// A table that is to be followed; those that cannot be yet are told.
+    async fn grown(
+        &self,
+        client: &Client,
+        publication: &Publication,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Option<TableId>> {
         let is_new = |table: &&Published| {
             let mut patterns = self.patterns.iter();
             let is_carried = |known: &Carried| known.relation == table.relation;
             patterns.any(|pattern| matches(pattern, &table.id))
                 && !self.carried.iter().any(is_carried)
         };
-        if let Some(table) = publication.tables.iter().find(is_new) {
-            return Ok(Some(table.id.clone()));
+        for table in publication.tables.iter().filter(is_new) {
+            let Some(facts) = facts(client, table.relation).await? else {
+                continue;
+            };
+            match require_identity(&table.id, &facts) {
+                Ok(()) => return Ok(Some(table.id.clone())),
+                Err(error) => notices.push(Notice {
+                    subject: format!("table {}", table.id),
+                    what: format!(
+                        "is in the publication, and is not followed: {}",
+                        error.message()
+                    ),
+                    remedy: "give it a primary key: it is then loaded".to_owned(),
+                    gap: false,
+                }),
+            }
         }
         let wanted = Wanted {
             name: &self.publication,

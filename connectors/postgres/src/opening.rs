@@ -228,6 +228,14 @@ impl Work<'_> {
     /// another copy.
     fn resume(&self, slot: Option<&Slot>, identity: &SourceIdentity) -> Option<(Start, State)> {
         let opening = self.opening;
+        // Behind another log's copy nothing would take away what sinks hold of it.
+        let is_same_log = self
+            .before
+            .as_ref()
+            .is_some_and(|before| before.identity == *identity);
+        if !is_same_log {
+            return None;
+        }
         let slot = slot.filter(|slot| slot.invalid.is_none() && !self.server.in_recovery);
         let (Some(slot), Some(extent)) = (slot, extent::read(opening.directory)) else {
             return None;

@@ -85,6 +85,9 @@ impl Copy {
             extents,
         } = plan(client, &self.tables, self.chunk).await?;
         self.recorder.plan(extents);
+        // The clock that commits have: ours may be another.
+        let now = "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::int8";
+        let now = sql::query_one(client, "ask for the time", now, &[]).await?;
         let mut left: Vec<u64> = vec![0; self.tables.len()];
         for chunk in &chunks {
             left[chunk.table] += 1;
@@ -109,7 +112,7 @@ impl Copy {
             left: left.into_iter().map(AtomicU64::new).collect(),
             ordinal: AtomicU64::new(1),
             started: Instant::now(),
-            started_micros: crate::assemble::now_micros(),
+            started_micros: now.get(0),
             logged: Mutex::new(Instant::now()),
         });
         let mut tasks = JoinSet::new();

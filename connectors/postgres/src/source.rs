@@ -24,7 +24,7 @@ use crate::extent::{self, Recorder};
 use crate::ledger::Ledger;
 use crate::lookout::Lookout;
 use crate::opening::{Opening, Start};
-use crate::reload::{Desk, Merge, Reader};
+use crate::reload::{Desk, Merge, Reader, reload_budget};
 use crate::server::identify;
 use crate::snapshot::Copy;
 use crate::state::{Known, State, StateFile};
@@ -93,7 +93,7 @@ impl Source for PostgresSource {
         if self.ready.is_empty()
             && let Some(batch) = self.batches.recv().await.transpose()?
         {
-            self.ready.extend(self.merge.pass(batch, &self.desk));
+            self.ready.extend(self.merge.pass(batch, &self.desk)?);
         }
         Ok(self.ready.pop_front())
     }
@@ -183,7 +183,16 @@ impl Contact {
             let facts = catalog.facts(table.relation).await?.ok_or_else(|| {
                 Error::new(ErrorKind::Setup, "was dropped a moment ago").at(place.clone())
             })?;
-            require_identity(&table.id, &facts)?;
+            if let Err(error) = require_identity(&table.id, &facts) {
+                // One that has come since is no reason to stop for the others.
+                let is_new = known.is_some_and(|known| !known.contains_key(&table.id.to_string()));
+                let in_full = config.tables.contains(&table.id.to_string());
+                if is_new && !in_full {
+                    tracing::warn!(table = %table.id, %error, "is not followed yet");
+                    continue;
+                }
+                return Err(error);
+            }
             let described = catalog.described(&table, &facts, server_version);
             let schema = Arc::new(catalog.schema(&described).await.at(place)?);
             tables.push((table, described, schema));
@@ -370,11 +379,14 @@ impl Driver {
 
     async fn drive(mut self, start: Start) -> Result<()> {
         let (tell, mut told) = mpsc::channel(1);
-        let watch = tokio::spawn(watch::run(
+        // Ends with this future.
+        let mut watching = JoinSet::new();
+        watching.spawn(watch::run(
             self.target.clone(),
             self.slot.clone(),
             self.context.clone(),
             tell,
+            Arc::clone(&self.desk),
             Lookout::new(
                 &self.config.publication,
                 &self.config.tables,
@@ -394,7 +406,6 @@ impl Driver {
                 work.await.and_then(|()| Err(grown(&table)))
             }
         };
-        watch.abort();
         result
     }
 
@@ -431,7 +442,7 @@ impl Driver {
             desk: self.desk,
             merge: self.merge,
             feedback: self.context.feedback.clone(),
-            budget: self.context.budget.clone(),
+            budget: reload_budget(),
             throttle: Arc::clone(&self.throttle),
         };
         beside.spawn(reader.run());

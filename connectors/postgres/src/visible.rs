@@ -49,6 +49,18 @@ impl Visible {
         let ended = |xid: &u64| *xid < later.xmin || !later.running.contains(xid);
         self.running.iter().all(ended)
     }
+
+    /// Those of them that have not, for people.
+    pub fn running_in(&self, later: &Visible) -> String {
+        let still = |xid: &&u64| **xid >= later.xmin && later.running.contains(xid);
+        let still: Vec<String> = self
+            .running
+            .iter()
+            .filter(still)
+            .map(u64::to_string)
+            .collect();
+        still.join(", ")
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //!
 //! A failure is retried: the stream itself is what reports a server that is gone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_core::error::{Error, Result};
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
 use crate::lookout::Lookout;
+use crate::reload::Desk;
 use crate::sql;
 use crate::wire::target::Target;
 
@@ -35,6 +37,7 @@ pub async fn run(
     slot: String,
     context: SourceContext,
     grown: mpsc::Sender<TableId>,
+    desk: Arc<Desk>,
     mut lookout: Lookout,
 ) {
     let mut tick = tokio::time::interval(EVERY);
@@ -73,6 +76,7 @@ pub async fn run(
                         context.status.update(|state| {
                             streams = state.phase == SourcePhase::Streaming;
                             state.notices = sight.notices;
+                            state.notices.extend(desk.notices());
                         });
                         // The one who is told ends this.
                         if let Some(table) = sight.grown.filter(|_| streams) {

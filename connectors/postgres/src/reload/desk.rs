@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lockstep_core::source::{Reload, ReloadRequest, ReloadState, Reloads};
+use lockstep_core::source::{Notice, Reload, ReloadRequest, ReloadState, Reloads};
 use lockstep_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -32,6 +32,24 @@ pub(super) struct Entry {
     pub(super) rows: u64,
     #[serde(default)]
     pub(super) superseded: u64,
+    /// Rows to be read once more, by key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    owed: Vec<Owed>,
+    /// Nobody asked for it but lockstep itself, so it is never given up: rows would be missing, and nobody would know.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) own: bool,
+    /// Why the last try failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Owed {
+    key: Vec<String>,
+    /// It came to be owed once more while it was being read.
+    #[serde(skip)]
+    again: bool,
 }
 
 /// What the file holds.
@@ -45,7 +63,7 @@ struct Kept {
 
 impl Kept {
     /// The number that the request gets.
-    fn push(&mut self, request: ReloadRequest) -> u64 {
+    fn push(&mut self, request: ReloadRequest, own: bool) -> u64 {
         let id = self.next;
         self.next += 1;
         self.entries.push_back(Entry {
@@ -55,6 +73,9 @@ impl Kept {
             emptied: false,
             rows: 0,
             superseded: 0,
+            owed: Vec::new(),
+            own,
+            problem: None,
         });
         id
     }
@@ -113,6 +134,18 @@ impl Desk {
     /// # Errors
     /// See [`Reloads::request`].
     pub fn take(&self, request: ReloadRequest) -> Result<u64> {
+        self.take_within(request, MOST)
+    }
+
+    /// As [`Desk::take`], for one that nobody waits for an answer to: there may be any number.
+    ///
+    /// # Errors
+    /// Of kind `Invalid` when it can never be carried out, else when it cannot be written.
+    pub fn take_signal(&self, request: ReloadRequest) -> Result<u64> {
+        self.take_within(request, usize::MAX)
+    }
+
+    fn take_within(&self, request: ReloadRequest, most: usize) -> Result<u64> {
         if !self.tables.contains(&request.table) {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -128,14 +161,14 @@ impl Desk {
             .remedy("leave one of them out"));
         }
         let mut state = self.lock();
-        if state.kept.entries.len() >= MOST {
+        if state.kept.entries.len() >= most {
             return Err(Error::new(
                 ErrorKind::Overloaded,
                 format!("{MOST} requests wait already"),
             )
             .remedy("wait until some are done"));
         }
-        let id = state.kept.push(request);
+        let id = state.kept.push(request, false);
         if let Err(error) = self.write(&state.kept) {
             state.kept.entries.pop_back();
             return Err(error);
@@ -152,11 +185,11 @@ impl Desk {
     pub fn take_rest(&self, rest: Vec<ReloadRequest>) -> Result<()> {
         let mut state = self.lock();
         for request in rest {
-            let entries = &state.kept.entries;
-            if entries.iter().any(|entry| entry.request == request) {
-                continue;
+            let entries = &mut state.kept.entries;
+            match entries.iter_mut().find(|entry| entry.request == request) {
+                Some(entry) => entry.own = true,
+                None => drop(state.kept.push(request, true)),
             }
-            state.kept.push(request);
         }
         self.write(&state.kept)?;
         self.news.notify_one();
@@ -188,9 +221,88 @@ impl Desk {
             .front_mut()
             .filter(|first| first.id == entry.id)
         {
+            let owed = std::mem::take(&mut first.owed);
             first.clone_from(entry);
+            (first.owed, first.problem) = (owed, None);
         }
         self.write(&state.kept)
+    }
+
+    /// Rows of the table that is being loaded have to be read once more, safe against power loss.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(super) fn owe(&self, keys: Vec<Vec<String>>) -> Result<()> {
+        let mut state = self.lock();
+        let Some(first) = state.kept.entries.front_mut() else {
+            return Ok(());
+        };
+        for key in keys {
+            match first.owed.iter_mut().find(|owed| owed.key == key) {
+                Some(owed) => owed.again = true,
+                None => first.owed.push(Owed { key, again: false }),
+            }
+        }
+        self.write(&state.kept)
+    }
+
+    /// A row that the first request has to read once more, which is done now.
+    pub(super) fn owed(&self, entry: &Entry) -> Option<Vec<String>> {
+        let mut state = self.lock();
+        let first = state.kept.entries.front_mut();
+        let owed = first
+            .filter(|first| first.id == entry.id)?
+            .owed
+            .first_mut()?;
+        owed.again = false;
+        Some(owed.key.clone())
+    }
+
+    /// It is durable as it was read. False when it has come to be owed again meanwhile; then it is the last one.
+    pub(super) fn paid(&self, entry: &Entry, key: &[String]) -> Result<bool> {
+        let mut state = self.lock();
+        let first = state.kept.entries.front_mut();
+        let Some(first) = first.filter(|first| first.id == entry.id) else {
+            return Ok(true);
+        };
+        let at = first.owed.iter().position(|owed| owed.key == key);
+        let owed = at.map(|at| first.owed.remove(at));
+        let again = owed.filter(|owed| owed.again);
+        let is_paid = again.is_none();
+        first.owed.extend(again);
+        self.write(&state.kept)?;
+        Ok(is_paid)
+    }
+
+    /// The first request has failed, and has its turn again behind the others.
+    pub(super) fn postpone(&self, entry: &Entry, problem: &Error) -> Result<()> {
+        let mut state = self.lock();
+        let first = state
+            .kept
+            .entries
+            .pop_front_if(|first| first.id == entry.id);
+        if let Some(mut first) = first {
+            first.problem = Some(problem.to_string());
+            state.kept.entries.push_back(first);
+        }
+        state.running = false;
+        self.write(&state.kept)
+    }
+
+    /// What lockstep itself has to load and cannot: rows are missing in sinks.
+    pub fn notices(&self) -> Vec<Notice> {
+        let state = self.lock();
+        let stuck = state.kept.entries.iter().filter(|entry| entry.own);
+        let told = stuck.filter_map(|entry| {
+            let problem = entry.problem.as_ref()?;
+            Some(Notice {
+                subject: format!("table {}", entry.request.table),
+                what: format!("is not loaded, and its rows are missing in the sinks: {problem}"),
+                remedy: "mend what it names; it is tried again".to_owned(),
+                gap: true,
+            })
+        });
+        told.collect()
     }
 
     /// The first request has ended.
@@ -228,7 +340,7 @@ impl Entry {
             state,
             rows: self.rows,
             superseded: self.superseded,
-            problem: None,
+            problem: self.problem.clone(),
         }
     }
 }
@@ -300,5 +412,56 @@ mod tests {
         assert_eq!(desk.next().await.id, 1);
         assert_eq!(states(&desk), [ReloadState::Done, ReloadState::Running]);
         assert_eq!(desk.take(request("public.a")).expect("taken"), 2);
+    }
+
+    #[tokio::test]
+    async fn what_lockstep_asked_for_itself_is_never_given_up() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let open = || Desk::open(folder.path(), vec!["public.a".into(), "public.b".into()]);
+        let desk = open().expect("opens");
+        desk.take_rest(vec![request("public.a")]).expect("taken");
+        desk.take(request("public.b")).expect("taken");
+        let first = desk.next().await;
+        assert!(first.own && desk.notices().is_empty());
+        let error = Error::new(ErrorKind::Setup, "no right to read it");
+        desk.postpone(&first, &error).expect("kept");
+        assert_eq!(desk.next().await.request.table, "public.b");
+        drop(desk);
+        let desk = open().expect("opens");
+        let told = desk.notices();
+        assert!(told[0].gap && told[0].what.contains("no right"), "{told:?}");
+        let second = desk.next().await;
+        desk.end(&second, None).expect("kept");
+        let mut again = desk.next().await;
+        assert_eq!(again.request.table, "public.a");
+        again.rows = 1;
+        desk.reached(&again).expect("kept");
+        assert!(desk.notices().is_empty(), "it goes on");
+    }
+
+    #[tokio::test]
+    async fn rows_that_are_owed_survive_until_they_are_paid() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let open = || Desk::open(folder.path(), vec!["public.a".into()]);
+        let desk = open().expect("opens");
+        desk.take(request("public.a")).expect("taken");
+        let entry = desk.next().await;
+        let key = |text: &str| vec![text.to_owned()];
+        desk.owe(vec![key("1"), key("2")]).expect("kept");
+        // How far the load is says nothing of them.
+        desk.reached(&entry).expect("kept");
+        drop(desk);
+        let desk = open().expect("opens");
+        assert_eq!(desk.owed(&entry), Some(key("1")));
+        desk.owe(vec![key("1")]).expect("kept");
+        assert!(
+            !desk.paid(&entry, &key("1")).expect("kept"),
+            "it was owed again"
+        );
+        for number in ["2", "1"] {
+            assert_eq!(desk.owed(&entry), Some(key(number)));
+            assert!(desk.paid(&entry, &key(number)).expect("kept"));
+        }
+        assert_eq!(desk.owed(&entry), None);
     }
 }

@@ -1,9 +1,10 @@
 //! Tables are loaded again while the stream goes on: on demand, in chunks by primary key, each fenced ([`window`]).
 //!
-//! [`Desk`] takes requests, from the admin endpoint and from SQL, and keeps them in a file; [`reader`] reads the chunks;
-//! [`Window`] puts them at their place in the stream.
+//! [`Desk`] takes requests, from the admin endpoint and from SQL, and keeps them in a file; [`reader`] carries them out;
+//! [`load`] reads the chunks of one; [`Window`] puts them at their place in the stream.
 
 mod desk;
+mod load;
 mod reader;
 mod shape;
 mod window;
@@ -12,10 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::source::ReloadRequest;
+use lockstep_core::{Error, ErrorKind, Result};
 
 pub use desk::Desk;
-pub use reader::Reader;
-use window::{Found, Window};
+pub use reader::{Reader, budget as reload_budget};
+use window::Window;
 
 /// The window, shared by the one who reads chunks and the one who hands batches on.
 #[derive(Clone, Default)]
@@ -26,20 +28,30 @@ impl Merge {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What becomes of a batch on its way: itself as a rule. Requests in it are taken to the desk.
-    pub fn pass(&self, batch: Batch, desk: &Desk) -> Vec<Batch> {
+    /// What becomes of a batch on its way: itself as a rule. Requests in it, and rows that have to be read once more, are on
+    /// record at the desk before it goes on.
+    ///
+    /// # Errors
+    /// When that cannot be written for now: the batch has to come again.
+    pub fn pass(&self, batch: Batch, desk: &Desk) -> Result<Vec<Batch>> {
         if batch.phase == Phase::Snapshot {
-            return vec![batch];
+            return Ok(vec![batch]);
         }
-        let Found { batches, signals } = self.lock().pass(batch);
-        for signal in signals {
-            let asked = signal_of(&signal).and_then(|request| desk.take(request));
+        let found = self.lock().pass(batch);
+        if !found.owed.is_empty() {
+            desk.owe(found.owed)?;
+        }
+        for signal in found.signals {
+            let asked = signal_of(&signal).and_then(|request| desk.take_signal(request));
             match asked {
                 Ok(id) => tracing::info!(id, signal, "a table is loaded again"),
-                Err(error) => tracing::warn!(signal, %error, "a signal is not understood"),
+                Err(error) if error.kind() == ErrorKind::Invalid => {
+                    tracing::warn!(signal, %error, "a signal is not understood");
+                }
+                Err(error) => return Err(error),
             }
         }
-        batches
+        Ok(found.batches)
     }
 }
 
@@ -49,14 +61,15 @@ enum Signal {
     Snapshot(ReloadRequest),
 }
 
-fn signal_of(text: &str) -> lockstep_core::Result<ReloadRequest> {
+fn signal_of(text: &str) -> Result<ReloadRequest> {
     match serde_json::from_str(text) {
         Ok(Signal::Snapshot(request)) => Ok(request),
-        Err(error) => Err(lockstep_core::Error::new(
-            lockstep_core::ErrorKind::Invalid,
-            "it is not what signals look like",
-        )
-        .source(error)
-        .remedy(r#"write {"type": "snapshot", "table": "schema.table", "where": "condition"}"#)),
+        Err(error) => Err(
+            Error::new(ErrorKind::Invalid, "it is not what signals look like")
+                .source(error)
+                .remedy(
+                    r#"write {"type": "snapshot", "table": "schema.table", "where": "condition"}"#,
+                ),
+        ),
     }
 }

@@ -68,11 +68,21 @@ pub(super) struct Window {
 /// The table that is being loaded.
 struct Watched {
     table: TableId,
-    /// The last transaction that changed each key.
-    touched: HashMap<Vec<u8>, u32>,
+    /// What has passed under each key.
+    touched: HashMap<Vec<u8>, Touch>,
     bytes: usize,
     truncated: Option<u32>,
     offer: Option<Offer>,
+    /// See [`Found::owed`].
+    owed: Vec<Vec<String>>,
+}
+
+/// The last change under a key.
+#[derive(Clone, Copy)]
+struct Touch {
+    xid: u32,
+    /// It did not send all values again, and sinks may not hold the row that it changes.
+    part: bool,
 }
 
 /// What a pass of a batch has found besides.
@@ -82,6 +92,9 @@ pub(super) struct Found {
     pub(super) batches: Vec<Batch>,
     /// The contents of signals.
     pub(super) signals: Vec<String>,
+    /// Keys of the watched table whose rows sinks may lack a large value of, which an UPDATE did not send again: it
+    /// overtook the chunk that has the value, or it moved the row to where chunks have been. They must be read once more.
+    pub(super) owed: Vec<Vec<String>>,
 }
 
 impl Window {
@@ -94,6 +107,7 @@ impl Window {
             bytes: 0,
             truncated: None,
             offer: None,
+            owed: Vec::new(),
         });
         self.recent.iter().copied().collect()
     }
@@ -137,7 +151,7 @@ impl Window {
         if self.watched.is_none() && !messages {
             return Found {
                 batches: vec![batch],
-                signals: Vec::new(),
+                ..Found::default()
             };
         }
         let mut found = Found::default();
@@ -166,6 +180,9 @@ impl Window {
         if let Some(last) = found.batches.last_mut() {
             last.through = batch.through;
         }
+        if let Some(watched) = &mut self.watched {
+            found.owed = std::mem::take(&mut watched.owed);
+        }
         found
     }
 
@@ -191,16 +208,31 @@ impl Window {
         if change.op == Op::Truncate {
             watched.truncated = Some(xid);
         }
-        for row in [batch.old_row(change), batch.new_row(change)]
-            .into_iter()
-            .flatten()
-        {
-            match key(schema, row) {
-                Some(key) => watched.note(key, xid),
-                // A large key that was not sent again: the chunk may hold the row.
-                None => watched.bytes = usize::MAX,
-            }
+        let key_of = |row| key(schema, row);
+        let (old, new) = (batch.old_row(change), batch.new_row(change));
+        let (from, to) = (old.map(key_of), new.map(key_of));
+        if from == Some(None) || to == Some(None) {
+            // A large key that was not sent again: the chunk may hold the row.
+            watched.bytes = usize::MAX;
+            return;
         }
+        let (from, to) = (from.flatten(), to.flatten());
+        let (Some(row), Some(to)) = (new, to) else {
+            if let Some(from) = from {
+                watched.note(from, xid, false);
+            }
+            return;
+        };
+        let moved = from.filter(|from| *from != to);
+        let before = watched.touched.get(moved.as_ref().unwrap_or(&to));
+        let part = !is_whole(schema, row) && before.is_none_or(|before| before.part);
+        if let Some(moved) = moved {
+            if part {
+                watched.owe(schema, row);
+            }
+            watched.note(moved, xid, false);
+        }
+        watched.note(to, xid, part);
     }
 
     /// The chunk that waits for this fence: `None` when it is not ours, or has been given up.
@@ -233,12 +265,19 @@ impl Window {
         let emptied = watched
             .truncated
             .is_some_and(|xid| !offer.visible.sees(xid));
-        let keeps = |change: &&Change| {
-            let key = rows.new_row(change).and_then(|row| key(&offer.schema, row));
-            let newer = key.and_then(|key| watched.touched.get(&key));
-            !emptied && newer.is_none_or(|xid| offer.visible.sees(*xid))
-        };
-        let kept: Vec<Change> = rows.changes().iter().filter(keeps).copied().collect();
+        let mut kept: Vec<Change> = Vec::with_capacity(rows.changes().len());
+        for change in rows.changes().iter().filter(|_| !emptied) {
+            let Some(row) = rows.new_row(change) else {
+                continue;
+            };
+            let key = key(&offer.schema, row);
+            let touch = key.and_then(|key| watched.touched.get(&key)).copied();
+            match touch.filter(|touch| !offer.visible.sees(touch.xid)) {
+                None => kept.push(*change),
+                Some(newer) if newer.part => watched.owe(&offer.schema, row),
+                Some(_) => {}
+            }
+        }
         let superseded = count - kept.len() as u64;
         watched.forget(&offer.visible);
         let _ = offer.answer.send(Merged::Passed {
@@ -270,26 +309,46 @@ impl Found {
 }
 
 impl Watched {
-    fn note(&mut self, key: Vec<u8>, xid: u32) {
+    fn note(&mut self, key: Vec<u8>, xid: u32, part: bool) {
         if self.bytes > MOST_KEYS {
             return;
         }
-        let bytes = key.len() + size_of::<(Vec<u8>, u32)>();
-        if self.touched.insert(key, xid).is_none() {
+        let bytes = noted(&key);
+        if self.touched.insert(key, Touch { xid, part }).is_none() {
             self.bytes += bytes;
+        }
+    }
+
+    /// The row must be read once more.
+    fn owe(&mut self, schema: &TableSchema, row: Row<'_>) {
+        let text = |column| {
+            let bytes = row.get(column).text()?;
+            String::from_utf8(bytes.to_vec()).ok()
+        };
+        match schema.key_columns().map(text).collect() {
+            Some(key) => self.owed.push(key),
+            // Not in text: then the whole chunk is read again.
+            None => self.bytes = usize::MAX,
         }
     }
 
     /// What a snapshot sees, all later ones see.
     fn forget(&mut self, visible: &Visible) {
-        self.touched.retain(|_, xid| !visible.sees(*xid));
-        self.bytes = self
-            .touched
-            .keys()
-            .map(|key| key.len() + size_of::<(Vec<u8>, u32)>())
-            .sum();
+        self.touched.retain(|_, touch| !visible.sees(touch.xid));
+        self.bytes = self.touched.keys().map(|key| noted(key)).sum();
         self.truncated.take_if(|xid| visible.sees(*xid));
     }
+}
+
+/// Bytes that a noted key takes, about.
+fn noted(key: &[u8]) -> usize {
+    key.len() + size_of::<(Vec<u8>, Touch)>()
+}
+
+/// Whether all values are there.
+fn is_whole(schema: &TableSchema, row: Row<'_>) -> bool {
+    let mut cells = schema.columns.iter().map(|column| row.get(column));
+    !cells.any(|cell| matches!(cell, CellRef::Unchanged))
 }
 
 /// The values of a row's key, told apart from one another; `None` when one was not sent.

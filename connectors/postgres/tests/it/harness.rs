@@ -77,6 +77,8 @@ pub struct Opened {
     pub through: Lsn,
     pub mark: u64,
     pub batches: usize,
+    /// Bytes of the largest batch.
+    pub largest: usize,
 }
 
 /// The section of a pipeline file for a database, with more keys on top.
@@ -138,6 +140,7 @@ impl Opened {
             through: Lsn::ZERO,
             mark: 0,
             batches: 0,
+            largest: 0,
         })
     }
 
@@ -154,6 +157,7 @@ impl Opened {
             .expect("a batch in time")?;
         let batch = batch.expect("the source goes on");
         self.batches += 1;
+        self.largest = self.largest.max(batch.size());
         for change in batch.changes() {
             let schema = batch.schema(change);
             let transaction = batch.transaction(change);

@@ -9,6 +9,7 @@ mod harness;
 mod login;
 mod lost;
 mod preflight;
+mod reload;
 mod resume;
 mod silence;
 mod stream;
