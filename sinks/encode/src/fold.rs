@@ -280,13 +280,13 @@ impl<'a> Fold<'a> {
         }
     }
 
-    /// Writes of the table that are pending vanish.
+    /// Writes of the table that are pending vanish; those of another table of the database stay, wherever they go.
     fn truncate(&mut self, schema: &'a Arc<TableSchema>, position: Position) {
-        self.writes.retain(|write| {
-            write
-                .as_ref()
-                .is_some_and(|write| write.schema().id != schema.id)
-        });
+        let is_of = |write: &Write<'_>| {
+            write.schema().id == schema.id && write.schema().origin == schema.origin
+        };
+        self.writes
+            .retain(|write| write.as_ref().is_some_and(|write| !is_of(write)));
         self.cut();
         self.parts.push(Part {
             writes: vec![Write::Truncate { schema, position }],

@@ -195,6 +195,31 @@ async fn what_a_refused_change_replaced_is_not_durable() {
     assert_eq!((answers[0], &answers[1..]), (None, &others[..]));
 }
 
+/// A shard without a node is left out of a search, whose status is 200 all the same.
+#[tokio::test]
+async fn a_truncate_that_part_of_the_index_has_not_answered_is_not_done() {
+    let stub = Stub::start(|asked| {
+        if !asked.path.starts_with("/shop-items/_search") {
+            return usual(asked);
+        }
+        let page = json!({
+            "_scroll_id": "s", "_shards": {"total": 2, "successful": 1, "failed": 1}, "hits": {"hits": []}
+        });
+        (200, page.to_string())
+    })
+    .await;
+    let mut sink = sink(&stub).await;
+    let batch = Feed::new(&source("shop"))
+        .begin(10)
+        .truncate(&items())
+        .finish();
+    let error = match sink.write(batch).await {
+        Ok(durable) => durable.await.expect_err("half an answer"),
+        Err(error) => error,
+    };
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
 /// A crash between the two would lose the value: no request may hold both.
 #[tokio::test]
 async fn a_moved_value_is_safe_before_its_old_document_goes() {

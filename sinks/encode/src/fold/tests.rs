@@ -412,6 +412,30 @@ fn values_left_behind_are_those_from_before_the_key_change() {
 }
 
 #[test]
+fn a_truncate_is_about_one_table_of_the_database() {
+    let schema = keyed("orders", 1);
+    let beside = Arc::new(TableSchema {
+        origin: TableId::new("public", "orders_2025"),
+        ..(*schema).clone()
+    });
+    let mut maker = Maker::new(100);
+    maker.push(Op::Insert, &schema, None, Some(&["1".into(), "a".into()]));
+    maker.push(Op::Insert, &beside, None, Some(&["2".into(), "b".into()]));
+    maker.push(Op::Truncate, &schema, None, None);
+    let batch = maker.batch(Phase::Stream);
+    let parts = fold(&batch).expect("has a key");
+    let keys: Vec<_> = parts
+        .iter()
+        .flat_map(Part::writes)
+        .map(|write| match write {
+            Write::Upsert { key, .. } | Write::Delete { key, .. } => key.as_str(),
+            Write::Truncate { .. } => "truncate",
+        })
+        .collect();
+    assert_eq!(keys, ["2", "truncate"]);
+}
+
+#[test]
 fn a_write_carries_the_position_of_the_last_change() {
     let schema = keyed("orders", 1);
     let mut maker = Maker::new(100);

@@ -173,12 +173,15 @@ impl Inspect for Inspector {
         if refreshed.status == 404 {
             return Ok(0);
         }
-        refreshed.success("making all documents visible")?;
+        refreshed
+            .success("making all documents visible")?
+            .whole("making all documents visible")?;
         let reply = self
             .client
             .call(Method::GET, &[&index, "_count"], &[], Body::None)
             .await?
-            .success("counting documents")?;
+            .success("counting documents")?
+            .whole("counting documents")?;
         Ok(reply.json::<Count>("counting documents")?.count)
     }
 }

@@ -86,6 +86,28 @@ impl Reply {
         }
     }
 
+    /// The reply, unless some shards have not answered: a search, a count or a refresh is then about part of the index,
+    /// and the status is 200 all the same.
+    pub(super) fn whole(self, what: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Answered {
+            #[serde(rename = "_shards", default)]
+            shards: Shards,
+        }
+        #[derive(Default, Deserialize)]
+        struct Shards {
+            #[serde(default)]
+            failed: u64,
+        }
+        let shards = self.json::<Answered>(what)?.shards;
+        if shards.failed == 0 {
+            return Ok(self);
+        }
+        let message = format!("{what} was answered without {} shards", shards.failed);
+        Err(Error::new(ErrorKind::Unavailable, message)
+            .remedy("look at the cluster's health: a shard has no node that serves it, or its node fails"))
+    }
+
     /// The cause in the body, or the beginning of the body where there is none.
     pub(super) fn cause(&self) -> Cause {
         #[derive(Deserialize)]

@@ -119,7 +119,8 @@ pub(super) async fn truncate(
     client
         .call(Method::POST, &[index, "_refresh"], &[], Body::None)
         .await?
-        .success("making all documents visible")?;
+        .success("making all documents visible")?
+        .whole("making all documents visible")?;
     let search = json!({"size": PAGE, "_source": false, "sort": ["_doc"]});
     let mut reply = client
         .call(
@@ -129,7 +130,8 @@ pub(super) async fn truncate(
             Body::json(&search),
         )
         .await?
-        .success("listing all documents")?;
+        .success("listing all documents")?
+        .whole("listing all documents")?;
     let mut delivered = Delivered::default();
     loop {
         let page: Page<'_> = reply.json("listing all documents")?;
@@ -154,7 +156,8 @@ pub(super) async fn truncate(
                 Body::json(&json!({"scroll": KEEP, "scroll_id": scroll})),
             )
             .await?
-            .success("listing all documents")?;
+            .success("listing all documents")?
+            .whole("listing all documents")?;
     }
 }
 

@@ -60,23 +60,35 @@ pub(super) struct Engine {
 /// Writes of one batch.
 #[derive(Default)]
 struct OwnWrites {
-    /// The document of each key written since the last TRUNCATE of its table; none where it was deleted.
-    documents: HashMap<Term, Option<String>>,
-    /// Tables truncated.
+    /// What was written under each key since the last TRUNCATE of the table that it came from.
+    documents: HashMap<Term, OwnWrite>,
+    /// Tables of the database that were truncated.
     truncated: Vec<String>,
 }
 
+struct OwnWrite {
+    /// The table of the database that it came from.
+    origin: String,
+    /// None where it was deleted.
+    document: Option<String>,
+}
+
 impl OwnWrites {
+    fn put(&mut self, table: &Table, key: Term, document: Option<String>) {
+        let origin = table.origin.clone();
+        self.documents.insert(key, OwnWrite { origin, document });
+    }
+
     fn truncate(&mut self, table: &Table) {
-        self.documents.retain(|key, _| !table.owns(key));
-        self.truncated.push(table.name.clone());
+        self.documents.retain(|_, own| own.origin != table.origin);
+        self.truncated.push(table.origin.clone());
     }
 
     /// The document of a key, if the batch has written or deleted it.
     fn get(&self, table: &Table, key: &Term) -> Option<Option<String>> {
         match self.documents.get(key) {
-            Some(document) => Some(document.clone()),
-            None => self.truncated.contains(&table.name).then_some(None),
+            Some(own) => Some(own.document.clone()),
+            None => self.truncated.contains(&table.origin).then_some(None),
         }
     }
 }
@@ -237,7 +249,7 @@ impl Engine {
                 }
                 self.uncommitted.insert(hash(&key_term));
                 if let Some(own) = &mut self.own {
-                    own.documents.insert(key_term.clone(), None);
+                    own.put(&table, key_term.clone(), None);
                 }
                 self.erase(key_term)?;
                 delivered.written = 1;
@@ -329,7 +341,7 @@ impl Engine {
         self.uncommitted.insert(hash(&key));
         self.uncommitted_bytes += source.len();
         if let Some(own) = &mut self.own {
-            own.documents.insert(key.clone(), Some(source.to_owned()));
+            own.put(table, key.clone(), Some(source.to_owned()));
         }
         self.erase(key)?;
         self.writer

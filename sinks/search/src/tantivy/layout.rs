@@ -52,7 +52,8 @@ pub(super) struct Table {
     pub(super) name: String,
     /// What a key begins with.
     prefix: String,
-    origin: String,
+    /// Of [`Layout::rows_of`].
+    pub(super) origin: String,
 }
 
 /// A document that the index holds.
@@ -189,15 +190,6 @@ impl Layout {
 }
 
 impl Table {
-    /// Whether a key is that of a row of this table.
-    pub(super) fn owns(&self, key: &Term) -> bool {
-        let value = key.value();
-        let rest = value
-            .as_str()
-            .and_then(|key| key.strip_prefix(&self.prefix));
-        rest.is_some_and(|rest| rest.starts_with(SEPARATOR))
-    }
-
     pub(super) fn new(schema: &Arc<TableSchema>) -> Self {
         let TableSchema {
             source, id, origin, ..
