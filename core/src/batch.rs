@@ -5,6 +5,7 @@
 
 mod builder;
 mod cell;
+mod join;
 mod rewrite;
 
 use std::sync::Arc;

@@ -101,4 +101,20 @@ impl Cell {
     pub fn is_unchanged(self) -> bool {
         self.tagged >> KIND_SHIFT == KIND_UNCHANGED
     }
+
+    /// The cell where extra bytes begin `extra` further on, and the main block, if it has become extra bytes, at `block`.
+    pub(super) fn moved(self, block: Option<u32>, extra: u32) -> Self {
+        if self.tagged >> KIND_SHIFT < KIND_TEXT {
+            return self;
+        }
+        let by = match (self.tagged & EXTRA != 0, block) {
+            (true, _) => extra,
+            (false, Some(block)) => block,
+            (false, None) => return self,
+        };
+        Cell {
+            offset: self.offset + by,
+            tagged: self.tagged | EXTRA,
+        }
+    }
 }

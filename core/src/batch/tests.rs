@@ -121,3 +121,55 @@ fn a_rewrite_leaves_the_original_alone() {
         CellRef::Text(b"cdecde")
     );
 }
+
+#[test]
+fn joined_batches_hold_what_each_had() {
+    let plain = Arc::new(batch());
+    let rewritten = |text: &'static str| {
+        let mut rewrite = plain.rewrite();
+        rewrite.edit_cell(1, 1, |_, out| {
+            out.extend_from_slice(text.as_bytes());
+            Edit::Text
+        });
+        Arc::new(rewrite.finish())
+    };
+    let mut foreign = batch();
+    foreign.block = Bytes::from_static(b"ABCDE");
+    let parts = [
+        rewritten("one"),
+        Arc::clone(&plain),
+        rewritten("three"),
+        Arc::new(foreign),
+    ];
+    let picked: Vec<_> = [(0, 1), (1, 0), (2, 1), (3, 1), (2, 0)]
+        .map(|(part, change): (usize, usize)| (part, parts[part].changes()[change]))
+        .into();
+    let joined = Batch::join(&parts, &picked).expect("small").expect("some");
+    let shown: Vec<_> = joined
+        .changes()
+        .iter()
+        .map(|change| {
+            let row = joined.new_row(change).expect("inserts");
+            let text = |column: &Column| row.get(column).text().map(<[u8]>::to_vec);
+            let columns = &joined.schema(change).columns;
+            (
+                joined.position(change).ordinal,
+                text(&columns[0]).expect("a text"),
+                text(&columns[1]).expect("a text"),
+            )
+        })
+        .collect();
+    let expected: [(u64, &[u8], &[u8]); 5] = [
+        (2, b"ab", b"one"),
+        (1, b"ab", b"cde"),
+        (2, b"ab", b"three"),
+        (2, b"AB", b"CDE"),
+        (1, b"ab", b"cde"),
+    ];
+    let expected: Vec<_> = expected
+        .map(|(ordinal, a, b)| (ordinal, a.to_vec(), b.to_vec()))
+        .into();
+    assert_eq!(shown, expected);
+    assert_eq!(joined.through, plain.through);
+    assert!(Batch::join(&[], &[]).expect("nothing").is_none());
+}

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use lockstep_core::Result;
 use lockstep_core::batch::{Batch, Change, Phase};
 use lockstep_core::position::Position;
 use lockstep_core::schema::{TableId, TableSchema};
@@ -100,83 +101,125 @@ pub(super) fn owned(batch: Arc<Batch>) -> Batch {
     Arc::try_unwrap(batch).unwrap_or_else(|shared| shared.with_changes(shared.changes().to_vec()))
 }
 
-/// Merges what came by several inputs, all made from one batch, in the order of positions. A change that came by more
-/// than one input is taken from the first: its position and its table identify it, and a sink gets each change once. (A
-/// row that moves to another table is two changes at one position.)
-pub(super) fn merge(mut flows: Vec<Vec<Arc<Batch>>>) -> Vec<Arc<Batch>> {
-    flows.retain(|flow| flow.iter().any(|batch| !batch.changes().is_empty()));
-    match flows.len() {
-        0 => return Vec::new(),
-        1 => return flows.swap_remove(0),
-        _ => {}
+/// The changes of a batch in runs: those that are suspected by themselves, those in between together. Changes at one
+/// position stay together, since whoever has one of them counts as having all.
+pub(super) fn runs(
+    batch: &Batch,
+    is_suspect: impl Fn(&Change) -> bool,
+) -> Vec<(bool, Vec<Change>)> {
+    let mut runs: Vec<(bool, Vec<Change>)> = Vec::new();
+    let positions = batch
+        .changes()
+        .chunk_by(|a, b| batch.position(a) == batch.position(b));
+    for changes in positions {
+        let alone = changes.iter().any(&is_suspect);
+        match runs.last_mut() {
+            Some((false, run)) if !alone => run.extend_from_slice(changes),
+            _ => runs.push((alone, changes.to_vec())),
+        }
     }
-    let through = flows.iter().flatten().find_map(|batch| batch.through);
-    let mut cursors: Vec<Cursor<'_>> = flows.iter().map(|flow| Cursor::new(flow)).collect();
-    let mut merged: Vec<Batch> = Vec::new();
-    let mut run: Option<(*const Batch, &Batch, Vec<Change>)> = None;
+    runs
+}
+
+/// Merges what came by several inputs, all made from one batch, in the order of positions: one batch again, since a sink
+/// that has one change of a position counts as having all of them. A change that came by more than one input is taken from
+/// the first: its position and its table identify it, and a sink gets each change once. (A row that moves to another table
+/// is two changes at one position.)
+///
+/// # Errors
+/// See [`Batch::join`].
+pub(super) fn merge(mut inputs: Vec<Arc<Batch>>) -> Result<Option<Arc<Batch>>> {
+    inputs.retain(|batch| !batch.changes().is_empty());
+    if inputs.len() < 2 {
+        return Ok(inputs.pop());
+    }
+    let mut cursors: Vec<Cursor<'_>> = inputs.iter().map(|batch| Cursor::new(batch)).collect();
+    let mut picked: Vec<(usize, Change)> = Vec::new();
     while let Some(next) = cursors.iter().filter_map(Cursor::identity).min() {
         let mut taken = false;
-        for cursor in &mut cursors {
-            if cursor.identity() != Some(next) {
-                continue;
-            }
-            let (batch, change) = cursor.take();
-            if std::mem::replace(&mut taken, true) {
-                continue;
-            }
-            match &mut run {
-                Some((at, _, changes)) if std::ptr::eq(*at, batch) => changes.push(change),
-                _ => {
-                    let begun = run.replace((batch, batch, vec![change]));
-                    merged.extend(begun.map(|(_, batch, changes)| batch.with_changes(changes)));
+        for (input, cursor) in cursors.iter_mut().enumerate() {
+            if cursor.identity() == Some(next) {
+                let change = cursor.take();
+                if !std::mem::replace(&mut taken, true) {
+                    picked.push((input, change));
                 }
             }
         }
     }
-    merged.extend(run.map(|(_, batch, changes)| batch.with_changes(changes)));
-    let last = merged.len().saturating_sub(1);
-    for (index, batch) in merged.iter_mut().enumerate() {
-        batch.through = through.filter(|_| index == last);
-    }
-    merged.into_iter().map(Arc::new).collect()
+    Ok(Batch::join(&inputs, &picked)?.map(Arc::new))
 }
 
-/// A place in the changes of several batches.
+/// A place in the changes of a batch.
 struct Cursor<'a> {
-    batches: &'a [Arc<Batch>],
-    change: usize,
+    batch: &'a Batch,
+    at: usize,
 }
 
 impl<'a> Cursor<'a> {
-    fn new(batches: &'a [Arc<Batch>]) -> Self {
-        let mut cursor = Cursor { batches, change: 0 };
-        cursor.settle();
-        cursor
-    }
-
-    /// Moves to the next batch that has a change left.
-    fn settle(&mut self) {
-        while let Some(batch) = self.batches.first()
-            && self.change >= batch.changes().len()
-        {
-            self.batches = &self.batches[1..];
-            self.change = 0;
-        }
+    fn new(batch: &'a Batch) -> Self {
+        Cursor { batch, at: 0 }
     }
 
     /// What tells the change it stands at from all others, in the order of the stream.
     fn identity(&self) -> Option<(Position, &'a TableId)> {
-        let batch: &'a Batch = self.batches.first()?;
-        let change = &batch.changes()[self.change];
-        Some((batch.position(change), &batch.schema(change).id))
+        let change = self.batch.changes().get(self.at)?;
+        Some((self.batch.position(change), &self.batch.schema(change).id))
     }
 
-    /// The change it stands at; only called when there is a position.
-    fn take(&mut self) -> (&'a Batch, Change) {
-        let batch: &'a Batch = &self.batches[0];
-        let change = batch.changes()[self.change];
-        self.change += 1;
-        self.settle();
-        (batch, change)
+    /// The change it stands at; only called when there is one.
+    fn take(&mut self) -> Change {
+        self.at += 1;
+        self.batch.changes()[self.at - 1]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::batch::{BatchBuilder, Op, Transaction};
+    use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
+
+    use super::*;
+
+    /// Messages at these ordinals of one transaction.
+    fn batch(ordinals: &[u64]) -> Batch {
+        let mut builder = BatchBuilder::new();
+        builder.begin(Transaction {
+            commit: Lsn(10),
+            commit_micros: 0,
+            xid: 1,
+            origin: None,
+            previous_commit: None,
+        });
+        let index = builder.schema(&Arc::new(TableSchema::message("a".into())));
+        for &ordinal in ordinals {
+            builder.push(Op::Message, index, ordinal, Lsn(9), None, None);
+        }
+        let source = SourceInfo {
+            name: "a".into(),
+            identity: SourceIdentity {
+                system: 1,
+                timeline: 1,
+                incarnation: 0,
+                database: "a".into(),
+            },
+        };
+        builder.finish(Arc::new(source), Phase::Stream, None, Vec::new().into())
+    }
+
+    #[test]
+    fn a_run_never_ends_within_a_position() {
+        let batch = batch(&[1, 2, 2, 3, 4, 4, 5]);
+        let last_of_four = &batch.changes()[5];
+        let runs = runs(&batch, |change| std::ptr::eq(change, last_of_four));
+        let shown: Vec<(bool, Vec<u64>)> = runs
+            .into_iter()
+            .map(|(alone, run)| (alone, run.iter().map(|change| change.ordinal).collect()))
+            .collect();
+        let expected = [
+            (false, vec![1, 2, 2, 3]),
+            (true, vec![4, 4]),
+            (false, vec![5]),
+        ];
+        assert_eq!(shown, expected);
     }
 }

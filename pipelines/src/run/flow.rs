@@ -14,8 +14,8 @@ use super::node::Node;
 use crate::plan::{Input, Plan, Producer};
 use crate::selector::Selector;
 
-/// What one node made of one batch: usually one batch, more where paths with different rewrites were merged.
-type Made = Vec<Arc<Batch>>;
+/// What one node made of one batch; `None` when nothing is left.
+type Made = Option<Arc<Batch>>;
 
 /// The inputs from one node, resolved to where its batches are found. Together, so that what the node put into one batch
 /// stays in one.
@@ -144,36 +144,23 @@ impl Flow {
             }
             return Ok(());
         }
-        let mut made: Vec<Made> = vec![Vec::new(); self.steps.len() + 1];
-        if !batch.changes().is_empty() {
-            made[0].push(Arc::new(batch));
-        }
+        let mut made: Vec<Made> = vec![None; self.steps.len() + 1];
+        made[0] = (!batch.changes().is_empty()).then(|| Arc::new(batch));
         for (index, step) in self.steps.iter().enumerate() {
-            let mut out = Vec::new();
-            for part in take(&step.taps, &mut made) {
-                let batch = step.node.apply(part).await?;
-                if !batch.changes().is_empty() {
-                    out.push(batch);
-                }
+            if let Some(batch) = take(&step.taps, &mut made)? {
+                let batch = step.node.apply(batch).await?;
+                made[index + 1] = (!batch.changes().is_empty()).then_some(batch);
             }
-            made[index + 1] = out;
         }
+        let mut entries = Vec::with_capacity(self.outlets.len());
         for outlet in &self.outlets {
-            let parts = take(&outlet.taps, &mut made);
-            let last = parts.len().saturating_sub(1);
-            if parts.is_empty() && through.is_some() {
-                outlet
-                    .lane
-                    .inbox
-                    .push(Entry::new(self.source, None, through));
+            let batch = take(&outlet.taps, &mut made)?;
+            if batch.is_some() || through.is_some() {
+                entries.push((&outlet.lane, Entry::new(self.source, batch, through)));
             }
-            for (index, part) in parts.into_iter().enumerate() {
-                let through = through.filter(|_| index == last);
-                outlet
-                    .lane
-                    .inbox
-                    .push(Entry::new(self.source, Some(part), through));
-            }
+        }
+        for (lane, entry) in entries {
+            lane.inbox.push(entry);
         }
         Ok(())
     }
@@ -209,24 +196,20 @@ fn taps(
 }
 
 /// What the taps take, merged in the order of positions.
-fn take(taps: &[Tap], made: &mut [Made]) -> Made {
-    let mut flows = taps.iter().map(|tap| {
-        let batches = if tap.last {
-            std::mem::take(&mut made[tap.slot])
-        } else {
-            made[tap.slot].clone()
+fn take(taps: &[Tap], made: &mut [Made]) -> Result<Made> {
+    let mut inputs = taps.iter().filter_map(|tap| {
+        let batch = match tap.last {
+            true => made[tap.slot].take(),
+            false => made[tap.slot].clone(),
         };
         match &tap.selectors {
-            None => batches,
-            Some(selectors) => batches
-                .into_iter()
-                .filter_map(|batch| batches::select(batch, selectors))
-                .collect(),
+            None => batch,
+            Some(selectors) => batches::select(batch?, selectors),
         }
     });
     match taps.len() {
-        1 => flows.next().unwrap_or_default(),
-        _ => batches::merge(flows.collect()),
+        1 => Ok(inputs.next()),
+        _ => batches::merge(inputs.collect()),
     }
 }
 

@@ -623,17 +623,15 @@ impl Lane {
                 });
                 continue;
             }
-            let runs = batch
-                .changes()
-                .chunk_by(|a, b| !is_suspect(a) && !is_suspect(b));
-            let last = runs.clone().count() - 1;
-            for (index, run) in runs.enumerate() {
+            let runs = batches::runs(batch, is_suspect);
+            let last = runs.len() - 1;
+            for (index, (alone, run)) in runs.into_iter().enumerate() {
                 let mut entry = pending.entry.clone();
                 entry.through = entry.through.filter(|_| index == last);
                 entry.mark = entry.mark.filter(|_| index == last);
-                let part = Arc::new(batch.with_changes(run.to_vec()));
+                let part = Arc::new(batch.with_changes(run));
                 self.pending.push_back(Pending {
-                    alone: is_suspect(&run[0]),
+                    alone,
                     ..Pending::new(entry, part)
                 });
             }

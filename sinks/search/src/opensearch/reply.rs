@@ -104,8 +104,9 @@ impl Reply {
             return Ok(self);
         }
         let message = format!("{what} was answered without {} shards", shards.failed);
-        Err(Error::new(ErrorKind::Unavailable, message)
-            .remedy("look at the cluster's health: a shard has no node that serves it, or its node fails"))
+        Err(Error::new(ErrorKind::Unavailable, message).remedy(
+            "look at the cluster's health: a shard has no node that serves it, or its node fails",
+        ))
     }
 
     /// The cause in the body, or the beginning of the body where there is none.
