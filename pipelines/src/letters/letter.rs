@@ -87,6 +87,9 @@ pub struct Letter {
     pub body: Body,
 }
 
+/// Names and values of a letter in a queue.
+pub(crate) type Record = [(&'static str, Value); 8];
+
 impl Letter {
     /// The letter of a change of a batch.
     pub(crate) fn of(
@@ -196,8 +199,30 @@ impl Letter {
         Ok(tagged.finish())
     }
 
+    /// Bytes it takes in memory, roughly.
+    pub(crate) fn size(&self) -> usize {
+        let values = |row: &Option<Map<String, Value>>| {
+            let values = row.iter().flat_map(Map::values);
+            values
+                .map(|value| 32 + value.as_str().map_or(64, str::len))
+                .sum::<usize>()
+        };
+        512 + values(&self.body.old) + values(&self.body.new)
+    }
+
     /// The letter as a row of a table of letters: how a queue takes it. The change keeps its identity.
-    pub(crate) fn record(&self) -> [(&'static str, Value); 8] {
+    pub(crate) fn record(&self) -> Record {
+        self.record_with(json!(self))
+    }
+
+    /// As [`Letter::record`], for a queue that refuses that: the row is left out, and `left_out` says why.
+    pub(crate) fn without_row(&self, refused: &Error) -> Record {
+        let mut letter = json!(self.head);
+        letter["left_out"] = format!("the row: {refused}").into();
+        self.record_with(letter)
+    }
+
+    fn record_with(&self, letter: Value) -> Record {
         let head = &self.head;
         let id = format!("{}/{}/{}", head.place, head.table, head.change);
         [
@@ -208,7 +233,7 @@ impl Letter {
             ("source", head.source.as_str().into()),
             ("table", head.table.as_str().into()),
             ("position", head.position.to_string().into()),
-            ("letter", json!(self)),
+            ("letter", letter),
         ]
     }
 

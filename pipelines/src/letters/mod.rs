@@ -59,7 +59,7 @@ impl Selection {
 /// Where dead letters go; shared by lanes, transforms and the keeper.
 pub(crate) struct Desk {
     to: To,
-    /// Letters that came from transforms, and how many of them are safe.
+    /// Letters that came from transforms, and notes on letters; how many of them are safe.
     came: AtomicU64,
     safe: AtomicU64,
     kept: IntCounterVec,
@@ -159,12 +159,32 @@ impl Desk {
         }
     }
 
+    /// Waits until there is room for letters. Cancel-safe. The embedded store has limits of its own, and says when it is full.
+    pub(crate) async fn room(&self) {
+        if let To::Queue(queue) = &self.to {
+            queue.room().await;
+        }
+    }
+
+    /// Why letters wait, when they do.
+    pub(crate) fn problem(&self) -> Option<String> {
+        match &self.to {
+            To::Store(_) => None,
+            To::Queue(queue) => queue.problem(),
+        }
+    }
+
+    /// Something was noted on letters, which is to be safe before anything more is confirmed.
+    pub(crate) fn noted(&self) {
+        self.came.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Whether letters came that are not safe yet.
     pub(crate) fn is_dirty(&self) -> bool {
         self.came.load(Ordering::Acquire) > self.safe.load(Ordering::Acquire)
     }
 
-    /// Makes what came from transforms safe against power loss. Waits: for a blocking thread.
+    /// Makes what came from transforms, and what was noted, safe against power loss. Waits: for a blocking thread.
     ///
     /// # Errors
     /// As for [`Desk::put`].

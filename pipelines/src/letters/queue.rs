@@ -8,16 +8,18 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, Op, Phase, Transaction};
 use lockstep_core::error::{At, Policy};
 use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
-use lockstep_core::sink::{Sink, SinkContext};
+use lockstep_core::sink::{Sink, SinkContext, Trouble};
 use lockstep_core::{Error, ErrorKind, Result};
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::letter::Letter;
+use super::letter::{Letter, Record};
 use crate::registry::SinkComponent;
 
-/// Letters per batch.
+/// Orders taken from the line at a time.
 const AT_ONCE: usize = 256;
+/// Bytes of letters that wait, above which nobody makes more.
+const ROOM: usize = 8 << 20;
 /// Pause after a failure that may pass.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -28,21 +30,49 @@ enum Order {
 }
 
 /// The way to the task that writes. The task ends with it.
-pub(crate) struct Queue(mpsc::UnboundedSender<Order>);
+pub(crate) struct Queue {
+    orders: mpsc::UnboundedSender<Order>,
+    /// Bytes of letters that are not acknowledged.
+    waiting: Arc<watch::Sender<usize>>,
+    trouble: Trouble,
+}
 
 impl Queue {
     /// A queue over a sink that is opened when the first letter comes.
     pub(crate) fn start(component: Arc<dyn SinkComponent>, context: SinkContext) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
         let table = Arc::new(table(&context.pipeline));
+        let trouble = context.trouble.clone();
+        let waiting = Arc::new(watch::Sender::new(0));
         let writer = Writer {
             component,
             context,
             table,
+            waiting: Arc::clone(&waiting),
             sink: None,
         };
         tokio::spawn(writer.run(inbox));
-        Queue(orders)
+        Queue {
+            orders,
+            waiting,
+            trouble,
+        }
+    }
+
+    /// Waits until few enough letters wait. Cancel-safe.
+    pub(crate) async fn room(&self) {
+        // It fails when the sender is gone, which is here.
+        drop(
+            self.waiting
+                .subscribe()
+                .wait_for(|bytes| *bytes < ROOM)
+                .await,
+        );
+    }
+
+    /// Why letters wait, when they do.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.trouble.get().filter(|_| *self.waiting.borrow() > 0)
     }
 
     /// Writes letters and waits until they are acknowledged.
@@ -54,7 +84,7 @@ impl Queue {
             self.send(letter)?;
         }
         let (tell, told) = oneshot::channel();
-        self.0.send(Order::Tell(tell)).map_err(|_| gone())?;
+        self.orders.send(Order::Tell(tell)).map_err(|_| gone())?;
         told.await.map_err(|_| gone())?
     }
 
@@ -63,7 +93,9 @@ impl Queue {
     /// # Errors
     /// When the task has ended.
     pub(crate) fn send(&self, letter: Letter) -> Result<()> {
-        self.0
+        let bytes = letter.size();
+        self.waiting.send_modify(|waiting| *waiting += bytes);
+        self.orders
             .send(Order::Keep(Box::new(letter)))
             .map_err(|_| gone())
     }
@@ -74,7 +106,7 @@ impl Queue {
     /// As for [`Queue::put`].
     pub(crate) fn blocking_persist(&self) -> Result<()> {
         let (tell, told) = oneshot::channel();
-        self.0.send(Order::Tell(tell)).map_err(|_| gone())?;
+        self.orders.send(Order::Tell(tell)).map_err(|_| gone())?;
         told.blocking_recv().map_err(|_| gone())?
     }
 }
@@ -90,6 +122,7 @@ struct Writer {
     component: Arc<dyn SinkComponent>,
     context: SinkContext,
     table: Arc<TableSchema>,
+    waiting: Arc<watch::Sender<usize>>,
     sink: Option<Box<dyn Sink>>,
 }
 
@@ -119,23 +152,45 @@ impl Writer {
         }
     }
 
-    /// Tries for as long as the failure may pass.
+    /// Writes letters one by one. One that the queue refuses for good, mostly because it is too large for it, goes without
+    /// its row: what it was, where, and why can still be read.
     async fn write_all(&mut self, letters: &[Letter]) -> Result<()> {
         for letter in letters {
-            let batch = Arc::new(batch(&self.table, letter));
-            loop {
-                let Err(error) = self.write(&batch).await.at("dead_letters") else {
-                    break;
-                };
-                self.sink = None;
-                if error.kind().policy() == Policy::Stop {
-                    return Err(error);
+            match self.write_one(letter.record(), letter).await {
+                Err(error) if error.kind() == ErrorKind::Refused => {
+                    let change = &letter.head.change;
+                    tracing::warn!(%error, change, "a dead letter is refused by its queue: it goes without its row");
+                    self.write_one(letter.without_row(&error), letter).await?;
                 }
-                tracing::warn!(%error, "a dead letter cannot be written; it is tried again, and its sink waits");
-                tokio::time::sleep(PAUSE).await;
+                other => other?,
             }
+            let bytes = letter.size();
+            self.waiting.send_modify(|waiting| *waiting -= bytes);
         }
         Ok(())
+    }
+
+    /// Tries for as long as the failure may pass.
+    async fn write_one(&mut self, record: Record, letter: &Letter) -> Result<()> {
+        let batch = Arc::new(batch(&self.table, &record, letter));
+        let mut logged = None;
+        loop {
+            let Err(error) = self.write(&batch).await.at("dead_letters") else {
+                self.context.trouble.clear();
+                return Ok(());
+            };
+            self.sink = None;
+            if error.kind().policy() == Policy::Stop {
+                return Err(error);
+            }
+            let text = error.to_string();
+            self.context.trouble.report(text.clone());
+            if logged.as_ref() != Some(&text) {
+                tracing::warn!(%error, "a dead letter cannot be written; it is tried again, and its sink waits");
+                logged = Some(text);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     async fn write(&mut self, batch: &Arc<Batch>) -> Result<()> {
@@ -152,7 +207,7 @@ impl Writer {
     }
 }
 
-fn batch(table: &Arc<TableSchema>, letter: &Letter) -> Batch {
+fn batch(table: &Arc<TableSchema>, record: &Record, letter: &Letter) -> Batch {
     let head = &letter.head;
     let mut builder = BatchBuilder::new();
     builder.begin(Transaction {
@@ -164,7 +219,7 @@ fn batch(table: &Arc<TableSchema>, letter: &Letter) -> Batch {
     });
     let index = builder.schema(table);
     let mut block = Vec::new();
-    for (_, value) in letter.record() {
+    for (_, value) in record {
         let offset = block.len() as u32;
         match value {
             Value::String(text) => block.extend_from_slice(text.as_bytes()),

@@ -199,7 +199,9 @@ impl Aside {
                 .iter()
                 .find(|passing| head.identity == *source && passing.overtakes(head))?;
             Some(format!("{} at {}", passing.op.as_str(), passing.position))
-        })
+        })?;
+        self.desk.noted();
+        Ok(())
     }
 }
 

@@ -221,10 +221,12 @@ impl Handle {
         });
         let sinks = self.0.lanes.iter().filter_map(|lane| lane_problem(lane));
         let keeper = self.0.keeper.get();
+        let letters = self.0.desk.problem();
         let problems: Vec<String> = sources
             .chain(transforms)
             .chain(sinks)
             .chain(keeper)
+            .chain(letters)
             .collect();
         if problems.is_empty() {
             Ok(())

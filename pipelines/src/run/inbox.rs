@@ -73,18 +73,18 @@ impl Entry {
 }
 
 /// Lets an entry that only carries progress ride on the last entry of its source, if there is one: between the two lies
-/// nothing for this sink. So an idle source fills no queue.
+/// nothing for this sink. So an idle source fills no queue. What comes behind a renewal is progress in what begins there.
 pub(super) fn ride<'a>(entry: &Entry, mut queue: impl Iterator<Item = &'a mut Entry>) -> bool {
     if entry.batch.is_some() || entry.renewal.is_some() {
         return false;
     }
     match queue.find(|queued| queued.source == entry.source) {
-        Some(queued) => {
+        Some(queued) if queued.renewal.is_none() => {
             queued.through = queued.through.max(entry.through);
             queued.mark = queued.mark.max(entry.mark);
             true
         }
-        None => false,
+        _ => false,
     }
 }
 

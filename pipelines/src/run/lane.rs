@@ -12,10 +12,10 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
-use lockstep_core::batch::{Batch, Change};
+use lockstep_core::batch::{Batch, Change, Phase};
 use lockstep_core::durable::{Delivered, Durable};
 use lockstep_core::error::{At, Policy};
-use lockstep_core::position::Position;
+use lockstep_core::position::{Position, SourceIdentity};
 use lockstep_core::refusal::Refusal;
 use lockstep_core::sink::{Sink, SinkContext};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -29,6 +29,7 @@ use super::batches::{self, Rest};
 use super::course::{Course, Request, Tag};
 use super::inbox::{Entry, Renewal, ride};
 use super::lane_state::LaneState;
+use crate::letters::Letter;
 use crate::metrics::SinkMetrics;
 use crate::registry::SinkComponent;
 use crate::status::SinkPhase;
@@ -63,6 +64,8 @@ pub(super) struct Lane {
     resume: BTreeMap<usize, Position>,
     /// By source index: the last position that was durable.
     durable: BTreeMap<usize, Position>,
+    /// By name of the source: whose log it reads.
+    logs: BTreeMap<Arc<str>, SourceIdentity>,
     /// Sources that read another log or other tables from here on. Nothing more is taken before that is done.
     renewals: Vec<(usize, Renewal)>,
     backoff: Backoff,
@@ -131,6 +134,7 @@ impl Lane {
             written: 0,
             resume: BTreeMap::new(),
             durable: BTreeMap::new(),
+            logs: BTreeMap::new(),
             renewals: Vec::new(),
             backoff: Backoff::default(),
             logged: None,
@@ -242,6 +246,9 @@ impl Lane {
         let mut sink = self.parts.component.open(context).await?;
         self.resume.clear();
         for (index, source) in announced {
+            let info = &source.info;
+            self.logs
+                .insert(Arc::clone(&info.name), info.identity.clone());
             let held = sink.resume(&source.info).await?;
             let confirmed = self.durable.get(&index).copied();
             if let (Some(held), Some(confirmed)) = (held, confirmed)
@@ -405,6 +412,11 @@ impl Lane {
         let Some(&held) = self.resume.get(&source) else {
             return Some(batch);
         };
+        // Copied rows have no positions. They are there when something of the stream that was written behind them is; once
+        // more they would come behind it, and are older.
+        if batch.phase == Phase::Snapshot && self.holds_what_follows(source, held) {
+            return None;
+        }
         if batches::last_position(&batch).is_some_and(|last| last > held) {
             // Positions only grow: nothing later needs to be compared.
             self.resume.remove(&source);
@@ -414,6 +426,19 @@ impl Lane {
             Rest::Part(rest) => Some(Arc::new(rest)),
             Rest::Nothing => None,
         }
+    }
+
+    /// Whether the sink holds something of the stream that stands behind the batch which is to be written next.
+    fn holds_what_follows(&self, source: usize, held: Position) -> bool {
+        let behind = self.pending.iter().skip(self.written + 1);
+        let mut stream = behind.filter(|pending| {
+            pending.entry.source == source && pending.batch.phase == Phase::Stream
+        });
+        let first = stream.find_map(|pending| {
+            let batch = &pending.batch;
+            Some(batch.position(batch.changes().first()?))
+        });
+        first.is_some_and(|first| first <= held)
     }
 
     /// The oldest batch is durable.
@@ -530,7 +555,7 @@ impl Lane {
             return Ok(());
         }
         for letter in letters {
-            if keeps_rows && letter.head.overtaken.is_some() {
+            if keeps_rows && (letter.head.overtaken.is_some() || self.is_of_a_former_log(&letter)) {
                 course.stale(letter.head.id);
                 continue;
             }
@@ -548,6 +573,12 @@ impl Lane {
         view.in_flight = self.pending.len();
         view.moved = Instant::now();
         Ok(())
+    }
+
+    /// The source reads another log by now, and with it came every row there was: a letter of the former one is older.
+    fn is_of_a_former_log(&self, letter: &Letter) -> bool {
+        let now = self.logs.get(letter.head.source.as_str());
+        now.is_some_and(|now| *now != letter.head.identity)
     }
 
     fn place(&self) -> String {

@@ -156,17 +156,15 @@ impl Node {
 
     /// Makes the state safe against power loss. Waits for the disk: for a blocking thread.
     pub fn persist(&self) -> Result<()> {
-        if !self.dirty.swap(false, Ordering::AcqRel) {
+        if !self.is_dirty() {
             return Ok(());
         }
         let mut state = self.state.blocking_lock();
-        let persisted = state.transform.persist();
+        state.transform.persist().at(self.place())?;
+        // Not before: whoever sees it clean confirms. Batches mark it under the lock.
+        self.dirty.store(false, Ordering::Release);
         *lock(&self.size) = state.transform.size();
-        drop(state);
-        if persisted.is_err() {
-            self.dirty.store(true, Ordering::Release);
-        }
-        persisted.at(self.place())
+        Ok(())
     }
 
     /// Whether [`Node::persist`] has something to do.

@@ -23,6 +23,7 @@ use super::flow::Flow;
 use super::inbox::{Entry, Renewal};
 use super::lane_state::Announced;
 use super::source_state::SourceShare;
+use crate::letters::Desk;
 use crate::metrics::SourceMetrics;
 
 /// How long the rest of a transaction is waited for when the pipeline stops.
@@ -37,6 +38,8 @@ pub(super) struct Parts {
     pub directory: PathBuf,
     pub budget: Budget,
     pub flow: Flow,
+    /// Where transforms put rows aside.
+    pub desk: Arc<Desk>,
     pub metrics: SourceMetrics,
     /// The pipeline stops.
     pub draining: CancellationToken,
@@ -271,6 +274,7 @@ impl Pump {
         let last = batches::last_position(&batch);
         debug_assert!(batch.phase == Phase::Snapshot || last.is_none() || last > self.sent);
         let place = format!("from sources.{}", self.parts.share.name);
+        self.parts.desk.room().await;
         self.parts.flow.send(batch).await.at(place)?;
         self.sent = last.or(self.sent);
         Ok(())

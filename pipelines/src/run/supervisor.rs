@@ -279,6 +279,7 @@ impl Supervisor {
                 directory: made_directory(&pipeline.state, "sources", &share.name)?,
                 budget: inner.budget.clone(),
                 flow: Flow::new(&pipeline.plan, index, &inner.nodes, &inner.lanes),
+                desk: Arc::clone(&inner.desk),
                 metrics: inner.metrics.source(index),
                 draining: self.draining.clone(),
             });

@@ -200,14 +200,14 @@ fn types_and_values() {
         &GOOD.replace("\"rich\"", "\"memry\""),
         &[(
             8,
-            "there is no type `memry`; there are memory, rich; did you mean `memory`?",
+            "there is no type `memry`; there are memory, rich, rows; did you mean `memory`?",
         )],
     );
     check(
         &GOOD.replace("type = \"rich\"\n", ""),
         &[(
             7,
-            "sinks.cache.type: this key is required and missing; the types here are memory, rich",
+            "sinks.cache.type: this key is required and missing; the types here are memory, rich, rows",
         )],
     );
     check(

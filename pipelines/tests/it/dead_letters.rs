@@ -11,7 +11,7 @@ use lockstep_pipelines::letters::{Head, Selection};
 use lockstep_pipelines::{Offline, Report};
 use proptest::prelude::*;
 
-use crate::ends::{Fault, LogRow, Run, Server, Store, load, registry, until};
+use crate::ends::{Fault, LogRow, Run, Server, Store, Witness, load, registry, until};
 
 /// One source `a` and one sink `s` with more keys.
 fn body(script: &str, more: &str) -> String {
@@ -295,6 +295,79 @@ async fn letters_may_go_to_a_queue_instead() {
         .await
         .expect_err("elsewhere");
     assert!(refused.to_string().contains("go to a queue"), "{refused}");
+    run.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_that_its_queue_refuses_goes_without_its_row() {
+    let (server, store) = (Server::new("slim", "a", &["t"]), Store::new("slim"));
+    let queue = Store::new("slim-letters");
+    // The letter's JSON is longer than this with the row, and shorter without.
+    queue.state().longest = 700;
+    store.state().poison = [1].into();
+    let end = server.fill("t", 3);
+    let more = "[dead_letters]\ntype = \"memory\"\nscript = \"slim-letters\"\n";
+    let run = Run::start(&format!("{}{more}", body("slim", ""))).await;
+    until("confirmed", || server.state().confirmed == end).await;
+    assert_eq!(store.keys(), [0, 2]);
+    let held = queue.state().held.clone();
+    let row = held[0].row.as_ref().expect("a row");
+    assert_eq!((held.len(), &*row["reason"]), (1, "mapping"));
+    let letter: serde_json::Value = serde_json::from_str(&row["letter"]).expect("JSON");
+    assert_eq!(letter["keys"], serde_json::json!(["1"]));
+    assert!(letter.get("new").is_none() && letter["left_out"].is_string());
+    run.stop().await.expect("stops");
+}
+
+/// In real time: the keeper waits for the queue on a thread of its own, and a paused clock would stand still meanwhile.
+#[tokio::test]
+async fn letters_that_cannot_be_queued_are_seen_and_hold_the_source_back() {
+    let (server, store) = (Server::new("room", "a", &["t"]), Store::new("room"));
+    let (queue, witness) = (Store::new("room-letters"), Witness::new("room"));
+    witness.state().aside = Some("t");
+    queue.state().open_faults = vec![ErrorKind::Unavailable; 100].into();
+    // Each letter counts with half a kilobyte at least.
+    let rows = 40_000;
+    server.state().batch_sizes = vec![500];
+    let end = server.fill("t", rows);
+    let body = "sources.a = { type = \"scripted\", script = \"room\" }\n\
+         transforms.w = { type = \"witness\", script = \"room\", inputs = [\"a\"] }\n\
+         sinks.s = { type = \"memory\", script = \"room\", inputs = [\"w\"] }\n\
+         memory = \"64MiB\"\n";
+    let body = format!(
+        "{}[dead_letters]\ntype = \"memory\"\nscript = \"room-letters\"\n",
+        body
+    );
+    let run = Run::start(&body).await;
+    let problem = || run.running.ready().err().unwrap_or_default().join("; ");
+    until("it is said", || problem().contains("dead_letters: ")).await;
+    until("more attempts", || queue.state().open_faults.len() < 98).await;
+    let seen = witness.state().seen.len() as u64;
+    assert!((8_000..rows / 2).contains(&seen), "{seen}");
+    queue.state().open_faults.clear();
+    until("confirmed", || server.state().confirmed == end).await;
+    assert_eq!(run.running.ready(), Ok(()));
+    assert_eq!(queue.state().held.len() as u64, rows);
+    assert_eq!(store.keys().len() as u64, rows);
+    run.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_of_a_former_log_is_older_than_every_row_there_is() {
+    let (server, store) = (Server::new("former", "a", &["t"]), Store::new("former"));
+    store.state().poison = [1].into();
+    let end = server.fill("t", 3);
+    let body = body("former", "").replace("\"memory\"", "\"rows\"");
+    let run = Run::start(&body).await;
+    until("confirmed", || server.state().confirmed == end).await;
+    let directory = run.stop_for_later().await;
+    server.state().system = 2;
+    let run = Run::start_in(directory, &body).await;
+    until("open", || store.state().opened == 3).await;
+    store.state().poison.clear();
+    let report = replay(&run, all()).await;
+    assert_eq!((report.delivered, report.stale), (0, 1));
+    assert_eq!(letters(&run).await, []);
     run.stop().await.expect("stops");
 }
 

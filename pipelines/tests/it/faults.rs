@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockstep_core::ErrorKind;
+use lockstep_core::batch::Phase;
 use lockstep_core::position::Lsn;
 use proptest::prelude::*;
 
@@ -159,4 +160,26 @@ proptest! {
             .unwrap();
         runtime.block_on(play(script));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn copied_rows_are_not_sent_again_behind_what_came_after_them() {
+    let (server, store) = (Server::new("behind", "a", &["t"]), Store::new("behind"));
+    server.state().snapshot = vec![LogRow { table: "t", key: 0 }];
+    server.state().batch_sizes = vec![1];
+    // The sink has the copy and the first change, and the answers are lost.
+    store.state().faults = [Fault::Mute, Fault::FailAfterWrite(ErrorKind::Unavailable)].into();
+    let end = server.fill("t", 3);
+    let run = Run::start(
+        "sources.a = { type = \"scripted\", script = \"behind\" }\n\
+         sinks.s = { type = \"memory\", script = \"behind\", inputs = [\"a\"] }\n",
+    )
+    .await;
+    until("confirmed", || server.state().confirmed == end).await;
+    let phases: Vec<Phase> = store.state().held.iter().map(|held| held.phase).collect();
+    assert_eq!(
+        phases,
+        [Phase::Snapshot, Phase::Stream, Phase::Stream, Phase::Stream]
+    );
+    run.stop().await.expect("stops");
 }

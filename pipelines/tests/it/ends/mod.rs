@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-pub use sink::{Fault, MemorySink, Store};
+pub use sink::{Fault, MemorySink, RowSink, Store};
 pub use source::{LogRow, ScriptedSource, Server};
 pub use transform::{Witness, WitnessTransform};
 
@@ -49,6 +49,7 @@ pub fn registry() -> Registry {
         .with_source::<ScriptedSource>()
         .with_transform::<WitnessTransform>()
         .with_sink::<MemorySink>()
+        .with_sink::<RowSink>()
 }
 
 pub fn error(kind: ErrorKind) -> Error {

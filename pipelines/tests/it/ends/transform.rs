@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use lockstep_core::batch::Batch;
 use lockstep_core::position::Position;
 use lockstep_core::schema::{TableId, TableSchema};
-use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
+use lockstep_core::transform::{DeadLetters, Transform, TransformContext, TransformFactory};
 use lockstep_core::{ErrorKind, Result};
 
 use super::{Config, Ends, error, find};
@@ -29,6 +29,8 @@ pub struct WitnessState {
     pub persists: usize,
     /// Rows of this table do not come out.
     pub drop_table: Option<&'static str>,
+    /// Rows of this table are put aside.
+    pub aside: Option<&'static str>,
     /// Tables become this one.
     pub rename: Option<&'static str>,
     pub fail: Option<ErrorKind>,
@@ -57,6 +59,7 @@ impl Witness {
 /// Remembers what it saw.
 pub struct WitnessTransform {
     witness: Arc<Witness>,
+    letters: Arc<dyn DeadLetters>,
     renamed: HashMap<usize, (Arc<TableSchema>, Arc<TableSchema>)>,
 }
 
@@ -68,10 +71,11 @@ impl TransformFactory for WitnessTransform {
         Ok(())
     }
 
-    fn open(config: &Config, _: TransformContext) -> Result<Box<dyn Transform>> {
+    fn open(config: &Config, context: TransformContext) -> Result<Box<dyn Transform>> {
         let witness = find(&WITNESSES, &config.script);
         Ok(Box::new(WitnessTransform {
             witness,
+            letters: context.dead_letters,
             renamed: HashMap::new(),
         }))
     }
@@ -106,6 +110,11 @@ impl Transform for WitnessTransform {
         for change in batch.changes() {
             let source = batch.source.name.to_string();
             state.seen.push((source, batch.position(change)));
+            if state.aside == Some(&*batch.schema(change).origin.name) {
+                let row = batch.new_row(change);
+                self.letters
+                    .keep("transforms.w", "test", &batch, change, row)?;
+            }
         }
         let batch = match state.drop_table {
             Some(table) => {
