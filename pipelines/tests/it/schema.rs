@@ -16,7 +16,10 @@ fn sections_are_described_by_their_type() {
             .is_some_and(|text| text.contains("32MiB"))
     );
     let sink = &schema["properties"]["sinks"]["additionalProperties"];
-    assert_eq!(sink["properties"]["type"]["enum"], json!(["memory", "rows"]));
+    assert_eq!(
+        sink["properties"]["type"]["enum"],
+        json!(["memory", "rows"])
+    );
     let case = &sink["allOf"][0];
     assert_eq!(case["if"]["properties"]["type"]["const"], "memory");
     assert_eq!(case["then"]["additionalProperties"], json!(false));

@@ -29,6 +29,13 @@ fn line(path: &Path) -> Option<u64> {
     (lines > 10).then(|| head.len() as u64 / lines)
 }
 
+/// The id of a record of a copied row. Not parsed: there are millions.
+fn id_of_copied(line: &str) -> Option<usize> {
+    let (_, rest) = line.split_once("\"key\":{\"id\":")?;
+    let (id, rest) = rest.split_once('}')?;
+    rest.contains("\"op\":\"r\"").then(|| id.parse().ok())?
+}
+
 /// Waits until about so many rows have been written.
 async fn written(pipeline: &mut Pipeline, path: &Path, rows: u64) {
     pipeline
@@ -110,9 +117,8 @@ async fn copy_with_kills(rows: u64, chunk: &str) {
     let mut times = vec![0u8; rows as usize + 1];
     let lines = BufReader::new(std::fs::File::open(&path).expect("a file")).lines();
     for line in lines {
-        let record: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
-        assert_eq!(record["value"]["op"], "r", "{record}");
-        let id = record["key"]["id"].as_u64().expect("a number") as usize;
+        let line = line.expect("a line");
+        let id = id_of_copied(&line).unwrap_or_else(|| panic!("not a copied row: {line}"));
         times[id] += 1;
     }
     let missing = times[1..].iter().filter(|times| **times == 0).count();
@@ -127,7 +133,7 @@ async fn copy_with_kills(rows: u64, chunk: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_killed_five_times_reads_few_rows_again() {
     require!(NeedsPostgres(17));
-    copy_with_kills(1_000_000, "1MiB").await;
+    copy_with_kills(2_500_000, "1MiB").await;
 }
 
 /// The size that `docs/reliability.md` speaks of.
