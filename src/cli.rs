@@ -9,7 +9,7 @@ use lockstep_pipelines::{Pipeline, Registry};
 use crate::client::Client;
 use crate::dead_letters::DeadLetters;
 use crate::progress::Bars;
-use crate::{Outcome, check, demo, run, schema, snapshot, status};
+use crate::{Outcome, check, demo, explain, run, schema, snapshot, status};
 
 /// Keeps Kafka, Redis and search in lockstep with PostgreSQL.
 #[derive(Debug, Parser)]
@@ -104,6 +104,11 @@ pub enum Command {
     DeadLetters(DeadLetters),
     /// Print the JSON Schema of the pipeline file.
     Schema,
+    /// Say what an error means, why it comes, and what to do about it.
+    Explain {
+        /// The code that the error begins with, `LS004`; without one all are listed.
+        code: Option<String>,
+    },
     /// Search an embedded index, also while a pipeline writes it.
     #[cfg(feature = "search-embedded")]
     Search {
@@ -165,6 +170,7 @@ impl Command {
             }
             Command::DeadLetters(command) => crate::dead_letters::run(command, registry).await,
             Command::Schema => schema::schema(registry),
+            Command::Explain { code } => explain::explain(code.as_deref()),
             #[cfg(feature = "search-embedded")]
             Command::Search {
                 path,

@@ -9,6 +9,7 @@ mod cli;
 mod client;
 mod dead_letters;
 pub mod demo;
+mod explain;
 mod figures;
 mod logging;
 mod output;
@@ -81,6 +82,8 @@ pub fn main(registry: Registry) -> ExitCode {
 
 fn fail(error: &Error) -> ExitCode {
     output::error(&format!("error: {error}"));
+    let code = error.kind().code();
+    output::error(&format!("`lockstep explain {code}` says more"));
     match error.kind() {
         ErrorKind::Config | ErrorKind::Invalid => ExitCode::from(USAGE),
         _ => ExitCode::FAILURE,

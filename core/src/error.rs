@@ -56,6 +56,25 @@ pub enum Policy {
 }
 
 impl ErrorKind {
+    /// All of them, in the order of their codes.
+    pub const ALL: [ErrorKind; 15] = [
+        ErrorKind::Config,
+        ErrorKind::Invalid,
+        ErrorKind::Unavailable,
+        ErrorKind::Authentication,
+        ErrorKind::Permission,
+        ErrorKind::Setup,
+        ErrorKind::Busy,
+        ErrorKind::Overloaded,
+        ErrorKind::Refused,
+        ErrorKind::Protocol,
+        ErrorKind::Lost,
+        ErrorKind::Storage,
+        ErrorKind::Stopping,
+        ErrorKind::Abandoned,
+        ErrorKind::Full,
+    ];
+
     /// What the runtime does about an error of this kind.
     #[must_use]
     pub fn policy(self) -> Policy {
@@ -78,7 +97,7 @@ impl ErrorKind {
         }
     }
 
-    /// The stable code printed with the error; `docs/errors.md` has a section for each.
+    /// The stable code printed with the error; `docs/errors.md` has a section for each, which `lockstep explain` prints.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {

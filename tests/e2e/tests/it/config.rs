@@ -216,12 +216,3 @@ fn the_page_on_metrics_has_every_metric_with_its_labels_and_question() {
         "docs/metrics.md and lockstep_core::metrics::ALL differ"
     );
 }
-
-#[test]
-fn the_page_on_errors_has_every_code() {
-    let page =
-        std::fs::read_to_string(repository().join("docs/errors.md")).expect("docs/errors.md");
-    for number in 1..=14 {
-        assert!(page.contains(&format!("LS{number:03}")), "LS{number:03}");
-    }
-}
