@@ -93,7 +93,7 @@ pub struct SourceIdentity {
     /// where the last one was read: the log is the same one.
     pub timeline: u32,
     /// How often the source has given up a log for another one. The other one may be one that it knew before, with other
-    /// records at the same addresses.
+    /// records at the same addresses. Seconds since the Unix epoch where that was forgotten, so that it only ever grows.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub incarnation: u32,
     /// Database name.

@@ -10,6 +10,7 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::source::ReloadRequest;
 use tokio_postgres::Client;
 
+use crate::assemble::now_micros;
 use crate::catalog::{Described, Published};
 use crate::config::{OnSlotLost, PostgresConfig, SnapshotMode};
 use crate::extent;
@@ -91,6 +92,16 @@ pub struct Opening<'a> {
     pub tables: &'a [(Published, Described, Arc<TableSchema>)],
 }
 
+/// A name for the log that sinks have not heard of: which of the names it has had they know is forgotten, and under one that
+/// was given up for another they would take the copy for an old one. By the clock, so that it is above all before.
+fn unheard_of(server: SourceIdentity) -> SourceIdentity {
+    let seconds = u32::try_from(now_micros() / 1_000_000).unwrap_or(u32::MAX);
+    SourceIdentity {
+        incarnation: seconds,
+        ..server
+    }
+}
+
 /// What has to be loaded: tables that have not been followed before, or were others of the same name.
 fn fresh(before: Option<&Known>, now: &Known, never: bool) -> Vec<ReloadRequest> {
     let Some(before) = before else {
@@ -167,7 +178,10 @@ impl Opening<'_> {
             Standing::Unknown(slot) if never => {
                 work.stream(replication, &as_is, Some(slot)).await?
             }
-            Standing::Unknown(slot) => work.copy_again(replication, &as_is, Some(slot)).await?,
+            Standing::Unknown(slot) => {
+                work.copy_again(replication, &unheard_of(as_is.clone()), Some(slot))
+                    .await?
+            }
             Standing::Interrupted { slot, identity } if never => {
                 work.stream(replication, &identity, slot).await?
             }

@@ -80,7 +80,7 @@ pub fn judge(
     };
     // Positions of the log that was read may come again, with other records: it gets a name of its own.
     let identity = SourceIdentity {
-        incarnation: state.identity.incarnation + 1,
+        incarnation: state.identity.incarnation.saturating_add(1),
         ..server.identity.clone()
     };
     if behind && server.in_recovery {

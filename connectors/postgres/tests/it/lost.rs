@@ -311,8 +311,13 @@ async fn a_state_directory_that_was_removed() {
     opened.catch_up(&database).await;
     assert_eq!(opened.seen[0].op, Op::Truncate);
     assert_eq!(state_of(&opened), truth(&database).await);
+    let identity = opened.source.info().identity.clone();
+    assert!(identity.incarnation > 1_700_000_000, "{identity}");
     away.leave(opened).await;
     assert_eq!(away.check("stop").await.verdict, Verdict::Pass);
+    let opened = away.open("stop").await;
+    assert_eq!(opened.source.info().identity, identity);
+    opened.close().await;
 }
 
 #[tokio::test]

@@ -141,6 +141,15 @@ async fn a_server_restored_to_an_earlier_point_under_resync() {
         (1, 1, 1),
         "each once"
     );
+    // And when nobody remembers which log it was, the sinks do not take it for the first one.
+    std::fs::remove_dir_all(setup.state()).expect("removed");
+    database
+        .execute("DELETE FROM t WHERE id = 23; UPDATE t SET note = 'unseen' WHERE id = 24")
+        .await;
+    let mut running = setup.start_ready().await;
+    visible(&mut running, &database).await;
+    assert_equal(&setup, &database).await;
+    assert!(running.terminate(PATIENCE).await.success());
 }
 
 /// The slot goes during an outage of the connection.
