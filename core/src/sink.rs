@@ -119,6 +119,13 @@ pub trait SinkFactory: Send + Sync + 'static {
         false
     }
 
+    /// Whether the position that [`Sink::resume`] tells covers all that was confirmed before, so that a lower one shows that
+    /// the other side has lost something. Not where positions are written a while after what they cover.
+    #[must_use]
+    fn resumes_exactly() -> bool {
+        true
+    }
+
     /// What it would make of a table: whether the table can be written at all, and what of it would be left out. No I/O.
     fn suits(_config: &Self::Config, _table: &TableSchema) -> Vec<Finding> {
         Vec::new()

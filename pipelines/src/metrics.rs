@@ -57,6 +57,7 @@ pub struct Metrics {
     sink_records: IntCounterVec,
     sink_bytes: IntCounterVec,
     pub(crate) sink_in_flight: IntGaugeVec,
+    sink_setbacks: IntCounterVec,
     sink_errors: IntCounterVec,
     pub(crate) sink_up: IntGaugeVec,
     latency: HistogramVec,
@@ -155,6 +156,7 @@ impl Metrics {
             sink_records: make.counters(names::SINK_RECORDS)?,
             sink_bytes: make.counters(names::SINK_BYTES)?,
             sink_in_flight: make.gauges(names::SINK_IN_FLIGHT)?,
+            sink_setbacks: make.counters(names::SINK_SETBACKS)?,
             sink_errors: make.counters(names::SINK_ERRORS)?,
             sink_up: make.gauges(names::SINK_UP)?,
             latency: make.add(HistogramVec::new(latency_options, latency.labels))?,
@@ -213,6 +215,7 @@ impl Metrics {
             incomplete: self.sink_records.with_label_values(&[name, "incomplete"]),
             bytes: self.sink_bytes.with_label_values(&[name]),
             latency: self.latency.with_label_values(&[name]),
+            setbacks: self.sink_setbacks.with_label_values(&[name]),
             errors: self.sink_errors.clone(),
             name: Arc::clone(name),
         }
@@ -363,6 +366,7 @@ pub(crate) struct SinkMetrics {
     stale: IntCounter,
     incomplete: IntCounter,
     bytes: IntCounter,
+    setbacks: IntCounter,
     errors: IntCounterVec,
     latency: Histogram,
 }
@@ -392,6 +396,11 @@ impl SinkMetrics {
                 self.latency.observe(micros.max(0) as f64 / 1e6);
             }
         }
+    }
+
+    /// The sink has lost something that it had confirmed.
+    pub fn set_back(&self) {
+        self.setbacks.inc();
     }
 
     /// The sink has failed.
@@ -427,6 +436,7 @@ mod tests {
             metrics.sink_records.desc(),
             metrics.sink_bytes.desc(),
             metrics.sink_in_flight.desc(),
+            metrics.sink_setbacks.desc(),
             metrics.sink_errors.desc(),
             metrics.sink_up.desc(),
             metrics.latency.desc(),

@@ -53,6 +53,9 @@ pub trait SinkComponent: Send + Sync {
     fn suits(&self, table: &TableSchema) -> Vec<Finding>;
     /// See [`SinkFactory::keeps_rows`].
     fn keeps_rows(&self) -> bool;
+
+    /// See [`SinkFactory::resumes_exactly`].
+    fn resumes_exactly(&self) -> bool;
 }
 
 /// Why a section was not accepted.
@@ -243,5 +246,9 @@ impl<F: SinkFactory> SinkComponent for TypedSink<F> {
 
     fn keeps_rows(&self) -> bool {
         F::keeps_rows()
+    }
+
+    fn resumes_exactly(&self) -> bool {
+        F::resumes_exactly()
     }
 }

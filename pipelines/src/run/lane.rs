@@ -62,7 +62,9 @@ pub(super) struct Lane {
     written: usize,
     /// By source index: the sink that is open now holds everything up to here. Gone once the stream is past it.
     resume: BTreeMap<usize, Position>,
-    /// By source index: the last position that was durable.
+    /// By source index: what the sink told when it was opened last.
+    proved: BTreeMap<usize, Position>,
+    /// By source index: the last position that the sink has confirmed.
     durable: BTreeMap<usize, Position>,
     /// By name of the source: whose log it reads.
     logs: BTreeMap<Arc<str>, SourceIdentity>,
@@ -83,6 +85,8 @@ struct Pending {
     entry: Entry,
     batch: Arc<Batch>,
     durable: Option<Durable>,
+    /// The last position of it that the sink has been given.
+    given: Option<Position>,
     /// Written with nothing else on its way, so that an error can only be about it.
     alone: bool,
     /// The letter that it is.
@@ -95,6 +99,7 @@ impl Pending {
             entry,
             batch,
             durable: None,
+            given: None,
             alone: false,
             letter: None,
         }
@@ -133,6 +138,7 @@ impl Lane {
             pending: VecDeque::new(),
             written: 0,
             resume: BTreeMap::new(),
+            proved: BTreeMap::new(),
             durable: BTreeMap::new(),
             logs: BTreeMap::new(),
             renewals: Vec::new(),
@@ -250,15 +256,16 @@ impl Lane {
             self.logs
                 .insert(Arc::clone(&info.name), info.identity.clone());
             let held = sink.resume(&source.info).await?;
-            let confirmed = self.durable.get(&index).copied();
-            if let (Some(held), Some(confirmed)) = (held, confirmed)
-                && held < confirmed
-            {
+            if let Some(before) = self.set_back(index, held) {
+                let held = held.map_or_else(|| "nothing".to_owned(), |held| held.to_string());
                 tracing::warn!(
-                    sink = %state.name, source = %source.info.name, %held, %confirmed,
-                    "the sink can prove less than it has confirmed; if it lost data, load the tables again"
+                    sink = %state.name, source = %source.info.name, held, %before,
+                    "the sink can prove less than it could before: it has lost what it had confirmed; load the tables again"
                 );
+                self.parts.metrics.set_back();
             }
+            self.proved.remove(&index);
+            self.proved.extend(held.map(|held| (index, held)));
             self.resume.extend(held.map(|held| (index, held)));
         }
         let mut view = state.view();
@@ -275,6 +282,18 @@ impl Lane {
             tracing::info!(sink = %state.name, "open");
         }
         Ok(Some(sink))
+    }
+
+    /// What the sink has been known to hold of a source, when it tells less now. One that never tells holds what it holds.
+    fn set_back(&self, source: usize, held: Option<Position>) -> Option<Position> {
+        let proved = self.proved.get(&source).copied();
+        let confirmed = self.durable.get(&source).copied();
+        let confirmed = confirmed.filter(|_| self.parts.component.resumes_exactly());
+        let before = match held {
+            None => proved?.max(confirmed.unwrap_or_default()),
+            Some(_) => proved.max(confirmed)?,
+        };
+        (held < Some(before)).then_some(before)
     }
 
     /// Writes to an open sink until it fails or all is done.
@@ -325,6 +344,7 @@ impl Lane {
             if renewal.forget {
                 self.resume.remove(&source);
                 self.durable.remove(&source);
+                self.proved.remove(&source);
                 self.parts.state.view().through.remove(&source);
             }
             self.parts.state.announce(source, renewal.announced);
@@ -384,6 +404,7 @@ impl Lane {
                 rest = self.parts.aside.sift(batch).await?;
             }
         }
+        let given = rest.as_deref().and_then(batches::last_position);
         let durable = match rest {
             // The sink has proved that it holds all of it, or all of it lies aside.
             None => Durable::now(Delivered::default()),
@@ -402,6 +423,7 @@ impl Lane {
         // Settling takes from the front and counts `written` down with it, so this is still the same batch.
         if let Some(pending) = self.pending.get_mut(self.written) {
             pending.durable = Some(durable);
+            pending.given = given;
             self.written += 1;
         }
         Ok(None)
@@ -452,14 +474,14 @@ impl Lane {
             entry,
             batch,
             letter,
+            given,
             ..
         } = pending;
         if let (Some(tag), Some(course)) = (letter, &mut self.course) {
             course.settled(tag.id, delivered);
         }
-        if let Some(position) = batches::last_position(&batch) {
-            self.durable.insert(entry.source, position);
-        }
+        self.durable
+            .extend(given.map(|given| (entry.source, given)));
         self.parts.metrics.delivered(&delivered, &batch);
         {
             let mut view = self.parts.state.view();

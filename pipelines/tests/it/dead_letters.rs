@@ -524,6 +524,8 @@ async fn play(script: Script) {
     };
     assert_eq!(store.keys(), of(false), "each once, in order");
     assert_eq!(letters(&run).await.len(), of(true).len());
+    let metrics = run.running.handle().metrics_text().expect("text");
+    assert!(metrics.contains("lockstep_sink_setbacks_total{sink=\"s\"} 0"));
     // A replay is written again after a lost answer; a queue has it twice then.
     store.state().faults.clear();
     store.state().poison.clear();

@@ -183,3 +183,46 @@ async fn copied_rows_are_not_sent_again_behind_what_came_after_them() {
     );
     run.stop().await.expect("stops");
 }
+
+/// A sink that comes back without its last writes says so by its position.
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_has_lost_what_it_confirmed_is_counted() {
+    let (server, store) = (Server::new("setback", "a", &["t"]), Store::new("setback"));
+    server.state().batch_sizes = vec![1];
+    let run = Run::start(
+        "sources.a = { type = \"scripted\", script = \"setback\" }\n\
+         sinks.s = { type = \"memory\", script = \"setback\", inputs = [\"a\"] }\n",
+    )
+    .await;
+    let counted = |times: u32| {
+        let line = format!("lockstep_sink_setbacks_total{{sink=\"s\"}} {times}");
+        let text = run.running.handle().metrics_text().expect("text");
+        assert!(text.contains(&line), "{line} in {text}");
+    };
+    let all_of = async |key: u64| {
+        let end = server.commit(&[LogRow { table: "t", key }]);
+        until("confirmed", || server.state().confirmed == end).await;
+    };
+    let fail = || store.state().faults = [Fault::Reject(ErrorKind::Unavailable)].into();
+    all_of(1).await;
+    all_of(2).await;
+    fail();
+    all_of(3).await;
+    counted(0);
+    store
+        .state()
+        .progress
+        .values_mut()
+        .for_each(|at| at.commit = Lsn(200));
+    fail();
+    all_of(4).await;
+    counted(1);
+    store.state().progress.clear();
+    fail();
+    all_of(5).await;
+    counted(2);
+    fail();
+    all_of(6).await;
+    counted(2);
+    run.stop().await.expect("stops");
+}

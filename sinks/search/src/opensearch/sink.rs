@@ -41,6 +41,10 @@ impl SinkFactory for OpenSearch {
         true
     }
 
+    fn resumes_exactly() -> bool {
+        false
+    }
+
     fn validate(config: &Config) -> Result<()> {
         config.validate()
     }
@@ -69,6 +73,10 @@ impl SinkFactory for Elasticsearch {
 
     fn keeps_rows() -> bool {
         true
+    }
+
+    fn resumes_exactly() -> bool {
+        false
     }
 
     fn validate(config: &Config) -> Result<()> {
