@@ -36,6 +36,8 @@ pub enum Fault {
     Kafka,
     /// `kill -9` of OpenSearch and a restart.
     OpenSearch,
+    /// SIGSTOP of one of the servers, all its processes, for a while.
+    Stall,
     /// All connections of a link are reset.
     Cut,
     /// A link gets slow to answer.
@@ -53,7 +55,7 @@ pub enum Fault {
 }
 
 /// All kinds, in the order of the table.
-pub const FAULTS: [Fault; 14] = [
+pub const FAULTS: [Fault; 15] = [
     Fault::Kill,
     Fault::Stop,
     Fault::Freeze,
@@ -61,6 +63,7 @@ pub const FAULTS: [Fault; 14] = [
     Fault::Redis,
     Fault::Kafka,
     Fault::OpenSearch,
+    Fault::Stall,
     Fault::Cut,
     Fault::Delay,
     Fault::HalfClose,
@@ -81,6 +84,7 @@ impl Fault {
             Self::Redis => "redis",
             Self::Kafka => "kafka",
             Self::OpenSearch => "opensearch",
+            Self::Stall => "stall",
             Self::Cut => "cut",
             Self::Delay => "delay",
             Self::HalfClose => "half-close",
@@ -110,9 +114,9 @@ impl Fault {
             Self::Postgres => 4,
             // They take seconds to come back.
             Self::Kafka | Self::OpenSearch | Self::Disk => 3,
-            // Each of the four links once or twice.
+            // Each of the four servers or links once or twice.
             Self::Cut | Self::HalfClose => 8,
-            Self::Delay | Self::BlackHole | Self::Slow => 4,
+            Self::Stall | Self::Delay | Self::BlackHole | Self::Slow => 4,
         }
     }
 }
@@ -281,6 +285,14 @@ impl<'a> Faults<'a> {
                 sleep(away).await;
                 self.servers.opensearch.restart().await;
                 format!("{what} killed, started after {away:?}")
+            }
+            Fault::Stall => {
+                let link = self.next_link();
+                let lasting = self.random.millis(500, 5_000);
+                self.servers.freeze(link, true);
+                sleep(lasting).await;
+                self.servers.freeze(link, false);
+                format!("{what} of {link:?} for {lasting:?}")
             }
             Fault::Cut | Fault::Delay | Fault::HalfClose | Fault::BlackHole | Fault::Slow => {
                 self.misuse_a_link().await

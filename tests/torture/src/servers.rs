@@ -84,6 +84,16 @@ impl Servers {
         }
     }
 
+    /// `true` stops the processes of the server behind a link where they are, `false` lets them go on.
+    pub fn freeze(&self, link: Link, freeze: bool) {
+        match link {
+            Link::Postgres => self.postgres.freeze(freeze),
+            Link::Kafka => self.kafka.freeze(freeze),
+            Link::Redis => self.redis.freeze(freeze),
+            Link::OpenSearch => self.opensearch.freeze(freeze),
+        }
+    }
+
     /// Which versions these are, for people.
     ///
     /// # Panics
