@@ -99,6 +99,9 @@ fn remedy_of(error: &ServerError) -> Option<&'static str> {
         "28000" => Some(
             "check pg_hba.conf: the user needs a `host` line for this database, and for `replication`",
         ),
+        "42501" if error.message.contains("row-level security") => Some(
+            "ALTER ROLE the_user BYPASSRLS: all rows of the table are in the log, whatever its policies hide",
+        ),
         "42501" if error.message.contains("replication") => Some("ALTER ROLE the_user REPLICATION"),
         "42501" => Some("GRANT the missing right to the user"),
         "25006" => Some("name the primary in the URL: a standby takes no changes"),

@@ -135,6 +135,51 @@ async fn missing_rights() {
     assert!(error.to_string().contains("CREATE PUBLICATION"), "{error}");
 }
 
+/// Its changes come by the log, whatever the policies hide: a copy without them would be wrong, and nobody would know.
+#[tokio::test]
+async fn rows_that_policies_hide_are_not_left_out_in_silence() {
+    let server = Postgres::shared(15).await;
+    let database = server.database("policies").await;
+    let role = format!("hidden_{}", database.name());
+    database
+        .execute(&format!(
+            "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2);
+             ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON t USING (id = 1);
+             CREATE PUBLICATION lockstep FOR TABLE t;
+             CREATE ROLE \"{role}\" LOGIN REPLICATION; GRANT SELECT ON t TO \"{role}\""
+        ))
+        .await;
+    let (_, address) = database.url().split_once('@').expect("a user");
+    let config = config(
+        &format!("postgres://{role}@{address}"),
+        &["public.t"],
+        json!({}),
+    );
+    let state = tempfile::tempdir().expect("a directory");
+    let mut opened = Opened::open(&config, state.path()).await;
+    let error = loop {
+        if let Err(error) = opened.next().await {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
+    assert!(error.to_string().contains("BYPASSRLS"), "{error}");
+    database
+        .execute(&format!("ALTER ROLE \"{role}\" BYPASSRLS"))
+        .await;
+    let mut opened = Opened::open(&config, state.path()).await;
+    while opened
+        .seen
+        .iter()
+        .filter(|seen| seen.op == Op::Read)
+        .count()
+        < 2
+    {
+        opened.next().await.expect("it goes on");
+    }
+    opened.close().await;
+}
+
 #[tokio::test]
 async fn nobody_there_and_no_such_database() {
     let database = Postgres::shared(15).await.database("none").await;
