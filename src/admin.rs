@@ -69,6 +69,7 @@ fn router(handle: Handle, token: Option<Secret>) -> Router {
         .route("/api/status", get(status))
         .route("/api/visible", get(visible))
         .route("/api/snapshot", get(reloads).post(reload))
+        .route("/api/reconcile", get(reconciles).post(reconcile))
         .route("/api/dead-letters", get(dead_letters))
         .route("/api/dead-letters/{id}", get(dead_letter))
         .route("/api/dead-letters/replay", post(replay))
@@ -127,6 +128,7 @@ async fn index(State(handle): State<Handle>) -> String {
          /api/status    everything, as JSON\n\
          /api/visible   ?source=S&lsn=X: where commits up to X are durable\n\
          /api/snapshot  tables that are loaded again; POST {{\"source\": S, \"table\": T, \"where\": C}} loads one\n\
+         /api/reconcile  comparisons of sinks with their sources; POST {{\"table\": T, \"sink\": S}} begins one\n\
          /api/dead-letters  rows put aside; /{{id}}; POST replay, discard\n",
         env!("CARGO_PKG_VERSION"),
         handle.status().pipeline,
@@ -192,6 +194,20 @@ async fn visible(State(handle): State<Handle>, Query(query): Query<Visible>) -> 
             (StatusCode::NOT_FOUND, Json(json!({ "error": message }))).into_response()
         }
     }
+}
+
+async fn reconciles(State(handle): State<Handle>) -> Response {
+    Json(handle.reconciles()).into_response()
+}
+
+async fn reconcile(State(handle): State<Handle>, Json(wanted): Json<Value>) -> Response {
+    let request = serde_json::from_value(wanted).map_err(|error| {
+        Error::new(ErrorKind::Invalid, "the request is not understood")
+            .source(error)
+            .remedy("send {\"source\": …, \"table\": \"schema.table\", \"sink\": …}, or {} for all")
+    });
+    let begun = request.and_then(|request| handle.reconcile(request));
+    answer(begun.map(|id| json!({ "id": id })))
 }
 
 async fn reloads(State(handle): State<Handle>) -> Response {

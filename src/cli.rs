@@ -9,7 +9,7 @@ use lockstep_pipelines::{Pipeline, Registry};
 use crate::client::Client;
 use crate::dead_letters::DeadLetters;
 use crate::progress::Bars;
-use crate::{Outcome, check, demo, explain, run, schema, snapshot, status};
+use crate::{Outcome, check, demo, explain, reconcile, run, schema, snapshot, status};
 
 /// Keeps Kafka, Redis and search in lockstep with PostgreSQL.
 #[derive(Debug, Parser)]
@@ -99,6 +99,34 @@ pub enum Command {
         #[arg(long, env = "LOCKSTEP_ADMIN_URL")]
         url: Option<String>,
     },
+    /// Compare what sinks hold with their sources, through a running pipeline and while it goes on; exit 0 when all is equal,
+    /// 3 when something differs, 1 when it cannot be told.
+    Reconcile {
+        /// The pipeline file of the running pipeline; it says where to ask.
+        file: PathBuf,
+        /// Only this table, `schema.table` or the bare name.
+        #[arg(long)]
+        table: Option<String>,
+        /// Only with this sink.
+        #[arg(long)]
+        sink: Option<String>,
+        /// Only tables of this source.
+        #[arg(long)]
+        source: Option<String>,
+        /// Only rows that meet this condition in SQL; rows that should not be there are not looked for then.
+        #[arg(long = "where", value_name = "SQL", requires = "table")]
+        condition: Option<String>,
+        /// Mend what differs: rows are written as they are in the source, or taken out of the sink, each at a place of the
+        /// stream where nothing newer of it has passed. Without it, what would be mended is only told.
+        #[arg(long)]
+        repair: bool,
+        /// How the answer looks.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+        /// The pipeline's admin endpoint, where it is not the one that the file says.
+        #[arg(long, env = "LOCKSTEP_ADMIN_URL")]
+        url: Option<String>,
+    },
     /// Rows that sinks have refused for good: list, show, replay or discard them.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -167,6 +195,29 @@ impl Command {
                     truncate,
                 };
                 snapshot::snapshot(&client, source, request, !no_wait).await
+            }
+            Command::Reconcile {
+                file,
+                table,
+                sink,
+                source,
+                condition,
+                repair,
+                format,
+                url,
+            } => {
+                let pipeline = load(&file, registry)?;
+                let (url, token) = snapshot::endpoint(&pipeline, url)?;
+                let token = token.map(|token| token.reveal());
+                let client = Client { url: &url, token };
+                let wanted = reconcile::Wanted {
+                    source,
+                    table,
+                    sink,
+                    condition,
+                    repair,
+                };
+                reconcile::reconcile(&client, wanted, format).await
             }
             Command::DeadLetters(command) => crate::dead_letters::run(command, registry).await,
             Command::Schema => schema::schema(registry),

@@ -15,6 +15,7 @@ mod logging;
 mod output;
 mod postgres;
 mod progress;
+mod reconcile;
 mod run;
 mod schema;
 #[cfg(feature = "search-embedded")]

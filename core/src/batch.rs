@@ -102,6 +102,13 @@ impl Change {
         self
     }
 
+    /// The same change at another place of its transaction.
+    #[must_use]
+    pub fn at(mut self, ordinal: u64) -> Change {
+        self.ordinal = ordinal;
+        self
+    }
+
     /// The row enters the flow: the UPDATE as an INSERT, without an old image.
     #[must_use]
     pub fn into_insert(mut self) -> Change {
@@ -137,6 +144,10 @@ pub enum Phase {
     /// Changes of the stream that were put aside and are written again, each at its own position: like the stream in all but
     /// one, that their positions say nothing of what a sink holds. Never skipped, never noted as progress.
     Replay,
+    /// Rows as they must stand in a sink at this place of the stream, to be compared and not written: an
+    /// [`Op::Read`] as it is, an [`Op::Delete`] not at all. They go through the transforms as a copy's rows do, and leave
+    /// nothing there. A sink never gets them.
+    Check,
 }
 
 /// Changes in commit order. See the module's page.
@@ -154,6 +165,8 @@ pub struct Batch {
     /// up from 1 in each opening of the source. It comes back by [`crate::feedback::Feedback::marked`] once all
     /// batches sent before are durable in every sink. Only batches without changes carry one.
     pub mark: Option<u64>,
+    /// Which check it is, in the phase `Check`; in the phase `Snapshot`, which check's sinks it is for, and no others.
+    pub check: Option<u64>,
     /// When the first byte of it was read, for latencies: `Instant` of the process.
     pub received: std::time::Instant,
     block: Bytes,
@@ -323,6 +336,7 @@ impl Batch {
             phase: self.phase,
             through: self.through,
             mark: self.mark,
+            check: self.check,
             received: self.received,
             block: self.block.clone(),
             extra: self.extra.clone(),

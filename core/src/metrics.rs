@@ -50,6 +50,11 @@ metrics! {
     TRANSFORM_ERRORS = "lockstep_transform_errors_total" ["transform", "code"] "How often did the transform fail and try again, by error code?";
     DEAD_LETTERS = "lockstep_dead_letters_total" ["place", "reason"] "How many rows were put aside, and why?";
     DEAD_LETTERS_KEPT = "lockstep_dead_letters" ["place"] "How many rows lie aside now?";
+    RECONCILE_COMPARED = "lockstep_reconcile_compared_total" ["source", "table", "sink"] "How many rows were compared with their source?";
+    RECONCILE_DRIFT = "lockstep_reconcile_drift_total" ["source", "table", "sink", "drift"] "How many rows were found to differ, and how?";
+    RECONCILE_REPAIRED = "lockstep_reconcile_repaired_total" ["source", "table", "sink"] "How many of them were mended?";
+    RECONCILE_DIFFERING = "lockstep_reconcile_differing_rows" ["source", "table", "sink"] "How many rows did the last comparison leave that differ?";
+    RECONCILE_VERIFIED = "lockstep_reconcile_verified_timestamp_seconds" ["source", "table", "sink"] "When did the last comparison begin that found all rows equal?";
     MEMORY_BUDGET_BYTES = "lockstep_memory_budget_bytes" [] "How many bytes may batches hold?";
     MEMORY_USED_BYTES = "lockstep_memory_used_bytes" [] "How many bytes do batches hold?";
     BUILD_INFO = "lockstep_build_info" ["version"] "Which version runs?";

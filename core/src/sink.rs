@@ -146,12 +146,37 @@ pub trait SinkFactory: Send + Sync + 'static {
 /// Reads a state sink back, to compare it with a source.
 #[async_trait]
 pub trait Inspect: Send {
-    /// Compares the rows of `batch` (all [`crate::batch::Op::Read`]) with what the sink holds under their keys, through
-    /// the same encoding that writes use. One answer per change, in order.
+    /// Compares the rows of `batch` with what the sink holds under their keys, through the same encoding that writes use:
+    /// an [`crate::batch::Op::Read`] must be there and equal, an [`crate::batch::Op::Delete`] must not be there. One answer
+    /// per change, in order.
     async fn compare(&mut self, batch: &Batch) -> Result<Vec<Held>>;
 
     /// Rows of a table that the sink holds, tombstones not counted.
     async fn count(&mut self, table: &TableSchema) -> Result<u64>;
+
+    /// Lists the keys of the rows of a table that the sink holds; `None` where it cannot.
+    async fn list(&mut self, _table: &Arc<TableSchema>) -> Result<Option<Box<dyn Listing>>> {
+        Ok(None)
+    }
+}
+
+/// A walk over the keys of a table's rows in a sink.
+#[async_trait]
+pub trait Listing: Send {
+    /// The next page, which may be empty; `None` at the end. Keys that are there from beginning to end come at least once.
+    ///
+    /// # Errors
+    /// When the other side cannot be read; the walk has ended then.
+    async fn next(&mut self) -> Result<Option<Keys>>;
+}
+
+/// A page of the keys that a sink holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// Of each row the values of its key, in key order, as PostgreSQL writes them.
+    pub keys: Vec<Vec<String>>,
+    /// Keys in the sink that cannot be the key of a row of the table.
+    pub foreign: Vec<String>,
 }
 
 /// How a sink's copy of a row stands.
@@ -170,6 +195,18 @@ pub enum Held {
         key: String,
         /// What should be there.
         expected: String,
+        /// What is there.
+        actual: String,
+    },
+    /// The sink would refuse the row as it is: there is nothing to compare.
+    Refused {
+        /// Why.
+        message: String,
+    },
+    /// There, and should not be.
+    Extra {
+        /// The key in the sink.
+        key: String,
         /// What is there.
         actual: String,
     },

@@ -14,7 +14,7 @@ use crate::check::Finding;
 use crate::error::Result;
 use crate::feedback::Feedback;
 use crate::memory::Budget;
-use crate::position::SourceInfo;
+use crate::position::{Lsn, SourceInfo};
 use crate::schema::TableSchema;
 
 /// A stream of batches.
@@ -44,6 +44,75 @@ pub trait Source: Send {
     fn reloads(&self) -> Option<Arc<dyn Reloads>> {
         None
     }
+
+    /// Reads rows to compare sinks with while it streams; `None` where the source cannot.
+    fn checks(&self) -> Option<Arc<dyn Checks>> {
+        None
+    }
+}
+
+/// Reads rows to compare sinks with, while the stream goes on.
+///
+/// Rows come in the phase [`crate::batch::Phase::Check`], at a place of the stream where each stands as it was read: all that had
+/// been committed of it has passed, and nothing that was committed later. Rows for which that cannot be said are left out and told.
+#[async_trait]
+pub trait Checks: Send + Sync {
+    /// Sends rows, and returns when they have been handed on, or there is nothing to hand on. One after the other. When the
+    /// future is dropped, they may be sent all the same.
+    ///
+    /// # Errors
+    /// Of kind `Invalid` when there is no such table, `Setup` when it has no key; the server's; `Unavailable` when the stream was
+    /// interrupted: the rows may or may not have been sent.
+    async fn check(&self, request: CheckRequest) -> Result<Checked>;
+}
+
+/// What is to be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckRequest {
+    /// What the batch gets for [`crate::batch::Batch::check`].
+    pub number: u64,
+    /// What becomes of the rows.
+    pub purpose: Purpose,
+    /// `schema.table`.
+    pub table: String,
+    /// Which rows of it.
+    pub rows: CheckRows,
+    /// A condition in SQL that rows must meet; all rows without. Not for keys.
+    pub condition: Option<String>,
+}
+
+/// What becomes of rows that are read for a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// They are compared.
+    Compare,
+    /// They are written where they differ, as rows that are loaded again are: in the phase [`crate::batch::Phase::Snapshot`], at
+    /// a place of the stream where nothing newer of them has passed, so that a later change wins.
+    Repair,
+}
+
+/// Which rows are to be compared. Keys are the values of the key columns, in key order, as PostgreSQL writes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckRows {
+    /// The next ones in the order of the key, behind this one or from the first.
+    Behind(Option<Vec<String>>),
+    /// Those with these keys: as they are, or that they are not.
+    Keys(Vec<Vec<String>>),
+    /// Of these keys those that no row has: that they are not.
+    Absent(Vec<Vec<String>>),
+}
+
+/// What a check has sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Keys of the rows in the batch, by ordinal from 1. No batch is sent when there are none.
+    pub keys: Vec<Vec<String>>,
+    /// The place of the log where they stand.
+    pub fence: Lsn,
+    /// Keys of rows that changed while they were read.
+    pub unsteady: Vec<Vec<String>>,
+    /// The key of the last row that was read, by order of the key, where there were more behind it.
+    pub next: Option<Vec<String>>,
 }
 
 /// Loads tables again, one after the other, while the stream goes on. Rows come as [`crate::batch::Op::Read`] in the phase

@@ -47,10 +47,18 @@ pub trait Transform: Send {
         Ok(())
     }
 
+    /// How far sinks behind it can be compared with a table: see [`Comparable`].
+    fn comparable(&self, _schema: &Arc<TableSchema>) -> Comparable {
+        Comparable::Fully
+    }
+
     /// Transforms a batch. Every schema in it has been bound. `through` is kept as it is.
     ///
     /// State that decides what later batches look like is written to the operating system, or acknowledged by the server
     /// that keeps it, before this returns, so that a killed process finds it again.
+    ///
+    /// A batch with a [`Batch::check`] is about rows that have passed before, and are looked at: what is decided about them is what was,
+    /// and nothing of it is remembered.
     ///
     /// The future may be dropped while it waits: nothing of the batch is sent on then, and it comes again, to this process
     /// or to another one.
@@ -94,6 +102,18 @@ pub struct StateSize {
     pub held: u64,
     /// On disk, or in the memory of the server that keeps it. `None` when the server does not tell.
     pub bytes: Option<u64>,
+}
+
+/// How far a sink can be compared with a source through a transform, the least first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Comparable {
+    /// Not at all: what becomes of a row depends on how it came to be, and not on what it is.
+    Not,
+    /// Rows that there are: where others would be cannot be told without them.
+    Rows,
+    /// Rows that there are, and that there are no others.
+    #[default]
+    Fully,
 }
 
 /// Takes rows that leave the flow for a reason. Written before the batch goes on; counted by reason.

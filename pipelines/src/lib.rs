@@ -16,5 +16,6 @@ pub mod selector;
 pub mod status;
 
 pub use file::{Mistake, Mistakes, Pipeline};
+pub use lockstep_reconciler as reconciler;
 pub use registry::Registry;
-pub use run::{Handle, Offline, Report, Reports, Running, start};
+pub use run::{Handle, Offline, Reconcile, ReconcileRequest, Report, Reports, Running, start};

@@ -12,6 +12,7 @@ use lockstep_core::metrics::{self as names, Metric};
 use lockstep_core::position::Lsn;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_reconciler::{State, TableReport};
 use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -58,6 +59,7 @@ pub struct Metrics {
     sink_bytes: IntCounterVec,
     pub(crate) sink_in_flight: IntGaugeVec,
     sink_setbacks: IntCounterVec,
+    reconciles: ReconcileMetrics,
     sink_errors: IntCounterVec,
     pub(crate) sink_up: IntGaugeVec,
     latency: HistogramVec,
@@ -156,6 +158,13 @@ impl Metrics {
             sink_records: make.counters(names::SINK_RECORDS)?,
             sink_bytes: make.counters(names::SINK_BYTES)?,
             sink_in_flight: make.gauges(names::SINK_IN_FLIGHT)?,
+            reconciles: ReconcileMetrics {
+                compared: make.counters(names::RECONCILE_COMPARED)?,
+                drift: make.counters(names::RECONCILE_DRIFT)?,
+                repaired: make.counters(names::RECONCILE_REPAIRED)?,
+                differing: make.gauges(names::RECONCILE_DIFFERING)?,
+                verified: make.gauges(names::RECONCILE_VERIFIED)?,
+            },
             sink_setbacks: make.counters(names::SINK_SETBACKS)?,
             sink_errors: make.counters(names::SINK_ERRORS)?,
             sink_up: make.gauges(names::SINK_UP)?,
@@ -204,6 +213,11 @@ impl Metrics {
             counts: Vec::new(),
             last_commit: None,
         }
+    }
+
+    /// Those of comparisons.
+    pub(crate) fn reconciles(&self) -> ReconcileMetrics {
+        self.reconciles.clone()
     }
 
     /// The counters of one sink.
@@ -359,6 +373,57 @@ impl Table {
     }
 }
 
+/// What comparisons have found. Clones share it.
+#[derive(Clone)]
+pub(crate) struct ReconcileMetrics {
+    compared: IntCounterVec,
+    drift: IntCounterVec,
+    repaired: IntCounterVec,
+    differing: IntGaugeVec,
+    verified: IntGaugeVec,
+}
+
+impl ReconcileMetrics {
+    /// A comparison has ended.
+    pub fn compared(&self, report: &TableReport) {
+        for (sink, told) in report.sinks.iter().filter(|(_, told)| !told.unreadable) {
+            let labels = &[&*report.source, &*report.table, &**sink];
+            self.compared
+                .with_label_values(labels)
+                .inc_by(told.compared);
+            self.repaired
+                .with_label_values(labels)
+                .inc_by(told.repaired);
+            for (drift, rows) in [
+                ("missing", told.missing),
+                ("different", told.different),
+                ("extra", told.extra),
+            ] {
+                let labels = &[&*report.source, &*report.table, &**sink, drift];
+                self.drift.with_label_values(labels).inc_by(rows);
+            }
+        }
+        self.known(report);
+    }
+
+    /// What is known from a comparison that has ended, perhaps before this process began.
+    pub fn known(&self, report: &TableReport) {
+        let is_whole = report.state == State::Done && report.undecided == 0;
+        for (sink, told) in &report.sinks {
+            if !is_whole || told.problem.is_some() || told.unreadable {
+                continue;
+            }
+            let labels = &[&*report.source, &*report.table, &**sink];
+            let left = i64::try_from(told.left()).unwrap_or(i64::MAX);
+            self.differing.with_label_values(labels).set(left);
+            if left == 0 {
+                let seconds = report.began_micros / 1_000_000;
+                self.verified.with_label_values(labels).set(seconds);
+            }
+        }
+    }
+}
+
 /// The counters of one sink, for its lane.
 pub(crate) struct SinkMetrics {
     name: Arc<str>,
@@ -437,6 +502,11 @@ mod tests {
             metrics.sink_bytes.desc(),
             metrics.sink_in_flight.desc(),
             metrics.sink_setbacks.desc(),
+            metrics.reconciles.compared.desc(),
+            metrics.reconciles.drift.desc(),
+            metrics.reconciles.repaired.desc(),
+            metrics.reconciles.differing.desc(),
+            metrics.reconciles.verified.desc(),
             metrics.sink_errors.desc(),
             metrics.sink_up.desc(),
             metrics.latency.desc(),

@@ -98,6 +98,14 @@ impl Compared {
                 self.different += 1;
                 self.example(|| first_difference(&key, &expected, &actual));
             }
+            Held::Refused { message } => {
+                self.different += 1;
+                self.example(|| message);
+            }
+            Held::Extra { key, .. } => {
+                self.extra += 1;
+                self.example(|| format!("{key} should not be there"));
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use lockstep_core::batch::{Batch, Change, OldImage, Op, Row};
 use lockstep_core::schema::{Column, ReplicaIdentity, TableId, TableSchema};
 use lockstep_core::template::{Part, Template};
-use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
+use lockstep_core::transform::{Comparable, Transform, TransformContext, TransformFactory};
 use lockstep_core::{Error, ErrorKind, Result};
 use regex::{Captures, Regex};
 use schemars::JsonSchema;
@@ -138,6 +138,14 @@ impl Transform for Routing {
             }
         }
         Ok(Arc::new(batch.with_parts(out.schemas, out.changes)))
+    }
+
+    fn comparable(&self, schema: &Arc<TableSchema>) -> Comparable {
+        // Where a row that is not there would have gone, only the row could tell.
+        match self.settings.plan(schema).as_deref() {
+            Ok(Plan::PerRow(_)) => Comparable::Rows,
+            _ => Comparable::Fully,
+        }
     }
 
     fn output(&self, schema: &Arc<TableSchema>) -> Option<Arc<TableSchema>> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use common::*;
 use lockstep_core::ErrorKind;
-use lockstep_core::batch::{Batch, OldImage, Op};
+use lockstep_core::batch::{Batch, OldImage, Op, Phase};
 use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::{ReplicaIdentity, TableSchema};
 use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
@@ -654,6 +654,45 @@ fn what_a_lost_log_claimed_is_free(place: &Place) {
     assert_eq!(rig.apply(stream()), again, "a replay");
 }
 
+/// Rows that are compared are judged as they were, put nothing aside, and claim nothing: a key is free again after its window,
+/// however often the row that had it has been looked at.
+fn a_comparison_changes_nothing(place: &Place) {
+    let table = payments(ReplicaIdentity::Default);
+    let section = json!({"key": ["idempotency_key"], "window": "10s", "action": "dead_letter"});
+    let mut rig = Rig::new(place, section, &[&table]);
+    let stream = Feed::new()
+        .begin(10, 100)
+        .insert(&table, &["1", "k", "first"])
+        .insert(&table, &["2", "k", "repeat"]);
+    assert_eq!(rig.apply(stream).len(), 1);
+    let letters = rig.letters.0.lock().unwrap().len();
+    for seconds in [101, 109, 118] {
+        for phase in [Phase::Check, Phase::Snapshot] {
+            let mut batch = Feed::new()
+                .begin(20, seconds)
+                .read(&table, &["1", "k", "first"])
+                .read(&table, &["2", "k", "repeat"])
+                .read(&table, &["3", "m", "never seen"])
+                .delete(&table, KEY, &["4", NULL, NULL])
+                .finish();
+            (batch.phase, batch.check) = (phase, Some(7));
+            let expected = [
+                "read public.payments id=1 idempotency_key=k state=first",
+                "read public.payments id=3 idempotency_key=m state=never seen",
+                "delete public.payments <- id=4",
+            ];
+            assert_eq!(lines(&rig.apply_batch(batch)), expected);
+        }
+    }
+    assert_eq!(rig.letters.0.lock().unwrap().len(), letters);
+    assert_eq!(rig.dedupe.duplicates(), 1);
+    let again = Feed::new()
+        .begin(30, 119)
+        .insert(&table, &["5", "k", "after the window"])
+        .insert(&table, &["6", "m", "the first"]);
+    assert_eq!(rig.apply(again).len(), 2);
+}
+
 macro_rules! on_both_stores {
     ($($name:ident),* $(,)?) => {
         mod embedded {
@@ -690,4 +729,5 @@ on_both_stores! {
     a_late_first_occurrence,
     a_key_is_used_again_after_the_window,
     what_a_lost_log_claimed_is_free,
+    a_comparison_changes_nothing,
 }

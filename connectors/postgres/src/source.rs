@@ -12,7 +12,7 @@ use lockstep_core::check::Finding;
 use lockstep_core::error::{At, Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{TableId, TableSchema};
-use lockstep_core::source::{Reloads, Source, SourceContext, SourceFactory, SourcePhase};
+use lockstep_core::source::{Checks, Reloads, Source, SourceContext, SourceFactory, SourcePhase};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_postgres::Client;
@@ -24,7 +24,7 @@ use crate::extent::{self, Recorder};
 use crate::ledger::Ledger;
 use crate::lookout::Lookout;
 use crate::opening::{Opening, Start};
-use crate::reload::{Desk, Merge, Reader, reload_budget};
+use crate::reload::{Asked, Counter, Desk, Merge, Reader, counter, reload_budget};
 use crate::server::identify;
 use crate::snapshot::Copy;
 use crate::state::{Known, State, StateFile};
@@ -75,6 +75,7 @@ struct PostgresSource {
     ready: VecDeque<Batch>,
     merge: Merge,
     desk: Arc<Desk>,
+    checks: Arc<Counter>,
     shutdown: CancellationToken,
     driver: Option<JoinHandle<()>>,
 }
@@ -102,6 +103,10 @@ impl Source for PostgresSource {
         Some(Arc::clone(&self.desk) as Arc<dyn Reloads>)
     }
 
+    fn checks(&self) -> Option<Arc<dyn Checks>> {
+        Some(Arc::clone(&self.checks) as Arc<dyn Checks>)
+    }
+
     async fn close(&mut self) -> Result<()> {
         self.shutdown.cancel();
         // A driver that waits for room in the channel must see that nobody reads any more.
@@ -127,6 +132,7 @@ impl Drop for PostgresSource {
 /// The parts of an open source that the driver takes along.
 struct Driver {
     desk: Arc<Desk>,
+    asked: Asked,
     merge: Merge,
     config: PostgresConfig,
     context: SourceContext,
@@ -290,8 +296,10 @@ impl PostgresSource {
             extent::remove(&context.state);
         }
         let throttle = Arc::new(Throttle::new(config, &target));
+        let (checks, asked) = counter();
         let driver = Driver {
             throttle,
+            asked,
             desk: Arc::clone(&desk),
             merge: merge.clone(),
             config: config.clone(),
@@ -317,6 +325,7 @@ impl PostgresSource {
             ready: VecDeque::new(),
             merge,
             desk,
+            checks: Arc::new(checks),
             shutdown,
             driver: Some(driver),
         })
@@ -445,7 +454,7 @@ impl Driver {
             budget: reload_budget(),
             throttle: Arc::clone(&self.throttle),
         };
-        beside.spawn(reader.run());
+        beside.spawn(reader.run(self.asked));
         let stream = Stream {
             target: self.target,
             source: self.info,

@@ -136,6 +136,7 @@ impl BatchBuilder {
             phase,
             through,
             mark: None,
+            check: None,
             received: self.received.take().unwrap_or_else(std::time::Instant::now),
             block,
             extra: Bytes::new(),

@@ -23,8 +23,8 @@ pub use mistake::{Mistake, Mistakes, nearest};
 pub use path::{KeyPath, PathPart};
 pub use settings::{
     Admin, DEFAULT_ADMIN_LISTEN, DEFAULT_MAX_LETTER_BYTES, DEFAULT_MAX_LETTERS, DEFAULT_MEMORY,
-    DEFAULT_SHUTDOWN_TIMEOUT, EmbeddedLetters, Later, OnError, Section, Settings, SinkPolicy,
-    State,
+    DEFAULT_SHUTDOWN_TIMEOUT, EmbeddedLetters, Later, OnError, Reconciling, Section, Settings,
+    SinkPolicy, State,
 };
 
 pub use self::fingerprint::Fingerprint;
@@ -45,6 +45,8 @@ pub struct Pipeline {
     pub admin: Option<Admin>,
     /// The directory for state that must survive a restart.
     pub state: PathBuf,
+    /// Comparisons that it makes by itself.
+    pub reconcile: Option<Reconciling>,
     /// Bytes that batches may hold.
     pub memory: ByteSize,
     /// How long a drain may take.
@@ -167,6 +169,7 @@ fn check(
         name,
         admin: settings.admin,
         state,
+        reconcile: settings.reconcile,
         memory: settings.memory,
         shutdown_timeout: settings.shutdown_timeout,
         plan,
@@ -289,6 +292,9 @@ fn tree(value: config::Value) -> Value {
     }
 }
 
+/// Comparisons one behind the other, and hardly a pause.
+const SHORTEST_RECONCILE: Duration = Duration(std::time::Duration::from_secs(1));
+
 /// The file's own keys. The sections pass through as they are.
 fn settings(root: Value, report: &mut Report) -> Option<Settings> {
     let before = report.len();
@@ -309,6 +315,14 @@ fn settings(root: Value, report: &mut Report) -> Option<Settings> {
             settings.name
         );
         report.mistake(KeyPath::keys(&["name"]), &message);
+    }
+    if let Some(reconcile) = &settings.reconcile
+        && reconcile.every < SHORTEST_RECONCILE
+    {
+        let message = format!("`{}` is too often", reconcile.every);
+        report
+            .mistake(KeyPath::keys(&["reconcile", "every"]), &message)
+            .hint = Some(format!("{SHORTEST_RECONCILE} or longer"));
     }
     if let Some(admin) = &settings.admin {
         let port = admin

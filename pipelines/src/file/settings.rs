@@ -23,6 +23,10 @@ pub const DEFAULT_MAX_LETTERS: u64 = 100_000;
 /// The most bytes of dead letters, when the section does not say.
 pub const DEFAULT_MAX_LETTER_BYTES: ByteSize = ByteSize(1 << 30);
 
+/// How often sinks are compared with their sources, when the section does not say: a difference is known before most people
+/// would have met it, and reading the tables so often is no burden.
+pub const DEFAULT_RECONCILE_EVERY: Duration = Duration(std::time::Duration::from_secs(15 * 60));
+
 /// A section of a source, transform or sink: `type`, `inputs`, and the keys of its kind.
 pub type Section = Map<String, Value>;
 
@@ -42,6 +46,10 @@ pub struct Settings {
     /// Where rows go that a sink refuses for good, and rows that transforms put aside.
     #[serde(default)]
     pub dead_letters: Section,
+    /// Comparisons of sinks with their sources, made again and again. Without this section they are made when they are asked
+    /// for.
+    #[serde(default)]
+    pub reconcile: Option<Reconciling>,
     /// Bytes that batches may hold, all stages together; sources wait when they are spent. Default `32MiB`.
     #[serde(default = "default_memory")]
     pub memory: ByteSize,
@@ -69,6 +77,18 @@ pub struct Admin {
     /// When set, `/metrics` and `/api/*` ask for it as `Authorization: Bearer …`.
     #[serde(default)]
     pub token: Option<Secret>,
+}
+
+/// Comparisons of sinks with their sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reconciling {
+    /// From the beginning of one to the beginning of the next, or until it has ended. Default `15m`.
+    #[serde(default = "default_every")]
+    pub every: Duration,
+    /// Whether what differs is mended. Default `false`: it is told, by the log, metrics and `/api/reconcile`.
+    #[serde(default)]
+    pub repair: bool,
 }
 
 /// Where state is kept.
@@ -132,6 +152,10 @@ fn default_max() -> u64 {
 
 fn default_max_bytes() -> ByteSize {
     DEFAULT_MAX_LETTER_BYTES
+}
+
+fn default_every() -> Duration {
+    DEFAULT_RECONCILE_EVERY
 }
 
 fn default_memory() -> ByteSize {

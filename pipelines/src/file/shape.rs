@@ -14,9 +14,6 @@ use crate::registry::SectionError;
 /// More mistakes than this in one section help nobody.
 const MOST: usize = 100;
 
-/// Keys of later versions, with what to say about them.
-const LATER: &[&str] = &["reconcile"];
-
 /// Reads `value`, which stands at `base`. `None` when there are mistakes; they are in the report.
 pub(super) fn read<T>(
     mut value: Value,
@@ -83,19 +80,9 @@ fn mend(
             near.as_ref()
                 .and_then(|near| Some(path.parent()?.key(near))),
         );
-        let later = full.0.len() == 1 && LATER.contains(&key);
-        let text = if later {
-            format!("`{key}` comes in a later version")
-        } else {
-            "unknown key".to_owned()
-        };
-        let mistake = report.mistake(full, &text);
-        mistake.nearest = near.filter(|_| !later);
-        mistake.hint = if later {
-            Some("take it out".to_owned())
-        } else {
-            choices("keys", &names)
-        };
+        let mistake = report.mistake(full, "unknown key");
+        mistake.nearest = near;
+        mistake.hint = choices("keys", &names);
     } else if let Some(variant) = quoted_after(message, "unknown variant ") {
         let near = nearest(variant, names.iter().copied());
         let mistake = report.mistake(full, &format!("`{variant}` is not known here"));

@@ -10,6 +10,7 @@ use lockstep_core::position::{Position, SourceIdentity};
 use lockstep_core::refusal::{Refusal, reason};
 use lockstep_core::{Error, ErrorKind, Result};
 
+use super::checks::LAST;
 use crate::file::{Later, OnError, SinkPolicy};
 use crate::letters::{Desk, Head, Letter, Store, keys};
 
@@ -106,6 +107,18 @@ impl Aside {
             self.note_passing(store, &pass)?;
         }
         Ok((!pass.changes().is_empty()).then_some(pass))
+    }
+
+    /// Whether a letter of a row lies aside; false where letters go to a queue.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn has(&self, batch: &Batch, change: &Change) -> Result<bool> {
+        let Some(store) = self.desk.store() else {
+            return Ok(false);
+        };
+        let (keys, table) = (keys(batch, change), batch.schema(change).id.to_string());
+        store.blocks(&self.place, &batch.source.identity, &table, &keys, LAST)
     }
 
     /// Keeps letters, and returns when they are safe.

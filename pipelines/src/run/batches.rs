@@ -13,7 +13,7 @@ use crate::selector::Selector;
 pub(super) fn last_position(batch: &Batch) -> Option<Position> {
     match batch.phase {
         Phase::Stream => batch.changes().last().map(|change| batch.position(change)),
-        Phase::Snapshot | Phase::Replay => None,
+        Phase::Snapshot | Phase::Replay | Phase::Check => None,
     }
 }
 
@@ -22,7 +22,7 @@ pub(super) enum Rest {
     /// Nothing of it was there.
     Whole,
     /// Its first changes were there; these were not.
-    Part(Batch),
+    Part(Box<Batch>),
     /// All of it was there.
     Nothing,
 }
@@ -41,7 +41,7 @@ pub(super) fn after(batch: &Batch, done: Position) -> Rest {
     if cut == changes.len() {
         Rest::Nothing
     } else {
-        Rest::Part(batch.with_changes(changes[cut..].to_vec()))
+        Rest::Part(Box::new(batch.with_changes(changes[cut..].to_vec())))
     }
 }
 

@@ -3,16 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lockstep_core::batch::Batch;
-use lockstep_core::schema::TableSchema;
+use lockstep_core::batch::{Batch, Phase};
+use lockstep_core::schema::{TableId, TableSchema};
+use lockstep_core::transform::Comparable;
 use lockstep_core::{Error, Result};
 
 use super::batches;
+use super::checks::{Check, CheckDesk};
 use super::inbox::Entry;
 use super::lane_state::LaneState;
 use super::node::Node;
 use crate::plan::{Input, Plan, Producer};
 use crate::selector::Selector;
+
+/// How far tables can be compared, by their names in the database; fully where one is not named.
+pub(super) type Compares = BTreeMap<TableId, Comparable>;
 
 /// What one node made of one batch; `None` when nothing is left.
 type Made = Option<Arc<Batch>>;
@@ -43,11 +48,18 @@ pub(super) struct Flow {
     source: usize,
     steps: Vec<Step>,
     outlets: Vec<Outlet>,
+    checks: Arc<CheckDesk>,
 }
 
 impl Flow {
     /// The way of source `source`: the transforms and sinks of the plan that it reaches.
-    pub fn new(plan: &Plan, source: usize, nodes: &[Arc<Node>], lanes: &[Arc<LaneState>]) -> Self {
+    pub fn new(
+        plan: &Plan,
+        source: usize,
+        nodes: &[Arc<Node>],
+        lanes: &[Arc<LaneState>],
+        checks: Arc<CheckDesk>,
+    ) -> Self {
         let mut slots = BTreeMap::from([(Producer::Source(source), 0)]);
         let mut steps = Vec::new();
         for transform in plan.transforms_of(source) {
@@ -73,6 +85,7 @@ impl Flow {
             source,
             steps,
             outlets,
+            checks,
         }
     }
 
@@ -97,6 +110,27 @@ impl Flow {
             .iter()
             .map(|outlet| tables_at(&outlet.taps, &made))
             .collect())
+    }
+
+    /// How far tables that have been bound can be compared at each lane, by their names in the database.
+    pub async fn comparable(&self, tables: Vec<Arc<TableSchema>>) -> Vec<Compares> {
+        let mut made = vec![tables];
+        let mut compares: Vec<Compares> = vec![Compares::new()];
+        for step in &self.steps {
+            let (mut out, mut behind) = (Vec::new(), least(&step.taps, &compares));
+            for schema in tables_at(&step.taps, &made) {
+                let (output, how) = step.node.look(&schema).await;
+                let known = behind.entry(schema.origin.clone()).or_default();
+                *known = (*known).min(how);
+                out.extend(output);
+            }
+            made.push(out);
+            compares.push(behind);
+        }
+        let outlets = self.outlets.iter();
+        outlets
+            .map(|outlet| least(&outlet.taps, &compares))
+            .collect()
     }
 
     /// Waits until every transform on the way has what it needs elsewhere.
@@ -138,20 +172,22 @@ impl Flow {
     /// future is dropped, no lane has got anything of it.
     pub async fn send(&self, batch: Batch) -> Result<()> {
         let through = batch.through;
+        if let Some(number) = batch.check {
+            self.send_check(number, batch).await;
+            // Behind it, as behind any part of a batch.
+            for outlet in self.outlets.iter().filter(|_| through.is_some()) {
+                let entry = Entry::new(self.source, None, through);
+                outlet.lane.inbox.push(entry);
+            }
+            return Ok(());
+        }
         if let Some(mark) = batch.mark {
             for outlet in &self.outlets {
                 outlet.lane.inbox.push(Entry::marker(self.source, mark));
             }
             return Ok(());
         }
-        let mut made: Vec<Made> = vec![None; self.steps.len() + 1];
-        made[0] = (!batch.changes().is_empty()).then(|| Arc::new(batch));
-        for (index, step) in self.steps.iter().enumerate() {
-            if let Some(batch) = take(&step.taps, &mut made)? {
-                let batch = step.node.apply(batch).await?;
-                made[index + 1] = (!batch.changes().is_empty()).then_some(batch);
-            }
-        }
+        let mut made = self.made(batch).await?;
         let mut entries = Vec::with_capacity(self.outlets.len());
         for outlet in &self.outlets {
             let batch = take(&outlet.taps, &mut made)?;
@@ -163,6 +199,54 @@ impl Flow {
             lane.inbox.push(entry);
         }
         Ok(())
+    }
+
+    /// Sends rows to be compared, or mended, to the lanes that are asked; to be compared also where none of them is for it. What keeps them from it is told, and is
+    /// no reason to stop: nothing is lost with them.
+    async fn send_check(&self, number: u64, batch: Batch) {
+        let is_check = batch.phase == Phase::Check;
+        let made = self.made(batch).await;
+        let parts = made.and_then(|mut made| {
+            let outlets = self.outlets.iter();
+            outlets
+                .map(|outlet| take(&outlet.taps, &mut made))
+                .collect()
+        });
+        let parts: Result<Vec<Made>> = parts;
+        for (index, outlet) in self.outlets.iter().enumerate() {
+            if !self.checks.asks(number, &outlet.lane.name) {
+                continue;
+            }
+            let batch = parts.as_ref().ok().and_then(|parts| parts[index].clone());
+            let failed = parts.as_ref().err().cloned();
+            let entry = match (is_check, batch) {
+                (true, batch) => Entry::check(
+                    self.source,
+                    Check {
+                        number,
+                        batch,
+                        failed,
+                    },
+                ),
+                (false, Some(batch)) => Entry::new(self.source, Some(batch), None),
+                // What was to be mended differs still, which is seen when it is compared again.
+                (false, None) => continue,
+            };
+            outlet.lane.inbox.push(entry);
+        }
+    }
+
+    /// What the source and each step make of a batch.
+    async fn made(&self, batch: Batch) -> Result<Vec<Made>> {
+        let mut made: Vec<Made> = vec![None; self.steps.len() + 1];
+        made[0] = (!batch.changes().is_empty()).then(|| Arc::new(batch));
+        for (index, step) in self.steps.iter().enumerate() {
+            if let Some(batch) = take(&step.taps, &mut made)? {
+                let batch = step.node.apply(batch).await?;
+                made[index + 1] = (!batch.changes().is_empty()).then_some(batch);
+            }
+        }
+        Ok(made)
     }
 }
 
@@ -211,6 +295,16 @@ fn take(taps: &[Tap], made: &mut [Made]) -> Result<Made> {
         1 => Ok(inputs.next()),
         _ => batches::merge(inputs.collect()),
     }
+}
+
+/// The least of what comes by several taps.
+fn least(taps: &[Tap], compares: &[Compares]) -> Compares {
+    let mut all = Compares::new();
+    for (table, how) in taps.iter().flat_map(|tap| &compares[tap.slot]) {
+        let known = all.entry(table.clone()).or_default();
+        *known = (*known).min(*how);
+    }
+    all
 }
 
 fn tables_at(taps: &[Tap], made: &[Vec<Arc<TableSchema>>]) -> Vec<Arc<TableSchema>> {

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::copying::remaining;
 use super::lane_state::LaneState;
 use super::node::Node;
+use super::reconcile::{Reconcile, ReconcileRequest, Reconciler};
 use super::replay::{self, Reports};
 use super::source_state::SourceShare;
 use super::{lock, now_micros};
@@ -106,6 +107,8 @@ pub(super) struct Inner {
     pub desk: Arc<Desk>,
     /// Why nothing can be confirmed, when nothing can.
     pub keeper: Trouble,
+    /// Compares sinks with sources.
+    pub reconciler: Reconciler,
 }
 
 impl Handle {
@@ -233,6 +236,20 @@ impl Handle {
         } else {
             Err(problems)
         }
+    }
+
+    /// Begins to compare sinks with their sources, while the pipeline goes on; returns the number of the comparison.
+    ///
+    /// # Errors
+    /// Of kind `Invalid` when there is nothing to compare, `Overloaded` when many wait already.
+    pub fn reconcile(&self, request: ReconcileRequest) -> Result<u64> {
+        self.0.reconciler.begin(request)
+    }
+
+    /// The comparison under way, and the last ones that ended.
+    #[must_use]
+    pub fn reconciles(&self) -> Vec<Reconcile> {
+        self.0.reconciler.list()
     }
 
     /// Asks a source to load a table again while it streams; the one source there is when none is named. Returns the

@@ -7,6 +7,7 @@ use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::position::Lsn;
 use tokio::sync::{Notify, mpsc};
 
+use super::checks::Check;
 use super::lane_state::Announced;
 use super::{lock, now_micros};
 
@@ -25,6 +26,8 @@ pub(super) struct Entry {
     pub since: i64,
     /// The source reads another log or other tables from here on.
     pub renewal: Option<Renewal>,
+    /// Rows to compare with what the sink holds once everything before is durable.
+    pub check: Option<Check>,
 }
 
 /// A source reads another log, or other tables of the same one: what came before has to be durable first.
@@ -54,12 +57,20 @@ impl Entry {
             mark: None,
             since,
             renewal: None,
+            check: None,
         }
     }
 
     pub fn marker(source: usize, mark: u64) -> Self {
         Entry {
             mark: Some(mark),
+            ..Entry::new(source, None, None)
+        }
+    }
+
+    pub fn check(source: usize, check: Check) -> Self {
+        Entry {
+            check: Some(check),
             ..Entry::new(source, None, None)
         }
     }
@@ -75,7 +86,7 @@ impl Entry {
 /// Lets an entry that only carries progress ride on the last entry of its source, if there is one: between the two lies
 /// nothing for this sink. So an idle source fills no queue. What comes behind a renewal is progress in what begins there.
 pub(super) fn ride<'a>(entry: &Entry, mut queue: impl Iterator<Item = &'a mut Entry>) -> bool {
-    if entry.batch.is_some() || entry.renewal.is_some() {
+    if entry.batch.is_some() || entry.renewal.is_some() || entry.check.is_some() {
         return false;
     }
     match queue.find(|queued| queued.source == entry.source) {

@@ -17,8 +17,10 @@ use lockstep_core::durable::{Delivered, Durable};
 use lockstep_core::error::{At, Policy};
 use lockstep_core::position::{Position, SourceIdentity};
 use lockstep_core::refusal::Refusal;
-use lockstep_core::sink::{Sink, SinkContext};
+use lockstep_core::schema::TableSchema;
+use lockstep_core::sink::{Inspect, Sink, SinkContext};
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_reconciler::Outcome;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::aside::Aside;
 use super::backoff::Backoff;
 use super::batches::{self, Rest};
+use super::checks::{self, Check, CheckDesk};
 use super::course::{Course, Request, Tag};
 use super::inbox::{Entry, Renewal, ride};
 use super::lane_state::LaneState;
@@ -48,6 +51,8 @@ pub(super) struct Parts {
     pub aside: Aside,
     /// Woken when something became durable.
     pub keeper: Arc<Notify>,
+    /// Where comparisons are asked for.
+    pub checks: Arc<CheckDesk>,
     /// The pipeline stops: no new attempts once something fails.
     pub draining: CancellationToken,
     /// Time is up: what is not durable now is left for the next start.
@@ -68,6 +73,10 @@ pub(super) struct Lane {
     durable: BTreeMap<usize, Position>,
     /// By name of the source: whose log it reads.
     logs: BTreeMap<Arc<str>, SourceIdentity>,
+    /// Comparisons that are asked for, in their place. Nothing more is taken before they are done.
+    checks: VecDeque<Entry>,
+    /// Reads the sink; opened when it is needed.
+    inspector: Option<Box<dyn Inspect>>,
     /// Sources that read another log or other tables from here on. Nothing more is taken before that is done.
     renewals: Vec<(usize, Renewal)>,
     backoff: Backoff,
@@ -141,6 +150,8 @@ impl Lane {
             proved: BTreeMap::new(),
             durable: BTreeMap::new(),
             logs: BTreeMap::new(),
+            checks: VecDeque::new(),
+            inspector: None,
             renewals: Vec::new(),
             backoff: Backoff::default(),
             logged: None,
@@ -249,7 +260,9 @@ impl Lane {
             trouble: state.trouble.clone(),
         };
         state.trouble.clear();
-        let mut sink = self.parts.component.open(context).await?;
+        let mut sink = self.parts.component.open(context.clone()).await?;
+        state.opened(context);
+        self.inspector = None;
         self.resume.clear();
         for (index, source) in announced {
             let info = &source.info;
@@ -316,7 +329,16 @@ impl Lane {
                     _ => End::Renewed,
                 });
             }
-            let idle = self.course.is_none() && self.renewals.is_empty();
+            let all_written = self.written == self.pending.len();
+            if !self.checks.is_empty() && self.course.is_none() && all_written {
+                if !self.pending.is_empty() && !self.settle_all(sink.as_mut()).await? {
+                    return Ok(End::Aborted);
+                }
+                self.check().await;
+                continue;
+            }
+            let is_free = self.renewals.is_empty() && self.checks.is_empty();
+            let idle = self.course.is_none() && is_free;
             let has_room = idle && self.pending.len() < MAX_IN_FLIGHT;
             tokio::select! {
                 biased;
@@ -356,6 +378,10 @@ impl Lane {
     fn accept(&mut self, mut entry: Entry) {
         if let Some(renewal) = entry.renewal.take() {
             self.renewals.push((entry.source, renewal));
+            return;
+        }
+        if entry.check.is_some() {
+            self.checks.push_back(entry);
             return;
         }
         let queued = self
@@ -445,7 +471,7 @@ impl Lane {
         }
         match batches::after(&batch, held) {
             Rest::Whole => Some(batch),
-            Rest::Part(rest) => Some(Arc::new(rest)),
+            Rest::Part(rest) => Some(Arc::from(rest)),
             Rest::Nothing => None,
         }
     }
@@ -514,8 +540,60 @@ impl Lane {
         self.parts.keeper.notify_one();
     }
 
-    /// Nothing more comes: hurries the sink, waits for the last receipts, and closes it.
-    async fn finish(&mut self, mut sink: Box<dyn Sink>) -> Result<End> {
+    /// Compares what is asked for: all before it is durable, and nothing behind it has been written. What the sink says
+    /// to it is no reason to open it anew.
+    async fn check(&mut self) {
+        let Some(mut entry) = self.checks.pop_front() else {
+            return;
+        };
+        let Some(check) = entry.check.take() else {
+            return;
+        };
+        let abort = self.parts.abort.clone();
+        let outcome = tokio::select! {
+            biased;
+            // Whoever asked hears it from the desk's end.
+            () = abort.cancelled() => return,
+            outcome = self.compared(&check) => outcome,
+        };
+        let outcome = outcome.unwrap_or_else(|error| {
+            self.inspector = None;
+            Outcome::Failed(error)
+        });
+        let desk = &self.parts.checks;
+        desk.answer(check.number, &self.parts.state.name, outcome);
+        self.parts.state.view().moved = Instant::now();
+        self.advance(&entry);
+    }
+
+    async fn compared(&mut self, check: &Check) -> Result<Outcome> {
+        if let Some(error) = &check.failed {
+            return Err(error.clone());
+        }
+        let Some(batch) = &check.batch else {
+            return Ok(Outcome::Compared {
+                rows: 0,
+                different: Vec::new(),
+            });
+        };
+        if self.inspector.is_none()
+            && let Some(context) = self.parts.state.context()
+        {
+            self.inspector = self.parts.component.inspect(context).await?;
+        }
+        match &mut self.inspector {
+            None => Ok(Outcome::Unreadable),
+            Some(inspector) => {
+                let context = self.parts.state.context();
+                let tables = context.map_or_else(Vec::new, |context| context.tables);
+                let is_alone = |table: &TableSchema| checks::is_alone(&tables, table);
+                checks::compare(inspector.as_mut(), batch, &self.parts.aside, is_alone).await
+            }
+        }
+    }
+
+    /// Hurries the sink, and waits until all is durable that has been written to it. False when time is up.
+    async fn settle_all(&mut self, sink: &mut dyn Sink) -> Result<bool> {
         let abort = self.parts.abort.clone();
         {
             let mut flush = pin!(sink.flush());
@@ -523,7 +601,7 @@ impl Lane {
                 tokio::select! {
                     biased;
                     delivered = front(&mut self.pending) => self.settle(delivered?),
-                    () = abort.cancelled() => return Ok(End::Aborted),
+                    () = abort.cancelled() => return Ok(false),
                     flushed = &mut flush => break flushed?,
                 }
             }
@@ -532,8 +610,17 @@ impl Lane {
             tokio::select! {
                 biased;
                 delivered = front(&mut self.pending) => self.settle(delivered?),
-                () = abort.cancelled() => return Ok(End::Aborted),
+                () = abort.cancelled() => return Ok(false),
             }
+        }
+        Ok(true)
+    }
+
+    /// Nothing more comes: hurries the sink, waits for the last receipts, and closes it.
+    async fn finish(&mut self, mut sink: Box<dyn Sink>) -> Result<End> {
+        let abort = self.parts.abort.clone();
+        if !self.settle_all(sink.as_mut()).await? {
+            return Ok(End::Aborted);
         }
         tokio::select! {
             biased;

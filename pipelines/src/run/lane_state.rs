@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::Trouble;
+use lockstep_core::sink::{SinkContext, Trouble};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::course::Request;
+use super::flow::Compares;
 use super::inbox::Inbox;
 use super::lock;
 use crate::status::SinkPhase;
@@ -30,6 +31,8 @@ pub(super) struct LaneState {
     view: Mutex<View>,
     announced: Mutex<BTreeMap<usize, Announced>>,
     changed: Notify,
+    /// What the sink was opened with last.
+    context: Mutex<Option<SinkContext>>,
     /// To the lane, and until it takes them over its end of them.
     asking: mpsc::Sender<Request>,
     asked: Mutex<Option<mpsc::Receiver<Request>>>,
@@ -40,6 +43,8 @@ pub(super) struct LaneState {
 pub(super) struct Announced {
     pub info: Arc<SourceInfo>,
     pub tables: Vec<Arc<TableSchema>>,
+    /// How far they can be compared with their source.
+    pub compares: Compares,
 }
 
 /// How the lane stands.
@@ -85,8 +90,24 @@ impl LaneState {
                 moved: Instant::now(),
             }),
             announced: Mutex::default(),
+            context: Mutex::default(),
             changed: Notify::new(),
         }
+    }
+
+    /// What reaches the sink of one source, as far as that is known.
+    pub fn reached_by(&self, source: usize) -> Option<Announced> {
+        lock(&self.announced).get(&source).cloned()
+    }
+
+    /// What the sink was opened with last; `None` before it has been open.
+    pub fn context(&self) -> Option<SinkContext> {
+        lock(&self.context).clone()
+    }
+
+    /// The sink has been opened with this.
+    pub fn opened(&self, context: SinkContext) {
+        *lock(&self.context) = Some(context);
     }
 
     /// Asks the lane for a replay; pends while many are asked for.

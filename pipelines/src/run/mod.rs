@@ -12,6 +12,7 @@
 mod aside;
 mod backoff;
 mod batches;
+mod checks;
 mod copying;
 pub(crate) mod course;
 mod flow;
@@ -22,6 +23,7 @@ mod lane;
 mod lane_state;
 mod node;
 mod pump;
+mod reconcile;
 pub(crate) mod rehearsal;
 mod replay;
 mod source_state;
@@ -31,6 +33,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use course::{Refused, Report};
 pub use handle::{Handle, Running};
+pub use reconcile::{Reconcile, ReconcileRequest};
 pub use replay::{Offline, Reports};
 pub(crate) use supervisor::directory;
 pub use supervisor::start;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex as SyncMutex};
 use lockstep_core::batch::Batch;
 use lockstep_core::error::{At, Policy};
 use lockstep_core::schema::TableSchema;
-use lockstep_core::transform::{StateSize, Transform};
+use lockstep_core::transform::{Comparable, StateSize, Transform};
 use lockstep_core::{Error, ErrorKind, Result};
 use prometheus::IntCounterVec;
 use tokio::sync::Mutex;
@@ -89,6 +89,13 @@ impl Node {
         let mut state = self.state.lock().await;
         state.bind(schema).at(self.place())?;
         Ok(state.transform.output(schema))
+    }
+
+    /// What a table that has been bound looks like behind this node, and how far it can be compared there.
+    pub async fn look(&self, schema: &Arc<TableSchema>) -> (Option<Arc<TableSchema>>, Comparable) {
+        let state = self.state.lock().await;
+        let transform = &state.transform;
+        (transform.output(schema), transform.comparable(schema))
     }
 
     /// All tables of a source have been bound.

@@ -22,7 +22,7 @@ use super::batches::{self, Rest};
 use super::flow::Flow;
 use super::inbox::{Entry, Renewal};
 use super::lane_state::Announced;
-use super::source_state::SourceShare;
+use super::source_state::{Desks, SourceShare};
 use crate::letters::Desk;
 use crate::metrics::SourceMetrics;
 
@@ -136,12 +136,15 @@ impl Pump {
             .map(|schema| schema.id.clone())
             .collect();
         let reached = parts.flow.bind(source.tables()).await?;
+        let compares = parts.flow.comparable(source.tables()).await;
         parts.flow.ready().await?;
         let announced: Vec<Announced> = reached
             .into_iter()
-            .map(|tables| Announced {
+            .zip(compares)
+            .map(|(tables, compares)| Announced {
                 info: Arc::clone(&info),
                 tables,
+                compares,
             })
             .collect();
         match parts.share.info() {
@@ -157,9 +160,13 @@ impl Pump {
         }
         self.tables = tables;
         let parts = &self.parts;
+        let desks = Desks {
+            reloads: source.reloads(),
+            checks: source.checks(),
+        };
         parts
             .share
-            .opened(Arc::clone(&info), feedback, source.reloads(), self.marks);
+            .opened(Arc::clone(&info), feedback, desks, self.marks);
         parts.share.status.update(|status| status.problem = None);
         self.backoff.opened();
         if self.logged.take().is_some() {
@@ -264,11 +271,11 @@ impl Pump {
             None => batch,
             Some(sent) => match batches::after(&batch, sent) {
                 Rest::Whole => batch,
-                Rest::Part(rest) => rest,
+                Rest::Part(rest) => *rest,
                 Rest::Nothing => batch.with_changes(Vec::new()),
             },
         };
-        if !batch.changes().is_empty() {
+        if !batch.changes().is_empty() && batch.phase != Phase::Check {
             self.parts.metrics.received(&batch);
         }
         let last = batches::last_position(&batch);

@@ -231,6 +231,7 @@ impl<'a> Offline<'a> {
                 pipeline.sinks[index].keeps_rows(),
             ),
             keeper: Arc::new(Notify::new()),
+            checks: Arc::default(),
             draining: CancellationToken::new(),
             abort: abort.clone(),
         });

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use lockstep_core::feedback::Feedback;
 use lockstep_core::position::{Lsn, SourceInfo};
-use lockstep_core::source::{Reloads, SourceStatus, TableProgress};
+use lockstep_core::source::{Checks, Reloads, SourceStatus, TableProgress};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -37,7 +37,14 @@ struct Inner {
     generation: u64,
     /// Of the source that is open now.
     feedback: Option<Feedback>,
-    reloads: Option<Arc<dyn Reloads>>,
+    desks: Desks,
+}
+
+/// Where an open source takes requests.
+#[derive(Clone, Default)]
+pub(super) struct Desks {
+    pub reloads: Option<Arc<dyn Reloads>>,
+    pub checks: Option<Arc<dyn Checks>>,
 }
 
 impl SourceShare {
@@ -74,7 +81,7 @@ impl SourceShare {
         &self,
         info: Arc<SourceInfo>,
         feedback: Feedback,
-        reloads: Option<Arc<dyn Reloads>>,
+        desks: Desks,
         marks_before: u64,
     ) {
         let mut inner = lock(&self.inner);
@@ -82,12 +89,17 @@ impl SourceShare {
         inner.marks_before = marks_before;
         inner.info = Some(info);
         inner.feedback = Some(feedback);
-        inner.reloads = reloads;
+        inner.desks = desks;
+    }
+
+    /// Where rows to compare come from; `None` before the source has been open, or where it cannot.
+    pub fn checks(&self) -> Option<Arc<dyn Checks>> {
+        lock(&self.inner).desks.checks.clone()
     }
 
     /// Where requests to load tables again go; `None` before the source has been open, or where it cannot.
     pub fn reloads(&self) -> Option<Arc<dyn Reloads>> {
-        lock(&self.inner).reloads.clone()
+        lock(&self.inner).desks.reloads.clone()
     }
 
     /// The source reads another log: nothing has been confirmed of it.

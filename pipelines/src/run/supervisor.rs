@@ -25,6 +25,7 @@ use super::lane::{self, Lane};
 use super::lane_state::LaneState;
 use super::node::Node;
 use super::pump::{self, Pump};
+use super::reconcile::{self, Reconciler};
 use super::source_state::SourceShare;
 use crate::file::{DeadLettersTo, Pipeline};
 use crate::letters::{Desk, Queue, Store};
@@ -73,6 +74,16 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         wake: Arc::new(Notify::new()),
         trouble: Trouble::default(),
     };
+    let draining = CancellationToken::new();
+    let parts = reconcile::Parts {
+        sources: sources.clone(),
+        lanes: lanes.clone(),
+        sinks: pipeline.sinks.clone(),
+        desk: Arc::default(),
+        metrics: metrics.reconciles(),
+        stopping: draining.clone(),
+    };
+    let reconciler = Reconciler::new(parts, &pipeline.state);
     let handle = Handle::new(Inner {
         fingerprint: Mutex::new(pipeline.fingerprint.clone()),
         pipeline: Arc::clone(&pipeline.name),
@@ -84,13 +95,14 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         metrics,
         desk: dead_letters,
         keeper: keeper.trouble.clone(),
+        reconciler,
     });
     let mut supervisor = Supervisor {
         handle: handle.clone(),
         keeper,
         shutdown_timeout: pipeline.shutdown_timeout.0,
         shutdown,
-        draining: CancellationToken::new(),
+        draining,
         abort: CancellationToken::new(),
         enough: CancellationToken::new(),
         tasks: JoinSet::new(),
@@ -102,6 +114,10 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         _state_lock: state_lock,
     };
     supervisor.spawn(pipeline)?;
+    if let Some(section) = pipeline.reconcile {
+        let reconciler = handle.inner().reconciler.clone();
+        tokio::spawn(reconciler.run(section));
+    }
     let finished = tokio::spawn(supervisor.run());
     Ok(Running::new(handle, finished))
 }
@@ -278,7 +294,13 @@ impl Supervisor {
                 pipeline: Arc::clone(&pipeline.name),
                 directory: made_directory(&pipeline.state, "sources", &share.name)?,
                 budget: inner.budget.clone(),
-                flow: Flow::new(&pipeline.plan, index, &inner.nodes, &inner.lanes),
+                flow: Flow::new(
+                    &pipeline.plan,
+                    index,
+                    &inner.nodes,
+                    &inner.lanes,
+                    Arc::clone(inner.reconciler.desk()),
+                ),
                 desk: Arc::clone(&inner.desk),
                 metrics: inner.metrics.source(index),
                 draining: self.draining.clone(),
@@ -305,6 +327,7 @@ impl Supervisor {
                     pipeline.sinks[index].keeps_rows(),
                 ),
                 keeper: Arc::clone(&self.keeper.wake),
+                checks: Arc::clone(inner.reconciler.desk()),
                 draining: self.draining.clone(),
                 abort: self.abort.clone(),
             });

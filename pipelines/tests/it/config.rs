@@ -181,8 +181,8 @@ fn unknown_keys() {
         &[(7, "sink: unknown key; did you mean `sinks`?")],
     );
     check(
-        &with("[reconcile]\nevery = \"15m\""),
-        &[(11, "`reconcile` comes in a later version")],
+        &with("[reconcile]\nevry = \"15m\""),
+        &[(12, "reconcile.evry: unknown key; did you mean `every`?")],
     );
     check(
         &GOOD.replace("script = \"x\"", "script = \"x\"\ntwo_phase = true"),
@@ -256,6 +256,10 @@ fn types_and_values() {
     check(
         &GOOD.replace("sinks.cache", "sinks.Cache"),
         &[(7, "sinks.Cache: a name is made of lower-case letters")],
+    );
+    check(
+        &with("[reconcile]\nevery = \"10ms\""),
+        &[(12, "reconcile.every: `10ms` is too often; 1s or longer")],
     );
     check(
         &with("[admin]\nlisten = \"nowhere\""),

@@ -50,6 +50,31 @@ pub(crate) fn key_text_or(
     Ok(())
 }
 
+/// The key values that [`key_text`] has made `text` of; `None` when it makes that of no values of this many columns. `{` and `}`
+/// may be percent-encoded, too.
+#[must_use]
+pub fn key_values(text: &str, columns: usize) -> Option<Vec<String>> {
+    let values: Vec<String> = text.split(':').map(unescaped).collect::<Option<_>>()?;
+    (values.len() == columns).then_some(values)
+}
+
+fn unescaped(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut out = parts.next()?.to_owned();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        out.push(match code {
+            "25" => '%',
+            "3A" => ':',
+            "7B" => '{',
+            "7D" => '}',
+            _ => return None,
+        });
+        out.push_str(rest);
+    }
+    Some(out)
+}
+
 fn push_escaped(value: &str, out: &mut String) {
     let mut rest = value;
     while let Some(at) = memchr::memchr2(b'%', b':', rest.as_bytes()) {
@@ -116,5 +141,47 @@ impl KeyJson {
         }
         self.columns.write_or(row, old, out)?;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_back_from_the_text_of_a_key() {
+        let text = |values: &[&str]| {
+            let mut out = String::new();
+            for (index, value) in values.iter().enumerate() {
+                if index > 0 {
+                    out.push(':');
+                }
+                push_escaped(value, &mut out);
+            }
+            out
+        };
+        for values in [&["1"][..], &["a:b", "50%", ""], &["%3A", "ü"], &[""]] {
+            let back = key_values(&text(values), values.len());
+            assert_eq!(
+                back.as_deref(),
+                Some(
+                    &values
+                        .iter()
+                        .map(|value| (*value).to_owned())
+                        .collect::<Vec<_>>()[..]
+                )
+            );
+        }
+        assert_eq!(key_values("%7Ba%7D", 1), Some(vec!["{a}".to_owned()]));
+        for (text, columns) in [
+            ("a:b", 1),
+            ("a", 2),
+            ("%", 1),
+            ("%4", 1),
+            ("%41", 1),
+            ("%ü", 1),
+        ] {
+            assert_eq!(key_values(text, columns), None, "{text}");
+        }
     }
 }

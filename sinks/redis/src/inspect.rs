@@ -4,17 +4,18 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
 use async_trait::async_trait;
-use lockstep_core::batch::{Batch, Change};
+use lockstep_core::batch::{Batch, Change, Op};
 use lockstep_core::error::At;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::{Held, Inspect};
+use lockstep_core::sink::{Held, Inspect, Keys, Listing};
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_encode::key::key_text;
+use lockstep_encode::key::{key_text, key_values};
 use lockstep_redis::{Command, Link};
 use redis::Value;
 use std::sync::Arc;
 
 use crate::config::ValueFormat;
+use crate::keys::Space;
 use crate::rows::Tables;
 use crate::scan::Scan;
 use crate::{keys, splice, state};
@@ -26,27 +27,36 @@ const READS: usize = 512;
 pub(crate) struct RedisInspect {
     link: Link,
     tables: Tables,
+    /// Rows go by themselves: one that is not there may have been.
+    expires: bool,
 }
 
 /// What should be under a key.
 enum Expected {
     Json(Vec<u8>),
     Fields(BTreeMap<Vec<u8>, Vec<u8>>),
+    /// Nothing, whatever its type.
+    Nothing,
 }
 
 impl RedisInspect {
-    pub(crate) fn new(link: Link, tables: Tables) -> Self {
-        RedisInspect { link, tables }
+    pub(crate) fn new(link: Link, tables: Tables, expires: bool) -> Self {
+        RedisInspect {
+            link,
+            tables,
+            expires,
+        }
     }
 
     fn expect(&mut self, batch: &Batch, change: &Change) -> Result<(Vec<u8>, Expected)> {
         let schema = batch.schema(change);
-        let row = batch.new_row(change).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Invalid,
-                format!("a change of {} to compare has no row", schema.id),
-            )
-        })?;
+        if change.op == Op::Delete {
+            let row = batch.old_row(change).ok_or_else(|| no_row(schema))?;
+            let mut key = String::new();
+            key_text(schema, row, &mut key)?;
+            return Ok((self.tables.get(schema)?.key(&key), Expected::Nothing));
+        }
+        let row = batch.new_row(change).ok_or_else(|| no_row(schema))?;
         let mut key = String::new();
         key_text(schema, row, &mut key)?;
         let format = self.tables.format();
@@ -68,19 +78,41 @@ impl Inspect for RedisInspect {
     async fn compare(&mut self, batch: &Batch) -> Result<Vec<Held>> {
         let mut answers = Vec::with_capacity(batch.changes().len());
         for changes in batch.changes().chunks(READS) {
-            let wanted = changes
-                .iter()
-                .map(|change| self.expect(batch, change))
-                .collect::<Result<Vec<_>>>()?;
-            let commands = wanted.iter().map(|(key, expected)| match expected {
-                Expected::Json(_) => Command::on_key("GET", key),
-                Expected::Fields(_) => Command::on_key("HGETALL", key),
+            let mut wanted = Vec::with_capacity(changes.len());
+            let mut refused: Vec<Option<Held>> = Vec::with_capacity(changes.len());
+            for change in changes {
+                match self.expect(batch, change) {
+                    Ok(one) => {
+                        wanted.push(one);
+                        refused.push(None);
+                    }
+                    Err(error) if error.kind() == ErrorKind::Refused => {
+                        let message = error.to_string();
+                        refused.push(Some(Held::Refused { message }));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let format = self.tables.format();
+            let commands = wanted.iter().map(|(key, _)| match format {
+                ValueFormat::Json => Command::on_key("GET", key),
+                ValueFormat::Hash => Command::on_key("HGETALL", key),
             });
             let replies = self.link.ask(commands.collect()).await?;
+            let mut found = Vec::with_capacity(wanted.len());
             for ((key, expected), reply) in wanted.into_iter().zip(replies) {
                 let key = String::from_utf8_lossy(&key).into_owned();
-                answers.push(compare(&self.link, &key, &expected, reply).at(format!("key {key}"))?);
+                let held = compare(&self.link, &key, &expected, reply).at(format!("key {key}"))?;
+                found.push(match held {
+                    Held::Missing { .. } if self.expires => Held::Same,
+                    held => held,
+                });
             }
+            let mut found = found.into_iter();
+            let all = refused
+                .into_iter()
+                .map(|refused| refused.or_else(|| found.next()));
+            answers.extend(all.flatten());
         }
         Ok(answers)
     }
@@ -97,6 +129,15 @@ impl Inspect for RedisInspect {
         }
         Ok(seen.len() as u64)
     }
+
+    async fn list(&mut self, table: &Arc<TableSchema>) -> Result<Option<Box<dyn Listing>>> {
+        let space = self.tables.get(table)?.space.clone();
+        Ok(Some(Box::new(RowKeys {
+            scan: Scan::begin(&self.link, space.pattern()).await?,
+            columns: table.key.len(),
+            space,
+        })))
+    }
 }
 
 fn compare(link: &Link, key: &str, expected: &Expected, reply: Value) -> Result<Held> {
@@ -111,6 +152,21 @@ fn compare(link: &Link, key: &str, expected: &Expected, reply: Value) -> Result<
     }
     link.check(&reply)?;
     match expected {
+        Expected::Nothing => match reply {
+            Value::Nil => Ok(Held::Same),
+            Value::BulkString(held) => {
+                let held = String::from_utf8_lossy(&held).into_owned();
+                Ok(different(key, expected, held))
+            }
+            reply => {
+                let held = state::pairs(reply);
+                let held = held.map_err(|reply| link.unexpected("HGETALL", &reply))?;
+                Ok(match held.is_empty() {
+                    true => Held::Same,
+                    false => different(key, expected, show(&held.into_iter().collect())),
+                })
+            }
+        },
         Expected::Json(text) => match reply {
             Value::Nil => Ok(missing(key)),
             Value::BulkString(held) if same_json(text, &held) => Ok(Held::Same),
@@ -156,13 +212,49 @@ fn missing(key: &str) -> Held {
 }
 
 fn different(key: &str, expected: &Expected, actual: String) -> Held {
+    let key = key.to_owned();
+    let expected = match expected {
+        Expected::Json(text) => String::from_utf8_lossy(text).into_owned(),
+        Expected::Fields(fields) => show(fields),
+        Expected::Nothing => return Held::Extra { key, actual },
+    };
     Held::Different {
-        key: key.to_owned(),
-        expected: match expected {
-            Expected::Json(text) => String::from_utf8_lossy(text).into_owned(),
-            Expected::Fields(fields) => show(fields),
-        },
+        key,
+        expected,
         actual,
+    }
+}
+
+fn no_row(schema: &TableSchema) -> Error {
+    let message = format!("a change of {} to compare has no row", schema.id);
+    Error::new(ErrorKind::Invalid, message)
+}
+
+/// The keys of a table's rows.
+struct RowKeys {
+    scan: Scan,
+    space: Space,
+    columns: usize,
+}
+
+#[async_trait]
+impl Listing for RowKeys {
+    async fn next(&mut self) -> Result<Option<Keys>> {
+        let Some(found) = self.scan.next().await? else {
+            return Ok(None);
+        };
+        let mut page = Keys::default();
+        // What has braces belongs to someone else: rows have none.
+        let is_ours =
+            |key: &&Vec<u8>| !keys::is_beside(key) && !key.contains(&b'{') && !key.contains(&b'}');
+        for key in found.iter().filter(is_ours) {
+            let text = self.space.key_text(key);
+            match text.and_then(|text| key_values(text, self.columns)) {
+                Some(values) => page.keys.push(values),
+                None => page.foreign.push(String::from_utf8_lossy(key).into_owned()),
+            }
+        }
+        Ok(Some(page))
     }
 }
 

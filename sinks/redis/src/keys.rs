@@ -130,6 +130,14 @@ impl Space {
         out.extend_from_slice(self.suffix.as_bytes());
     }
 
+    /// What [`Space::render`] has made `key` of.
+    pub(crate) fn key_text<'k>(&self, key: &'k [u8]) -> Option<&'k str> {
+        let key = key.strip_prefix(self.prefix.as_bytes())?;
+        let key = key.strip_suffix(self.suffix.as_bytes())?;
+        let text = std::str::from_utf8(key).ok()?;
+        (!text.contains(['{', '}'])).then_some(text)
+    }
+
     /// A `SCAN … MATCH` pattern for all keys of the space, and for no other.
     pub(crate) fn pattern(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.prefix.len() + self.suffix.len() + 8);

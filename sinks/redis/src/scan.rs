@@ -9,8 +9,8 @@ use redis::cluster_routing::Slot;
 const STEP: usize = 1000;
 
 /// A walk in steps. Keys that are there from beginning to end come at least once; some may come twice.
-pub(crate) struct Scan<'a> {
-    link: &'a Link,
+pub(crate) struct Scan {
+    link: Link,
     pattern: Vec<u8>,
     primaries: Vec<Primary>,
     at: usize,
@@ -24,11 +24,11 @@ struct Primary {
     node: Node,
 }
 
-impl<'a> Scan<'a> {
+impl Scan {
     /// Begins a walk over the keys that match the glob `pattern`.
-    pub(crate) async fn begin(link: &'a Link, pattern: Vec<u8>) -> Result<Self> {
+    pub(crate) async fn begin(link: &Link, pattern: Vec<u8>) -> Result<Self> {
         Ok(Scan {
-            link,
+            link: link.clone(),
             pattern,
             primaries: primaries(link).await?,
             at: 0,
@@ -40,7 +40,7 @@ impl<'a> Scan<'a> {
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<Vec<u8>>>> {
         let Some(primary) = self.primaries.get(self.at) else {
             // Slots that moved meanwhile may have taken their keys past the walk: then it begins again.
-            let now = primaries(self.link).await?;
+            let now = primaries(&self.link).await?;
             if now == self.primaries {
                 return Ok(None);
             }

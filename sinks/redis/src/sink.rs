@@ -103,7 +103,11 @@ impl SinkFactory for RedisFactory {
         config.validate()?;
         let tables = Tables::new(keys::parse_template(&config.key)?, config.value);
         let link = Link::open(&config.server()).await?;
-        Ok(Some(Box::new(RedisInspect::new(link, tables))))
+        Ok(Some(Box::new(RedisInspect::new(
+            link,
+            tables,
+            config.ttl.is_some(),
+        ))))
     }
 }
 

@@ -23,7 +23,7 @@ impl Version {
     /// refused, and any transaction that commits at the copy's LSN is newer than the copy.
     pub(crate) fn new(epoch: u16, phase: Phase, position: Position) -> Self {
         let ordinal = match phase {
-            Phase::Snapshot => 0,
+            Phase::Snapshot | Phase::Check => 0,
             // A transaction of more than four thousand million changes: the last ones share a version and are then
             // accepted in the order they come.
             Phase::Stream | Phase::Replay => u32::try_from(position.ordinal).unwrap_or(u32::MAX),

@@ -19,6 +19,7 @@ mod mapping;
 mod preflight;
 mod progress;
 mod reply;
+mod scroll;
 mod send;
 mod sink;
 mod toast;

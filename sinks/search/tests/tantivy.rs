@@ -376,6 +376,20 @@ async fn comparison_sees_what_differs() {
     );
     assert!(matches!(&held[2], Held::Missing { key } if key == "shop.public.orders/3"));
     assert_eq!(inspect.count(&orders).await.expect("counted"), 2);
+    // Rows that must not be there.
+    let gone = Feed::new(&source)
+        .begin(15)
+        .delete(&orders, "2")
+        .delete(&orders, "3")
+        .finish();
+    let held = inspect.compare(&gone).await.expect("compared");
+    assert!(matches!(&held[0], Held::Extra { key, .. } if key == "shop.public.orders/2"));
+    assert_eq!(held[1], Held::Same);
+    let mut listing = inspect.list(&orders).await.expect("listed").expect("can");
+    let mut keys = listing.next().await.expect("a page").expect("some").keys;
+    keys.sort_unstable();
+    assert_eq!(keys, [["1"], ["2"]]);
+    assert_eq!(listing.next().await.expect("no more"), None);
     // An open inspector sees later commits.
     put_ok(
         &mut sink,

@@ -148,6 +148,7 @@ impl Reader {
             let covered = |came: &&Came| match came.phase {
                 Phase::Snapshot => came.position.commit <= through,
                 Phase::Stream | Phase::Replay => came.position.commit < through,
+                Phase::Check => false,
             };
             for came in self.came.iter().filter(covered) {
                 self.confirmable.entry(came.key).or_insert(through);

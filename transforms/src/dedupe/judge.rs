@@ -77,6 +77,11 @@ pub(crate) enum Case {
         at: Moment,
         row: Digest,
     },
+    /// A row as it is, to be compared: nothing happens to it, and nothing is remembered.
+    Asks {
+        at: Moment,
+        row: Digest,
+    },
 }
 
 /// A row that comes in.
@@ -143,7 +148,7 @@ impl Case {
     /// When the change was; `None` when that does not matter.
     pub(crate) fn at(&self) -> Option<&Moment> {
         match self {
-            Case::Passes => None,
+            Case::Passes | Case::Asks { .. } => None,
             Case::Arrives(arrival) => Some(&arrival.at),
             Case::Changes(change) => Some(&change.at),
             Case::Departs { at, .. } => Some(at),
@@ -159,7 +164,7 @@ impl Case {
                 KeyAfter::Perhaps(key) | KeyAfter::Set(key) => Some(key),
                 KeyAfter::None => None,
             },
-            Case::Passes | Case::Departs { .. } => None,
+            Case::Passes | Case::Departs { .. } | Case::Asks { .. } => None,
         }
     }
 
@@ -172,7 +177,7 @@ impl Case {
                 Some(change.row),
                 (change.from != change.row).then_some(change.from),
             ],
-            Case::Departs { row, .. } => [Some(*row), None],
+            Case::Departs { row, .. } | Case::Asks { row, .. } => [Some(*row), None],
         }
     }
 }
@@ -190,6 +195,14 @@ pub(crate) fn all(
             Case::Arrives(arrival) => arrive(memory, window, arrival)?,
             Case::Changes(change) => alter(memory, window, change)?,
             Case::Departs { at, row } => depart(memory, *at, *row)?,
+            Case::Asks { at, row } => {
+                let held = memory.standing(*row, at)?.held.is_some();
+                Verdict {
+                    was_held: held,
+                    held,
+                    ..PASS
+                }
+            }
         });
     }
     Ok(())

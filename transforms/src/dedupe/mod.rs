@@ -211,7 +211,8 @@ impl Deduping {
             tagged.duplicate = verdict.held;
             return Ok(Some(tagged));
         }
-        if verdict.held && self.config.action == Action::DeadLetter {
+        let is_kept = batch.check.is_some();
+        if verdict.held && !is_kept && self.config.action == Action::DeadLetter {
             let row = batch.new_row(change).or_else(|| batch.old_row(change));
             self.dead_letters
                 .keep(&self.place, REASON, batch, change, row)?;

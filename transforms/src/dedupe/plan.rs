@@ -83,6 +83,11 @@ impl Plan {
     /// What a change means to the judge.
     pub(crate) fn case(&self, batch: &Batch, change: &Change, source: u16) -> Case {
         let at = moment(batch, change, source);
+        if batch.check.is_some() {
+            // Compared, or mended where a comparison found it to differ: what was decided about it stays.
+            let named = batch.new_row(change).and_then(|row| self.row(row));
+            return named.map_or(Case::Passes, |row| Case::Asks { at, row });
+        }
         match (change.op, batch.new_row(change), batch.old_row(change)) {
             (Op::Insert | Op::Read, Some(new), _) => {
                 let named = self.row(new);

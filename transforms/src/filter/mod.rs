@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use lockstep_core::batch::{Batch, Change, OldImage, Op, Row};
 use lockstep_core::error::At;
 use lockstep_core::schema::{ReplicaIdentity, TableSchema};
-use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
+use lockstep_core::transform::{Comparable, Transform, TransformContext, TransformFactory};
 use lockstep_core::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -145,6 +145,26 @@ impl Transform for Filtering {
             kept.extend(outcome);
         }
         Ok(Arc::new(batch.with_changes(kept)))
+    }
+
+    fn comparable(&self, schema: &Arc<TableSchema>) -> Comparable {
+        let plan = self.settings.plan(schema);
+        let ops = plan.as_ref().ok().and_then(|plan| plan.ops.as_deref());
+        let Some(ops) = ops else {
+            return Comparable::Fully;
+        };
+        let rows = [
+            Operation::Read,
+            Operation::Insert,
+            Operation::Update,
+            Operation::Delete,
+        ];
+        match rows.iter().all(|op| ops.contains(op)) {
+            // A row is there or not by what has happened to it.
+            false => Comparable::Not,
+            true if !ops.contains(&Operation::Truncate) => Comparable::Rows,
+            true => Comparable::Fully,
+        }
     }
 }
 

@@ -7,11 +7,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lockstep_core::memory::Permit;
 use lockstep_core::position::Lsn;
 use lockstep_core::schema::TableSchema;
+use lockstep_core::source::{CheckRequest, CheckRows, Checked};
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
+use super::check::Wanted;
 use super::desk::Entry;
 use super::reader::{LOOK, Reader};
 use super::shape::Shape;
@@ -51,6 +54,10 @@ pub(super) struct Load<'a> {
     at_open: &'a Arc<TableSchema>,
     /// Transactions that must have ended.
     before: &'a Visible,
+    /// Rows are sent to be compared.
+    compares: bool,
+    /// Only the key is read, and NULL for all else.
+    keys_only: bool,
     /// Transactions that must be seen.
     must_see: Vec<u32>,
     shape: Shape,
@@ -61,6 +68,22 @@ pub(super) struct Load<'a> {
 struct Passed {
     fence: Lsn,
     entry: Entry,
+}
+
+/// Rows, and the snapshot that they were read under.
+struct Read {
+    visible: Visible,
+    rows: Rows,
+    /// All that were asked for, and not as many as a chunk may have.
+    whole: bool,
+}
+
+/// Rows that were read.
+struct Found {
+    /// The version in which the table had passed before.
+    latest: Option<u32>,
+    read: Read,
+    permit: Permit,
 }
 
 /// A chunk that was read.
@@ -83,9 +106,10 @@ impl<'a> Load<'a> {
         published: &'a Published,
         at_open: &'a Arc<TableSchema>,
         before: &'a Visible,
+        compares: bool,
     ) -> Result<Self> {
         let mut connection = Connection::open(&reader.target, Mode::Sql).await?;
-        let must_see = reader.merge.lock().watch(at_open.origin.clone());
+        let must_see = watch(reader, at_open, compares);
         let shape = shape(reader, &mut connection, published, at_open).await?;
         Ok(Load {
             reader,
@@ -94,6 +118,8 @@ impl<'a> Load<'a> {
             published,
             at_open,
             before,
+            compares,
+            keys_only: false,
             must_see,
             shape,
             passed: VecDeque::new(),
@@ -147,13 +173,23 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
+    /// Whether it is of this table.
+    pub(super) fn is_of(&self, table: &Arc<TableSchema>) -> bool {
+        Arc::ptr_eq(self.at_open, table)
+    }
+
+    /// Says goodbye.
+    pub(super) async fn end(self) {
+        self.connection.terminate().await;
+    }
+
     /// Empties the table in the sinks.
     async fn empty(&mut self, ahead: &mut Entry) -> Result<()> {
         let latest = self.latest();
         let permit = self.reader.budget.take(1).await;
         let visible = snapshot(&mut self.connection).await?;
-        let offered = self.offer(ahead.id, latest, None, permit, visible).await?;
-        let Merged::Passed { fence, .. } = offered else {
+        let offer = self.offer(ahead.id, latest, None, permit, visible, None);
+        let Merged::Passed { fence, .. } = offer.await? else {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 "the table has changed its shape meanwhile",
@@ -176,7 +212,7 @@ impl<'a> Load<'a> {
             let chunk = self.chunk(entry.id, &[condition], 1).await?;
             // When it is not there, it is gone, or will come as it is.
             match chunk.map(|chunk| chunk.merged) {
-                Some(Merged::Again) => continue,
+                Some(Merged::Again | Merged::Checked(_) | Merged::Failed(_)) => continue,
                 Some(Merged::Passed { fence, rows, .. }) => {
                     let mut entry = entry.clone();
                     entry.rows += rows;
@@ -203,7 +239,7 @@ impl<'a> Load<'a> {
     }
 
     fn watch(&self) -> Vec<u32> {
-        self.reader.merge.lock().watch(self.at_open.origin.clone())
+        watch(self.reader, self.at_open, self.compares)
     }
 
     /// The version in which the table has passed last.
@@ -227,18 +263,12 @@ impl<'a> Load<'a> {
         conditions: &[String],
         limit: usize,
     ) -> Result<Option<Chunk>> {
-        let reader = self.reader;
-        reader.throttle.pass(0).await?;
-        let permit = reader.budget.take(MOST_BYTES).await;
-        let (latest, visible, rows) = loop {
-            let latest = self.latest();
-            let statement = self.statement(conditions, limit);
-            if let Some((visible, rows)) = self.read(&statement).await? {
-                break (latest, visible, rows);
-            }
-            let connection = &mut self.connection;
-            self.shape = shape(reader, connection, self.published, self.at_open).await?;
-        };
+        let found = self.found(conditions, limit).await?;
+        let Found {
+            latest,
+            read: Read { visible, rows, .. },
+            permit,
+        } = found;
         if rows.count() == 0 {
             return Ok(None);
         }
@@ -248,13 +278,16 @@ impl<'a> Load<'a> {
             .map(|column| rows.last(column).map(str::to_owned))
             .collect();
         let last = last.ok_or_else(|| protocol("a key column is NULL"))?;
-        let merged = self.offer(id, latest, Some(rows), permit, visible).await?;
+        let offer = self.offer(id, latest, Some(rows), permit, visible, None);
+        let merged = offer.await?;
         match merged {
-            Merged::Passed { .. } => self.must_see.clear(),
+            Merged::Passed { .. } | Merged::Checked(_) | Merged::Failed(_) => {
+                self.must_see.clear();
+            }
             Merged::Again => self.must_see = self.watch(),
         }
         // Afterwards: a pause before the fence would let changes overtake the rows.
-        reader.throttle.pass(bytes).await?;
+        self.reader.throttle.pass(bytes).await?;
         Ok(Some(Chunk {
             rows: count,
             bytes,
@@ -263,13 +296,139 @@ impl<'a> Load<'a> {
         }))
     }
 
+    /// Reads rows, whatever becomes of them.
+    async fn found(&mut self, conditions: &[String], limit: usize) -> Result<Found> {
+        let reader = self.reader;
+        reader.throttle.pass(0).await?;
+        let permit = reader.budget.take(MOST_BYTES).await;
+        loop {
+            let latest = self.latest();
+            let statement = self.statement(conditions, limit);
+            if let Some(read) = self.read(&statement).await? {
+                return Ok(Found {
+                    latest,
+                    read,
+                    permit,
+                });
+            }
+            let connection = &mut self.connection;
+            self.shape = shape(reader, connection, self.published, self.at_open).await?;
+        }
+    }
+
+    /// Reads the rows of a request and puts them at their place in the stream, to be compared.
+    ///
+    /// # Errors
+    /// The server's; `Unavailable` when the stream was interrupted.
+    pub(super) async fn check(&mut self, request: &CheckRequest) -> Result<Checked> {
+        self.keys_only = matches!(request.rows, CheckRows::Absent(_));
+        let (keys, only_absent) = match &request.rows {
+            CheckRows::Behind(_) => (Vec::new(), false),
+            CheckRows::Keys(keys) => (keys.clone(), false),
+            CheckRows::Absent(keys) => (keys.clone(), true),
+        };
+        loop {
+            let shape = Arc::clone(&self.shape.schema);
+            let condition = match &request.rows {
+                CheckRows::Behind(after) => after
+                    .as_deref()
+                    .map(|after| format!("({}) > {}", self.keys(), literals(after))),
+                CheckRows::Keys(_) | CheckRows::Absent(_) => Some(self.named(&keys).await?),
+            };
+            let wanted = request.condition.as_ref();
+            let wanted = wanted.map(|condition| format!("({condition}\n)"));
+            let conditions: Vec<String> = condition.into_iter().chain(wanted).collect();
+            let Found {
+                latest,
+                read,
+                permit,
+            } = self.found(&conditions, MOST_ROWS).await?;
+            if !Arc::ptr_eq(&shape, &self.shape.schema) {
+                // The conditions are about the table as it was.
+                continue;
+            }
+            let bytes = read.rows.size();
+            let wanted = Wanted {
+                number: request.number,
+                purpose: request.purpose,
+                keys: keys.clone(),
+                only_absent,
+                whole: read.whole && read.rows.count() < MOST_ROWS,
+            };
+            let rows = Some(read.rows);
+            let offer = self.offer(
+                request.number,
+                latest,
+                rows,
+                permit,
+                read.visible,
+                Some(wanted),
+            );
+            match offer.await? {
+                Merged::Checked(checked) => {
+                    // What follows is read under a later snapshot, which sees what this one has seen.
+                    self.must_see.clear();
+                    self.reader.throttle.pass(bytes).await?;
+                    return Ok(checked);
+                }
+                Merged::Again => self.must_see = self.watch(),
+                Merged::Failed(error) => return Err(error),
+                Merged::Passed { .. } => {
+                    let message = format!("rows of {} were sent instead of compared", shape.id);
+                    return Err(protocol(message));
+                }
+            }
+        }
+    }
+
+    /// The condition that rows have one of these keys. Some may be no keys of the table at all: a sink may hold anything.
+    async fn named(&mut self, keys: &[Vec<String>]) -> Result<String> {
+        let mut sound: Vec<String> = Vec::with_capacity(keys.len());
+        // No value of PostgreSQL holds a zero byte, and no statement.
+        let possible = keys
+            .iter()
+            .filter(|key| !key.iter().any(|text| text.contains('\0')));
+        let mut unsure: Vec<Vec<String>> = vec![possible.map(|key| literals(key)).collect()];
+        while let Some(mut part) = unsure.pop() {
+            if part.is_empty() {
+                continue;
+            }
+            let explain = format!(
+                "EXPLAIN SELECT FROM {} WHERE {}",
+                self.from,
+                self.one_of(&part)
+            );
+            match self.connection.query("look keys up", &explain).await {
+                Ok(_) => sound.append(&mut part),
+                Err(error) if is_no_value(&error) && part.len() == 1 => {}
+                Err(error) if is_no_value(&error) => {
+                    unsure.push(part.split_off(part.len() / 2));
+                    unsure.push(part);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(match sound.is_empty() {
+            true => "false".to_owned(),
+            false => self.one_of(&sound),
+        })
+    }
+
+    fn one_of(&self, keys: &[String]) -> String {
+        format!("({}) IN ({})", self.keys(), keys.join(", "))
+    }
+
     fn statement(&self, conditions: &[String], limit: usize) -> String {
-        let columns: Vec<String> = self
-            .shape
-            .schema
+        let schema = &self.shape.schema;
+        let is_read = |at: usize| !self.keys_only || schema.key.contains(&(at as u16));
+        let columns: Vec<String> = schema
             .columns
             .iter()
-            .map(|column| quote_ident(&column.name))
+            .enumerate()
+            .map(|(at, column)| match is_read(at) {
+                true => quote_ident(&column.name),
+                false => "NULL".to_owned(),
+            })
             .collect();
         let filter = self.shape.filter.as_ref();
         let filter = filter.map(|filter| format!("({filter})"));
@@ -291,7 +450,7 @@ impl<'a> Load<'a> {
     }
 
     /// Rows under a snapshot that fits, and the snapshot; `None` when the table has another shape by now.
-    async fn read(&mut self, statement: &str) -> Result<Option<(Visible, Rows)>> {
+    async fn read(&mut self, statement: &str) -> Result<Option<Read>> {
         const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         const ROLLBACK: &str = "ROLLBACK";
         // Before the snapshot: what the snapshot sees of the columns then holds for the rows too.
@@ -328,19 +487,27 @@ impl<'a> Load<'a> {
         }
     }
 
-    async fn copy(&mut self, statement: &str, visible: Visible) -> Result<(Visible, Rows)> {
+    async fn copy(&mut self, statement: &str, visible: Visible) -> Result<Read> {
         let schema = &self.shape.schema;
         let mut out = CopyOut::begin(&mut self.connection, statement, schema).await?;
         while out.read(&mut self.connection).await? {
             if out.len() >= MOST_BYTES && out.rows() > 0 {
                 // The rest is still to be sent on this connection; another one is made sooner.
                 self.connection = Connection::open(&self.reader.target, Mode::Sql).await?;
-                return Ok((visible, out.take()));
+                return Ok(Read {
+                    visible,
+                    rows: out.take(),
+                    whole: false,
+                });
             }
         }
         let end = "end a transaction";
         self.connection.query(end, "COMMIT").await?;
-        Ok((visible, out.take()))
+        Ok(Read {
+            visible,
+            rows: out.take(),
+            whole: true,
+        })
     }
 
     /// Hands a chunk over and marks its place in the stream.
@@ -349,8 +516,9 @@ impl<'a> Load<'a> {
         id: u64,
         latest: Option<u32>,
         rows: Option<Rows>,
-        permit: lockstep_core::memory::Permit,
+        permit: Permit,
         visible: Visible,
+        check: Option<Wanted>,
     ) -> Result<Merged> {
         let fence = format!("{id}-{:016x}", unique());
         let (answer, merged) = oneshot::channel();
@@ -361,6 +529,7 @@ impl<'a> Load<'a> {
             rows,
             permit,
             visible,
+            check,
             answer,
         });
         // In a transaction, so that it is on disk at once, and with it in the stream.
@@ -394,6 +563,11 @@ impl<'a> Load<'a> {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// Begins to note the changes of a table.
+fn watch(reader: &Reader, table: &TableSchema, compares: bool) -> Vec<u32> {
+    reader.merge.lock().watch(table.origin.clone(), compares)
 }
 
 /// The shape of a table now, which must be found by the key that it had when the source was opened: how far a load came is a
@@ -431,6 +605,14 @@ pub(super) async fn snapshot(connection: &mut Connection) -> Result<Visible> {
         .await?;
     let text = rows.into_iter().flatten().next().flatten();
     Visible::parse(&text.ok_or_else(|| protocol("no snapshot where one was asked for"))?)
+}
+
+/// Whether the server finds that a text is no value of its type (classes 22 and 23 of SQLSTATE: what a type's input says, and what
+/// a domain checks).
+fn is_no_value(error: &Error) -> bool {
+    let text = error.to_string();
+    let classes = ["(SQLSTATE 22", "(SQLSTATE 23"];
+    classes.iter().any(|class| text.contains(class))
 }
 
 /// Values as a row.

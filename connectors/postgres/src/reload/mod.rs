@@ -1,8 +1,11 @@
 //! Tables are loaded again while the stream goes on: on demand, in chunks by primary key, each fenced ([`window`]).
 //!
+//! Rows can be sent the same way to be compared with what sinks hold, and not written ([`check`]).
+//!
 //! [`Desk`] takes requests, from the admin endpoint and from SQL, and keeps them in a file; [`reader`] carries them out;
 //! [`load`] reads the chunks of one; [`Window`] puts them at their place in the stream.
 
+mod check;
 mod desk;
 mod load;
 mod reader;
@@ -15,6 +18,7 @@ use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::source::ReloadRequest;
 use lockstep_core::{Error, ErrorKind, Result};
 
+pub use check::{Asked, Counter, counter};
 pub use desk::Desk;
 pub use reader::{Reader, budget as reload_budget};
 use window::Window;

@@ -7,7 +7,7 @@ use lockstep_core::{Error, ErrorKind, Result};
 
 use crate::catalog::{Catalog, Published};
 use crate::publication;
-use crate::sql;
+use crate::sql::{self, quote_literal};
 use crate::types::TypeCache;
 use crate::wire::Connection;
 use crate::wire::target::Target;
@@ -17,10 +17,12 @@ pub(super) struct Shape {
     pub(super) schema: Arc<TableSchema>,
     /// Of the publication, as it is now.
     pub(super) filter: Option<String>,
+    publication: String,
     columns: Columns,
 }
 
-/// Name, type and modifier of each column, as the server prints them.
+/// Name, type and modifier of each column, as the server prints them; then, from PostgreSQL 15 on, which of them the publication
+/// has, and of which rows.
 type Columns = Vec<Vec<Option<String>>>;
 
 impl Shape {
@@ -36,7 +38,7 @@ impl Shape {
         known: &[Arc<TableSchema>],
     ) -> Result<Self> {
         // Before the rest: a change in between is seen by `is_still`.
-        let columns = columns(connection, published.relation).await?;
+        let columns = columns(connection, publication, published.relation).await?;
         let client = sql::connect(target).await?;
         let source = known
             .first()
@@ -70,6 +72,7 @@ impl Shape {
         Ok(Shape {
             schema,
             filter: now.filter,
+            publication: publication.to_owned(),
             columns,
         })
     }
@@ -79,14 +82,26 @@ impl Shape {
     /// # Errors
     /// When the catalog cannot be read.
     pub(super) async fn is_still(&self, connection: &mut Connection) -> Result<bool> {
-        Ok(columns(connection, self.schema.relation).await? == self.columns)
+        let now = columns(connection, &self.publication, self.schema.relation).await?;
+        Ok(now == self.columns)
     }
 }
 
-async fn columns(connection: &mut Connection, relation: u32) -> Result<Columns> {
+async fn columns(connection: &mut Connection, publication: &str, relation: u32) -> Result<Columns> {
     let ask = format!(
         "SELECT attname, atttypid, atttypmod FROM pg_catalog.pg_attribute \
          WHERE attrelid = {relation} AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
     );
-    connection.query("look at the columns", &ask).await
+    let mut columns = connection.query("look at the columns", &ask).await?;
+    if connection.server_version() >= 150_000 {
+        let ask = format!(
+            "SELECT pg_catalog.pg_get_expr(r.prqual, r.prrelid), r.prattrs \
+             FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+             WHERE r.prrelid = {relation} AND p.pubname = {}",
+            quote_literal(publication)
+        );
+        let published = connection.query("look at the publication", &ask).await?;
+        columns.extend(published);
+    }
+    Ok(columns)
 }

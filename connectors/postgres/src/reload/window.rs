@@ -10,11 +10,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_core::Error;
 use lockstep_core::batch::{Batch, BatchBuilder, CellRef, Change, Op, Phase, Row, Transaction};
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::{TableId, TableSchema};
+use lockstep_core::source::Checked;
 use tokio::sync::oneshot;
 
+use super::check::Wanted;
 use crate::copy_out::Rows;
 use crate::visible::Visible;
 
@@ -40,11 +43,13 @@ pub(super) struct Offer {
     pub(super) rows: Option<Rows>,
     pub(super) permit: lockstep_core::memory::Permit,
     pub(super) visible: Visible,
+    /// The rows are to be compared, and not written.
+    pub(super) check: Option<Wanted>,
     pub(super) answer: oneshot::Sender<Merged>,
 }
 
 /// What became of a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Merged {
     /// It went on: durable when more than `fence` is confirmed.
     Passed {
@@ -52,6 +57,10 @@ pub(super) enum Merged {
         rows: u64,
         superseded: u64,
     },
+    /// It went on, to be compared, or nothing of it was to.
+    Checked(Checked),
+    /// It cannot be compared.
+    Failed(Error),
     /// It is to be read again: too much has changed meanwhile, or the table has another shape.
     Again,
 }
@@ -73,6 +82,8 @@ struct Watched {
     bytes: usize,
     truncated: Option<u32>,
     offer: Option<Offer>,
+    /// Rows are compared: nobody owes a row that is not written.
+    compares: bool,
     /// See [`Found::owed`].
     owed: Vec<Vec<String>>,
 }
@@ -100,9 +111,10 @@ pub(super) struct Found {
 impl Window {
     /// Begins to note the changes of a table. Returns the transactions that have passed before: the first snapshot must
     /// see them all.
-    pub(super) fn watch(&mut self, table: TableId) -> Vec<u32> {
+    pub(super) fn watch(&mut self, table: TableId, compares: bool) -> Vec<u32> {
         self.watched = Some(Watched {
             table,
+            compares,
             touched: HashMap::new(),
             bytes: 0,
             truncated: None,
@@ -265,6 +277,21 @@ impl Window {
         let emptied = watched
             .truncated
             .is_some_and(|xid| !offer.visible.sees(xid));
+        if let Some(wanted) = offer.check {
+            let is_steady = |key: &[String]| !emptied && watched.is_steady(key, &offer.visible);
+            let made = wanted.make(rows, &offer.schema, is_steady);
+            watched.forget(&offer.visible);
+            return match made {
+                Ok(made) => {
+                    let _ = offer.answer.send(Merged::Checked(made.checked));
+                    Some(made.batch.map(|batch| batch.with_permit(offer.permit)))
+                }
+                Err(error) => {
+                    let _ = offer.answer.send(Merged::Failed(error));
+                    None
+                }
+            };
+        }
         let mut kept: Vec<Change> = Vec::with_capacity(rows.changes().len());
         for change in rows.changes().iter().filter(|_| !emptied) {
             let Some(row) = rows.new_row(change) else {
@@ -319,8 +346,22 @@ impl Watched {
         }
     }
 
+    /// Whether nothing of the row has passed that the snapshot does not see.
+    fn is_steady(&self, key: &[String], visible: &Visible) -> bool {
+        let mut noted = Vec::new();
+        for value in key {
+            noted.extend_from_slice(&(value.len() as u32).to_be_bytes());
+            noted.extend_from_slice(value.as_bytes());
+        }
+        let touch = self.touched.get(&noted);
+        touch.is_none_or(|touch| visible.sees(touch.xid))
+    }
+
     /// The row must be read once more.
     fn owe(&mut self, schema: &TableSchema, row: Row<'_>) {
+        if self.compares {
+            return;
+        }
         let text = |column| {
             let bytes = row.get(column).text()?;
             String::from_utf8(bytes.to_vec()).ok()

@@ -172,7 +172,7 @@ impl Body {
         write_number(transaction.commit_micros.div_euclid(1000), out);
         out.extend_from_slice(match phase {
             Phase::Stream | Phase::Replay => &self.stream,
-            Phase::Snapshot => &self.snapshot,
+            Phase::Snapshot | Phase::Check => &self.snapshot,
         });
         match transaction.previous_commit {
             Some(previous) => {

@@ -492,6 +492,38 @@ pub async fn inspection(lab: Lab) {
             }
         }
         assert_eq!(inspect.count(&table).await.expect("counted"), 1199);
+
+        // Rows that must not be there.
+        let gone = lab
+            .make()
+            .commit(400)
+            .delete(&table, "3")
+            .delete(&table, "4");
+        let answers = inspect.compare(&gone.stream()).await.expect("compared");
+        assert_eq!(answers[0], Held::Same);
+        assert!(matches!(&answers[1], Held::Extra { key, .. } if key.ends_with(":4")));
+        // What there is, and what was put there by somebody else.
+        let odd = format!("{}:shop:{format}:a:b", lab.prefix);
+        lab.ask(&["SET", &odd, "x"]).await;
+        let mut listing = inspect.list(&table).await.expect("listed").expect("can");
+        let (mut keys, mut foreign) = (std::collections::BTreeSet::new(), Vec::new());
+        while let Some(page) = listing.next().await.expect("a page") {
+            keys.extend(page.keys.into_iter().flatten());
+            foreign.extend(page.foreign);
+        }
+        foreign.dedup();
+        assert_eq!(
+            (keys.len(), keys.contains("3"), keys.contains("4")),
+            (1199, false, true)
+        );
+        assert_eq!(foreign, [odd]);
+
+        // With a time to live, one that is not there may have gone by itself.
+        let lab = lab.with(serde_json::json!({ "value": format, "ttl": "7d" }));
+        let row = lab.make().commit(500).read(&table, &[T("3"), T("a"), Null]);
+        let mut inspect = lab.inspect().await;
+        let answers = inspect.compare(&row.snapshot()).await.expect("compared");
+        assert_eq!(answers, [Held::Same]);
     }
 }
 

@@ -54,7 +54,7 @@ impl Epoch {
     pub(super) fn version(self, phase: Phase, position: Position) -> Result<Version> {
         let (lsn, rest) = (position.commit.0 / ALIGNMENT, position.commit.0 % ALIGNMENT);
         let step = match phase {
-            Phase::Snapshot => 0,
+            Phase::Snapshot | Phase::Check => 0,
             Phase::Stream | Phase::Replay => step(position.ordinal),
         };
         if lsn >> LSN_BITS != 0 || (rest != 0 && phase != Phase::Snapshot) {

@@ -1,12 +1,13 @@
 //! Reading the indexes back.
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lockstep_core::batch::Batch;
+use lockstep_core::batch::{Batch, Change, Op};
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::{Held, Inspect};
+use lockstep_core::sink::{Held, Inspect, Keys, Listing};
 use lockstep_core::template::Template;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::key::key_text;
@@ -19,22 +20,27 @@ use serde_json::value::RawValue;
 use super::client::{Body, Client};
 use super::config::Config;
 use super::index::index_name;
-use crate::document::{Documents, same};
+use super::scroll::Scroll;
+use crate::compared::{compared_row, page, unless_refused, verdict};
+use crate::document::Documents;
 
 /// Documents read at a time.
 const PAGE: usize = 500;
 
 /// Compares rows with documents.
 pub(super) struct Inspector {
-    client: Client,
+    client: Arc<Client>,
     template: Template,
+    /// Indexes of several tables of the database: their documents do not say which of them they are of.
+    shared: HashSet<Arc<str>>,
     plans: Plans<(Arc<str>, Documents)>,
 }
 
 struct Expected {
     index: Arc<str>,
     id: String,
-    document: String,
+    /// None: it must not be there.
+    document: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -53,40 +59,48 @@ struct Document<'a> {
 }
 
 impl Inspector {
-    pub(super) fn open(config: &Config) -> Result<Self> {
+    pub(super) fn open(config: &Config, tables: &[Arc<TableSchema>]) -> Result<Self> {
         config.validate()?;
+        let template = config.index_template()?;
+        let mut owners: HashMap<Arc<str>, &TableSchema> = HashMap::new();
+        let mut shared = HashSet::new();
+        for table in tables {
+            let index = index_name(&template, table)?;
+            let owner = *owners.entry(Arc::clone(&index)).or_insert(table);
+            if owner.origin != table.origin {
+                shared.insert(index);
+            }
+        }
         Ok(Inspector {
-            client: Client::new(config)?,
-            template: config.index_template()?,
+            client: Arc::new(Client::new(config)?),
+            template,
+            shared,
             plans: Plans::new(),
         })
     }
 
-    fn expected(&mut self, batch: &Batch) -> Result<Vec<Expected>> {
-        let mut all = Vec::with_capacity(batch.changes().len());
-        for change in batch.changes() {
-            let schema = batch.schema(change);
-            let row = batch.new_row(change).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Invalid,
-                    "a change without a row cannot be compared",
-                )
-            })?;
-            let template = &self.template;
-            let (index, documents) = self.plans.get_or_try(schema, |schema| {
-                Ok::<_, Error>((index_name(template, schema)?, Documents::new(schema)))
-            })?;
-            let mut id = String::new();
-            key_text(schema, row, &mut id)?;
-            let mut document = Vec::new();
-            documents.write(row, &mut document)?;
-            all.push(Expected {
-                index: Arc::clone(index),
-                id,
-                document: String::from_utf8_lossy(&document).into_owned(),
-            });
-        }
-        Ok(all)
+    fn expected(&mut self, batch: &Batch, change: &Change) -> Result<Expected> {
+        let schema = batch.schema(change);
+        let row = compared_row(batch, change)?;
+        let template = &self.template;
+        let (index, documents) = self.plans.get_or_try(schema, |schema| {
+            Ok::<_, Error>((index_name(template, schema)?, Documents::new(schema)))
+        })?;
+        let mut id = String::new();
+        key_text(schema, row, &mut id)?;
+        let document = match change.op {
+            Op::Delete => None,
+            _ => {
+                let mut text = Vec::new();
+                documents.write(row, &mut text)?;
+                Some(String::from_utf8_lossy(&text).into_owned())
+            }
+        };
+        Ok(Expected {
+            index: Arc::clone(index),
+            id,
+            document,
+        })
     }
 
     async fn look(&self, page: &[Expected], held: &mut Vec<Held>) -> Result<()> {
@@ -138,26 +152,50 @@ fn compare(row: &Expected, doc: &Document<'_>) -> Result<Held> {
             .source(cause.text())
             .remedy(remedy));
     }
-    Ok(match doc.source {
-        None => Held::Missing { key },
-        Some(actual) if same(&row.document, actual.get()) => Held::Same,
-        Some(actual) => Held::Different {
-            key,
-            expected: row.document.clone(),
-            actual: actual.get().to_owned(),
-        },
-    })
+    let actual = doc.source.map(|source| source.get().to_owned());
+    Ok(verdict(key, row.document.clone(), actual))
+}
+
+/// Ids of a page of a listing.
+const LISTED: usize = 1_000;
+
+/// The keys of the documents of an index.
+struct Ids {
+    scroll: Scroll,
+    columns: usize,
+}
+
+#[async_trait]
+impl Listing for Ids {
+    async fn next(&mut self) -> Result<Option<Keys>> {
+        let ids = self.scroll.next().await?;
+        Ok(ids.map(|ids| page(ids, self.columns)))
+    }
 }
 
 #[async_trait]
 impl Inspect for Inspector {
     async fn compare(&mut self, batch: &Batch) -> Result<Vec<Held>> {
-        let expected = self.expected(batch)?;
+        let mut expected = Vec::with_capacity(batch.changes().len());
+        let mut refused = Vec::with_capacity(batch.changes().len());
+        for change in batch.changes() {
+            match self.expected(batch, change) {
+                Ok(one) => {
+                    expected.push(one);
+                    refused.push(None);
+                }
+                Err(error) => refused.push(Some(unless_refused(Err(error))?)),
+            }
+        }
         let mut held = Vec::with_capacity(expected.len());
         for page in expected.chunks(PAGE) {
             self.look(page, &mut held).await?;
         }
-        Ok(held)
+        let mut held = held.into_iter();
+        let all = refused
+            .into_iter()
+            .map(|refused| refused.or_else(|| held.next()));
+        Ok(all.flatten().collect())
     }
 
     async fn count(&mut self, table: &TableSchema) -> Result<u64> {
@@ -183,5 +221,16 @@ impl Inspect for Inspector {
             .success("counting documents")?
             .whole("counting documents")?;
         Ok(reply.json::<Count>("counting documents")?.count)
+    }
+
+    async fn list(&mut self, table: &Arc<TableSchema>) -> Result<Option<Box<dyn Listing>>> {
+        let index = index_name(&self.template, table)?;
+        if self.shared.contains(&index) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Ids {
+            scroll: Scroll::new(&self.client, &index, LISTED),
+            columns: table.key.len(),
+        })))
     }
 }

@@ -61,8 +61,8 @@ impl SinkFactory for OpenSearch {
         preflight(config, pipeline, name).await
     }
 
-    async fn inspect(config: &Config, _: SinkContext) -> Result<Option<Box<dyn Inspect>>> {
-        Ok(Some(Box::new(Inspector::open(config)?)))
+    async fn inspect(config: &Config, context: SinkContext) -> Result<Option<Box<dyn Inspect>>> {
+        Ok(Some(Box::new(Inspector::open(config, &context.tables)?)))
     }
 }
 

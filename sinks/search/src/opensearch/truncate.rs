@@ -6,7 +6,6 @@
 //!
 //! The version is remembered in the progress index: of rows that came and went within one batch the server knows nothing.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use lockstep_core::Result;
@@ -20,33 +19,11 @@ use super::client::{Body, Client};
 use super::config::Refresh;
 use super::epoch::Version;
 use super::index::Target;
+use super::scroll::Scroll;
 use super::send::send;
 
 /// Documents read and deleted at a time.
 const PAGE: usize = 2_000;
-/// How long the server keeps the search open between two pages.
-const KEEP: &str = "5m";
-
-#[derive(Deserialize)]
-struct Page<'a> {
-    #[serde(rename = "_scroll_id", borrow)]
-    scroll: Cow<'a, str>,
-    #[serde(borrow)]
-    hits: Hits<'a>,
-}
-
-#[derive(Deserialize)]
-struct Hits<'a> {
-    #[serde(borrow)]
-    hits: Vec<Hit<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Hit<'a> {
-    #[serde(rename = "_id", borrow)]
-    id: Cow<'a, str>,
-}
-
 #[derive(Deserialize)]
 struct Found {
     #[serde(rename = "_version")]
@@ -115,60 +92,17 @@ pub(super) async fn truncate(
     target: &Target,
     version: Version,
 ) -> Result<Delivered> {
-    let index = &*target.index;
-    client
-        .call(Method::POST, &[index, "_refresh"], &[], Body::None)
-        .await?
-        .success("making all documents visible")?
-        .whole("making all documents visible")?;
-    let search = json!({"size": PAGE, "_source": false, "sort": ["_doc"]});
-    let mut reply = client
-        .call(
-            Method::POST,
-            &[index, "_search"],
-            &[("scroll", KEEP)],
-            Body::json(&search),
-        )
-        .await?
-        .success("listing all documents")?
-        .whole("listing all documents")?;
+    let mut scroll = Scroll::new(client, &target.index, PAGE);
     let mut delivered = Delivered::default();
-    loop {
-        let page: Page<'_> = reply.json("listing all documents")?;
-        let scroll = page.scroll.into_owned();
-        if page.hits.hits.is_empty() {
-            forget(client, &scroll).await;
-            return Ok(delivered);
-        }
+    while let Some(ids) = scroll.next().await? {
         let mut bulk = Bulk::default();
-        for hit in page.hits.hits {
-            let key = KeyHash::of(index, &hit.id);
-            bulk.add(target, key, &hit.id, version, (0, None), None)?;
+        for id in &ids {
+            let key = KeyHash::of(&target.index, id);
+            bulk.add(target, key, id, version, (0, None), None)?;
         }
         for answer in send(client, Refresh::None, bulk.finish()).await? {
             delivered += answer.delivered;
         }
-        reply = client
-            .call(
-                Method::POST,
-                &["_search", "scroll"],
-                &[],
-                Body::json(&json!({"scroll": KEEP, "scroll_id": scroll})),
-            )
-            .await?
-            .success("listing all documents")?
-            .whole("listing all documents")?;
     }
-}
-
-/// The server forgets the search by itself in time; a failure to say so earlier is nobody's loss.
-async fn forget(client: &Client, scroll: &str) {
-    let body = Body::json(&json!({"scroll_id": scroll}));
-    let forgotten = client
-        .call(Method::DELETE, &["_search", "scroll"], &[], body)
-        .await
-        .and_then(|reply| reply.success("closing a search"));
-    if let Err(error) = forgotten {
-        tracing::debug!(%error, "a search stays open until it expires");
-    }
+    Ok(delivered)
 }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use ::tantivy::collector::TopDocs;
+use ::tantivy::collector::{DocSetCollector, TopDocs};
 use ::tantivy::query::TermQuery;
 use ::tantivy::schema::document::Value as _;
 use ::tantivy::schema::{
     Field, INDEXED, IndexRecordOption, JsonObjectOptions, OwnedValue, STORED, STRING, Schema, TEXT,
     TextFieldIndexing, TextOptions,
 };
-use ::tantivy::{Searcher, TantivyDocument, Term};
+use ::tantivy::{DocAddress, Searcher, TantivyDocument, Term};
 use lockstep_core::position::Lsn;
 use lockstep_core::refusal::reason;
 use lockstep_core::schema::TableSchema;
@@ -153,6 +153,33 @@ impl Layout {
             }
         }
         document
+    }
+
+    /// Where the documents of a table of the database are.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub(super) fn addresses(&self, searcher: &Searcher, table: &Table) -> Result<Vec<DocAddress>> {
+        let query = TermQuery::new(self.rows_of(table), IndexRecordOption::Basic);
+        let found = searcher.search(&query, &DocSetCollector);
+        let mut found: Vec<DocAddress> = found
+            .map_err(|error| storage("list documents", error))?
+            .into_iter()
+            .collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// The id of a document.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub(super) fn id_at(&self, searcher: &Searcher, at: DocAddress) -> Result<Option<String>> {
+        let document: TantivyDocument = searcher
+            .doc(at)
+            .map_err(|error| storage("read a document", error))?;
+        let id = document.get_first(self.id);
+        Ok(id.and_then(|id| id.as_str().map(str::to_owned)))
     }
 
     /// The document of a key.

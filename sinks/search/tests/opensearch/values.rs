@@ -406,4 +406,28 @@ async fn comparison_and_count_see_what_is_there() {
         "{held:?}"
     );
     assert_eq!(inspect.count(&orders).await.expect("counted"), 2);
+    // Rows that must not be there.
+    let gone = Feed::new(&source)
+        .begin(30)
+        .delete(&orders, "2")
+        .delete(&orders, "3")
+        .finish();
+    let held = inspect.compare(&gone).await.expect("compared");
+    assert!(matches!(&held[0], Held::Extra { key, .. } if key.ends_with("/2")));
+    assert_eq!(held[1], Held::Same);
+    let mut listing = inspect.list(&orders).await.expect("listed").expect("can");
+    let mut keys = listing.next().await.expect("a page").expect("some").keys;
+    keys.sort_unstable();
+    assert_eq!(keys, [["1"], ["2"]]);
+    assert_eq!(listing.next().await.expect("no more"), None);
+    // Documents of several tables in one index do not say which they are of.
+    let beside = Arc::new(lockstep_core::schema::TableSchema {
+        origin: lockstep_core::schema::TableId::new("public", "orders_2025"),
+        ..(*orders).clone()
+    });
+    let config = serde_json::from_value(corner.config(json!({}))).expect("valid");
+    let shared = context(&source, &[&orders, &beside]);
+    let inspect = OpenSearch::inspect(&config, shared).await.expect("opens");
+    let listing = inspect.expect("can be read").list(&orders).await;
+    assert!(listing.expect("asked").is_none());
 }

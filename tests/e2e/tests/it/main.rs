@@ -17,6 +17,7 @@ mod examples;
 mod kills;
 mod lost;
 mod memory;
+mod reconcile;
 mod reload;
 mod resume;
 mod schema;

@@ -163,6 +163,7 @@ async fn offer(
         rows: Some(rows(values)),
         permit: Budget::new(1 << 20).take(1).await,
         visible: Visible::parse(visible).expect("a snapshot"),
+        check: None,
         answer,
     };
     (offer, merged)
@@ -202,7 +203,7 @@ fn pairs(values: &[(&str, &str)]) -> Vec<(String, String)> {
 async fn a_chunk_enters_at_its_fence_without_what_is_newer_in_the_stream() {
     let schema = table(1);
     let (mut window, mut stream) = (Window::default(), Stream::new(&schema));
-    assert!(window.watch(schema.origin.clone()).is_empty());
+    assert!(window.watch(schema.origin.clone(), false).is_empty());
     let values = pairs(&[("1", "old"), ("2", "old"), ("3", "old")]);
     // The snapshot sees 10, and not 11, which was committed while it was taken.
     let (offered, merged) = offer(&schema, "f", &values, "11:12:11").await;
@@ -226,21 +227,22 @@ async fn a_chunk_enters_at_its_fence_without_what_is_newer_in_the_stream() {
         (chunk.phase, chunk.transactions()[0].commit),
         (Phase::Snapshot, Lsn(96))
     );
-    assert_eq!(
-        merged.await.expect("answered"),
-        Merged::Passed {
-            fence: Lsn(96),
-            rows: 2,
-            superseded: 1
-        }
-    );
+    let Merged::Passed {
+        fence,
+        rows,
+        superseded,
+    } = merged.await.expect("answered")
+    else {
+        panic!("it did not pass");
+    };
+    assert_eq!((fence, rows, superseded), (Lsn(96), 2, 1));
 }
 
 #[tokio::test]
 async fn a_truncate_that_the_snapshot_does_not_see_empties_the_chunk() {
     let schema = table(1);
     let (mut window, mut stream) = (Window::default(), Stream::new(&schema));
-    window.watch(schema.origin.clone());
+    window.watch(schema.origin.clone(), false);
     let (offered, merged) = offer(&schema, "f", &pairs(&[("1", "old")]), "10:10:").await;
     window.offer(offered);
     stream.begin(80, 10).truncate();
@@ -262,13 +264,13 @@ async fn a_truncate_that_the_snapshot_does_not_see_empties_the_chunk() {
 async fn a_table_of_another_shape_is_read_again() {
     let (old, new) = (table(1), table(2));
     let (mut window, mut stream) = (Window::default(), Stream::new(&new));
-    window.watch(old.origin.clone());
+    window.watch(old.origin.clone(), false);
     let (offered, merged) = offer(&old, "f", &pairs(&[("1", "old")]), "10:10:").await;
     window.offer(offered);
     stream.begin(80, 10).put("2", "wide");
     stream.begin(88, 11).message(FENCE, "f");
     assert_eq!(told(&window.pass(stream.batch(None)).batches), ["2=wide"]);
-    assert_eq!(merged.await.expect("answered"), Merged::Again);
+    assert!(matches!(merged.await.expect("answered"), Merged::Again));
     assert_eq!(window.shape(&old.origin).expect("known").version, 2);
 }
 
@@ -290,7 +292,7 @@ async fn messages_of_ours_do_not_pass_and_those_of_others_do() {
         (found.batches.len(), found.batches[0].through),
         (1, Some(Lsn(112)))
     );
-    assert_eq!(window.watch(schema.origin.clone()), [10, 11, 12]);
+    assert_eq!(window.watch(schema.origin.clone(), false), [10, 11, 12]);
 }
 
 /// What happens in a database whose commits are in the log a while before snapshots see them.
@@ -346,7 +348,7 @@ proptest! {
         // What snapshots see: the state after each commit, oldest first; the first is seen.
         let mut states: VecDeque<(u32, State)> = VecDeque::from([(9, State::new())]);
         let (mut xid, mut fences) = (10_u32, 0);
-        window.watch(schema.origin.clone());
+        window.watch(schema.origin.clone(), false);
         let mut answers = Vec::new();
         for step in steps.into_iter().chain([Step::Stream]) {
             let commit = u64::from(xid) * 8;
@@ -398,6 +400,116 @@ proptest! {
         for mut answer in answers {
             let passed = matches!(answer.try_recv(), Ok(Merged::Passed { .. }));
             prop_assert!(passed, "a chunk was not answered");
+        }
+    }
+}
+
+/// Rows of a check that are not as a sink holds them that has been given everything before it.
+fn untrue(batch: &Batch, copy: &State) -> Vec<String> {
+    let schema = &batch.schemas()[0];
+    let text = |row: Row<'_>, at: usize| {
+        let bytes = row.get(&schema.columns[at]).text().unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    let changes = batch.changes().iter();
+    changes
+        .filter_map(|change| {
+            let row = batch.new_row(change).or_else(|| batch.old_row(change))?;
+            let key = text(row, 0);
+            let expected = (change.op == Op::Read).then(|| text(row, 1));
+            (copy.get(&key) != expected.as_ref()).then(|| format!("{key}: {expected:?}"))
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    /// What is sent to be compared is what a sink holds at that place of the stream, and every key that was asked for is
+    /// sent or told as unsteady, whatever happens meanwhile.
+    #[test]
+    fn a_check_asks_for_nothing_that_is_not_so(steps in proptest::collection::vec(step(), 0..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let schema = table(1);
+        let (mut window, mut stream) = (Window::default(), Stream::new(&schema));
+        let (mut database, mut copy) = (State::new(), State::new());
+        let mut states: VecDeque<(u32, State)> = VecDeque::from([(9, State::new())]);
+        let (mut xid, mut fences) = (10_u32, 0_u64);
+        window.watch(schema.origin.clone(), true);
+        let keys: Vec<Vec<String>> = (0..5_u8).map(|key| vec![key.to_string()]).collect();
+        let mut answers = Vec::new();
+        let pass = |window: &mut Window, batch: Batch, copy: &mut State| -> Vec<String> {
+            let mut wrong = Vec::new();
+            for batch in window.pass(batch).batches {
+                match batch.phase {
+                    Phase::Check => wrong.extend(untrue(&batch, copy)),
+                    _ => apply(&told(&[batch]), copy),
+                }
+            }
+            wrong
+        };
+        for step in steps.into_iter().chain([Step::Stream]) {
+            let commit = u64::from(xid) * 8;
+            match step {
+                Step::Put(key) => {
+                    let (key, value) = (key.to_string(), format!("v{xid}"));
+                    stream.begin(commit, xid).put(&key, &value);
+                    database.insert(key, value);
+                }
+                Step::Delete(key) => {
+                    if database.remove(&key.to_string()).is_none() {
+                        continue;
+                    }
+                    stream.begin(commit, xid).delete(&key.to_string());
+                }
+                Step::Truncate => {
+                    stream.begin(commit, xid).truncate();
+                    database.clear();
+                }
+                Step::Appear => {
+                    if states.len() > 1 {
+                        states.pop_front();
+                    }
+                    continue;
+                }
+                Step::Chunk => {
+                    let wrong = pass(&mut window, stream.batch(None), &mut copy);
+                    prop_assert_eq!(wrong, Vec::<String>::new());
+                    let (seen, state) = &states[0];
+                    let values: Vec<_> = state.clone().into_iter().collect();
+                    let running: Vec<String> = (seen + 1..xid).map(|xid| xid.to_string()).collect();
+                    let visible = format!("{}:{xid}:{}", seen + 1, running.join(","));
+                    fences += 1;
+                    let (mut offered, merged) =
+                        runtime.block_on(offer(&schema, &fences.to_string(), &values, &visible));
+                    offered.check = Some(Wanted {
+                        number: fences,
+                        purpose: lockstep_core::source::Purpose::Compare,
+                        keys: keys.clone(),
+                        only_absent: false,
+                        whole: true,
+                    });
+                    window.offer(offered);
+                    answers.push(merged);
+                    stream.begin(commit, xid).message(FENCE, &fences.to_string());
+                }
+                Step::Stream => {
+                    let wrong = pass(&mut window, stream.batch(None), &mut copy);
+                    prop_assert_eq!(wrong, Vec::<String>::new());
+                    prop_assert_eq!(&copy, &database);
+                    continue;
+                }
+            }
+            states.push_back((xid, database.clone()));
+            xid += 1;
+        }
+        for mut answer in answers {
+            let Ok(Merged::Checked(checked)) = answer.try_recv() else {
+                return Err(TestCaseError::fail("a check was not answered"));
+            };
+            let mut all = [checked.keys, checked.unsteady].concat();
+            all.sort_unstable();
+            prop_assert_eq!(&all, &keys);
         }
     }
 }

@@ -1,0 +1,90 @@
+//! Comparisons that have ended, kept over restarts.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::Reconcile;
+
+/// Comparisons that are kept.
+const MOST: usize = 20;
+/// Rows that are kept of what differed, for each table and sink.
+const ROWS: usize = 100;
+
+/// See the module's page.
+pub(super) struct History {
+    path: PathBuf,
+    pub(super) ended: VecDeque<Reconcile>,
+}
+
+impl History {
+    /// What earlier runs have left. One that cannot be read is left behind: nothing rests on it.
+    pub(super) fn open(path: PathBuf) -> Self {
+        let read = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(std::io::Error::from),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(VecDeque::new()),
+            Err(error) => Err(error),
+        };
+        let ended = read.unwrap_or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "the history of comparisons cannot be read, and begins anew");
+            VecDeque::new()
+        });
+        History { path, ended }
+    }
+
+    /// Another one has ended.
+    pub(super) fn push(&mut self, mut one: Reconcile) {
+        let sinks = one
+            .reports
+            .iter_mut()
+            .flat_map(|report| report.sinks.values_mut());
+        for sink in sinks {
+            sink.drift.truncate(ROWS);
+        }
+        if self.ended.len() == MOST {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(one);
+        if let Err(error) = write(&self.path, &self.ended) {
+            tracing::warn!(path = %self.path.display(), %error, "the history of comparisons cannot be written");
+        }
+    }
+}
+
+/// Writes it, whole or not at all.
+fn write(path: &Path, ended: &VecDeque<Reconcile>) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    serde_json::to_writer(&mut file, ended)?;
+    file.flush()?;
+    file.as_file().sync_data()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ReconcileRequest;
+    use super::*;
+
+    #[test]
+    fn what_has_ended_is_there_after_a_restart_and_not_for_ever() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("reconciles.json");
+        let mut history = History::open(path.clone());
+        for id in 1..=25 {
+            history.push(Reconcile {
+                id,
+                request: ReconcileRequest::default(),
+                done: true,
+                tables: 0,
+                reports: Vec::new(),
+            });
+        }
+        let again = History::open(path.clone());
+        assert_eq!(again.ended, history.ended);
+        assert_eq!(again.ended.front().map(|one| one.id), Some(6));
+        std::fs::write(&path, "{").expect("written");
+        assert!(History::open(path).ended.is_empty());
+    }
+}

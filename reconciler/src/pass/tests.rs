@@ -1,0 +1,299 @@
+//! A table and a sink in memory, with rows that do not hold still.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use lockstep_core::error::ErrorKind;
+use lockstep_core::sink::Listing;
+use lockstep_core::source::Checked;
+use proptest::prelude::*;
+
+use super::*;
+use crate::Answer;
+
+type Rows = BTreeMap<u32, String>;
+
+#[derive(Clone, Debug, Default)]
+struct World {
+    source: Rows,
+    sink: Rows,
+    /// Rows that change while they are read, for so many more times.
+    restless: BTreeMap<u32, u32>,
+    /// Differences that are gone when they are looked at again.
+    fleeting: BTreeSet<u32>,
+    /// Checks that fail before one works.
+    failures: u32,
+    chunk: usize,
+}
+
+struct Model(Mutex<World>);
+
+fn key(row: u32) -> Key {
+    vec![format!("{row:05}")]
+}
+
+impl World {
+    fn verdict(&mut self, ordinal: u64, row: u32) -> Option<Verdict> {
+        if self.fleeting.remove(&row) {
+            return Some(Verdict {
+                ordinal,
+                held: Held::Missing { key: "gone".into() },
+                aside: false,
+            });
+        }
+        let held_as = row.to_string();
+        let held = match (self.source.get(&row), self.sink.get(&row)) {
+            (None, None) => return None,
+            (Some(expected), Some(actual)) if expected == actual => return None,
+            (Some(_), None) => Held::Missing { key: held_as },
+            (None, Some(actual)) => Held::Extra {
+                key: held_as,
+                actual: actual.clone(),
+            },
+            (Some(expected), Some(actual)) => Held::Different {
+                key: held_as,
+                expected: expected.clone(),
+                actual: actual.clone(),
+            },
+        };
+        Some(Verdict {
+            ordinal,
+            held,
+            aside: false,
+        })
+    }
+}
+
+#[async_trait]
+impl Ends for Model {
+    fn sinks(&self) -> Vec<Arc<str>> {
+        vec!["cache".into()]
+    }
+
+    async fn check(&self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Compared> {
+        assert_eq!(sinks, self.sinks());
+        let mut world = self.0.lock().expect("not poisoned");
+        if world.failures > 0 {
+            world.failures -= 1;
+            return Err(Error::new(ErrorKind::Unavailable, "for now"));
+        }
+        let number = |key: &Key| key[0].parse::<u32>().expect("a number");
+        let there = |row: &u32| world.source.contains_key(row);
+        let (rows, next): (Vec<u32>, _) = match rows {
+            CheckRows::Behind(after) => {
+                let after = after.map(|key| number(&key));
+                let behind = world
+                    .source
+                    .keys()
+                    .filter(|row| after.is_none_or(|after| **row > after));
+                let mut rows: Vec<u32> = behind.copied().take(world.chunk + 1).collect();
+                let more = rows.len() > world.chunk;
+                rows.truncate(world.chunk);
+                let next = rows.last().filter(|_| more).map(|row| key(*row));
+                (rows, next)
+            }
+            CheckRows::Keys(keys) => (keys.iter().map(number).collect(), None),
+            CheckRows::Absent(keys) => (
+                keys.iter().map(number).filter(|row| !there(row)).collect(),
+                None,
+            ),
+        };
+        let mut checked = Checked {
+            next,
+            ..Checked::default()
+        };
+        let mut different = Vec::new();
+        for row in rows {
+            if let Some(times) = world.restless.get_mut(&row)
+                && *times > 0
+            {
+                *times -= 1;
+                checked.unsteady.push(key(row));
+                continue;
+            }
+            checked.keys.push(key(row));
+            let ordinal = checked.keys.len() as u64;
+            different.extend(world.verdict(ordinal, row));
+        }
+        let outcome = Outcome::Compared {
+            rows: checked.keys.len() as u64,
+            different,
+        };
+        let answers = (!checked.keys.is_empty()).then(|| Answer {
+            sink: "cache".into(),
+            outcome,
+        });
+        Ok(Compared {
+            checked,
+            answers: answers.into_iter().collect(),
+        })
+    }
+
+    async fn repair(&self, keys: Vec<Key>, sink: &Arc<str>) -> Result<Compared> {
+        {
+            let mut world = self.0.lock().expect("not poisoned");
+            for key in &keys {
+                let row = key[0].parse::<u32>().expect("a number");
+                if world.restless.get(&row).is_some_and(|times| *times > 0) {
+                    continue;
+                }
+                match world.source.get(&row).cloned() {
+                    Some(value) => drop(world.sink.insert(row, value)),
+                    None => drop(world.sink.remove(&row)),
+                }
+            }
+        }
+        self.check(CheckRows::Keys(keys), std::slice::from_ref(sink))
+            .await
+    }
+
+    async fn list(&self, _: &str) -> Result<Vec<Box<dyn Listing>>> {
+        let world = self.0.lock().expect("not poisoned");
+        let keys: Vec<u32> = world.sink.keys().copied().collect();
+        Ok(vec![Box::new(Pages { keys, from: 0 })])
+    }
+}
+
+struct Pages {
+    keys: Vec<u32>,
+    from: usize,
+}
+
+#[async_trait]
+impl Listing for Pages {
+    async fn next(&mut self) -> Result<Option<Keys>> {
+        // Some come twice.
+        let page: Vec<u32> = self.keys.iter().copied().skip(self.from).take(4).collect();
+        self.from += 3;
+        Ok((!page.is_empty()).then(|| Keys {
+            keys: page.into_iter().map(key).collect(),
+            foreign: Vec::new(),
+        }))
+    }
+}
+
+/// What is reported, by kind.
+fn told(report: &TableReport) -> BTreeMap<&'static str, BTreeSet<u32>> {
+    let mut told: BTreeMap<&'static str, BTreeSet<u32>> = BTreeMap::new();
+    for sink in report.sinks.values() {
+        for drift in &sink.drift {
+            let kind = match drift.difference {
+                Difference::Missing => "missing",
+                Difference::Different { .. } => "different",
+                Difference::Extra { .. } => "extra",
+            };
+            let row = drift.key[0].parse().expect("a number");
+            assert!(told.entry(kind).or_default().insert(row), "{row} twice");
+        }
+    }
+    told
+}
+
+fn world() -> impl Strategy<Value = World> {
+    let rows = || prop::collection::btree_map(0..40_u32, "[ab]", 0..30);
+    let some = || prop::collection::btree_set(0..40_u32, 0..6);
+    let restless = prop::collection::btree_map(0..40_u32, 0..3_u32, 0..8);
+    (rows(), rows(), restless, some(), 0..3_u32, 1..9_usize).prop_map(
+        |(source, sink, restless, fleeting, failures, chunk)| World {
+            source,
+            sink,
+            restless,
+            fleeting,
+            failures,
+            chunk,
+        },
+    )
+}
+
+proptest! {
+    /// All that differs for good is told, once, by its kind; nothing else is.
+    #[test]
+    fn a_pass_tells_what_differs_and_nothing_else(world in world()) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        let mut expected: BTreeMap<&'static str, BTreeSet<u32>> = BTreeMap::new();
+        for row in world.source.keys().chain(world.sink.keys()) {
+            let kind = match (world.source.get(row), world.sink.get(row)) {
+                (Some(a), Some(b)) if a == b => continue,
+                (Some(_), Some(_)) => "different",
+                (Some(_), None) => "missing",
+                _ => "extra",
+            };
+            expected.entry(kind).or_default().insert(*row);
+        }
+        let rows = world.source.len() as u64;
+        let pass = Pass::new("shop", "public.t");
+        runtime.block_on(pass.run(&Model(Mutex::new(world))));
+        let report = pass.report();
+        prop_assert_eq!(report.state, State::Done);
+        prop_assert_eq!((report.rows, report.undecided), (rows, 0));
+        prop_assert_eq!(told(&report), expected);
+    }
+}
+
+/// Keeps word in memory.
+#[derive(Default)]
+struct Kept(Mutex<Vec<(u32, Stage)>>);
+
+#[async_trait]
+impl Audit for Kept {
+    async fn record(&self, entries: Vec<Entry>) -> Result<()> {
+        let mut kept = self.0.lock().expect("not poisoned");
+        let entries = entries.iter();
+        kept.extend(entries.map(|entry| {
+            let row = entry.drift.key[0].parse().expect("a number");
+            (row, entry.stage)
+        }));
+        Ok(())
+    }
+}
+
+proptest! {
+    /// All that differs is mended, and on record before and after; nothing else is touched.
+    #[test]
+    fn a_pass_that_mends_leaves_the_sink_as_the_source_is(world in world()) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        let source = world.source.clone();
+        let rows = source.keys().chain(world.sink.keys());
+        let differing: BTreeSet<u32> = rows
+            .filter(|row| source.get(row) != world.sink.get(row))
+            .copied()
+            .collect();
+        let (audit, model) = (Arc::new(Kept::default()), Model(Mutex::new(world)));
+        let pass = Pass::new("shop", "public.t").mending(audit.clone());
+        runtime.block_on(pass.run(&model));
+        let report = pass.report();
+        prop_assert!(!report.has_drift(), "{report:?}");
+        prop_assert_eq!(&model.0.lock().expect("not poisoned").sink, &source);
+        let kept = audit.0.lock().expect("not poisoned");
+        for stage in [Stage::Planned, Stage::Mended] {
+            let of_stage = kept.iter().filter(|(_, at)| *at == stage);
+            let rows: BTreeSet<u32> = of_stage.map(|(row, _)| *row).collect();
+            prop_assert_eq!(&rows, &differing);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_never_holds_still_is_told_as_undecided() {
+    let pass = Pass::new("shop", "public.t");
+    let rows: Rows = [(1, "a".to_owned()), (2, "b".to_owned())].into();
+    let world = World {
+        source: rows.clone(),
+        sink: rows,
+        restless: [(2, u32::MAX)].into(),
+        chunk: 10,
+        ..World::default()
+    };
+    pass.run(&Model(Mutex::new(world))).await;
+    let report = pass.report();
+    assert_eq!((report.rows, report.undecided), (1, 1));
+    assert!(!report.has_drift() && report.is_partial());
+}

@@ -1,0 +1,486 @@
+//! `lockstep reconcile`: what differs is found, told apart and named, while the stream goes on; nothing else is.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use lockstep_e2e::child::PATIENCE;
+use lockstep_e2e::work::{self, Work};
+use lockstep_e2e::{Pipeline, Random, Setup};
+use lockstep_kit::Component::{
+    OpenSearch as NeedsOpenSearch, Postgres as NeedsPostgres, Redis as NeedsRedis,
+};
+use lockstep_kit::opensearch::OpenSearch;
+use lockstep_kit::postgres::{Database, Postgres};
+use lockstep_kit::redis::{Redis, Reply};
+use lockstep_kit::{require, unique};
+use serde_json::{Value, json};
+
+use crate::support::{cache, end_of_log, files, source};
+
+/// What the command says, and its exit code.
+async fn reconcile(setup: &Setup, pipeline: &mut Pipeline, more: &[&str]) -> (Option<i32>, Value) {
+    let url = pipeline.url().await;
+    let arguments = [more, &["--url", &url, "--format", "json"]].concat();
+    let begun = Instant::now();
+    let ended = setup.lockstep("reconcile", &arguments).await;
+    let report = serde_json::from_str(&ended.stdout)
+        .unwrap_or_else(|_| panic!("{ended:?}\n{}", pipeline.log()));
+    println!("{more:?} took {:?}", begun.elapsed());
+    (ended.code(), report)
+}
+
+/// Every difference that is told: sink, kind and key.
+fn told(report: &Value) -> BTreeSet<(String, String, String)> {
+    let mut told = BTreeSet::new();
+    for report in report["reports"].as_array().expect("reports") {
+        assert_eq!(
+            (&report["state"], &report["problem"]),
+            (&json!("done"), &Value::Null),
+            "{report}"
+        );
+        for (name, sink) in report["sinks"].as_object().expect("sinks") {
+            assert_eq!(sink["problem"], Value::Null, "{report}");
+            for row in sink["drift"].as_array().expect("rows") {
+                let text = |value: &Value| value.as_str().expect("a text").to_owned();
+                let new = told.insert((name.clone(), text(&row["drift"]), text(&row["held_as"])));
+                assert!(new, "{row} twice");
+            }
+        }
+    }
+    told
+}
+
+fn hashes(url: &str, prefix: &str) -> String {
+    format!(
+        "[sinks.hashes]\ntype = \"redis\"\ninputs = [\"shop\"]\nurl = \"{url}\"\nkey = \"{prefix}:h:{{table}}:{{key}}\"\nvalue = \"hash\"\n"
+    )
+}
+
+fn search(url: &str, prefix: &str) -> String {
+    format!(
+        "[sinks.search]\ntype = \"opensearch\"\ninputs = [\"shop\"]\nurl = \"{url}\"\nindex = \"{prefix}-{{table}}\"\n"
+    )
+}
+
+fn index(folder: &std::path::Path) -> String {
+    let path = folder.join("index");
+    format!("[sinks.index]\ntype = \"tantivy\"\ninputs = [\"shop\"]\npath = {path:?}\n")
+}
+
+async fn caught_up(pipeline: &mut Pipeline, database: &Database) {
+    let end = end_of_log(database).await;
+    pipeline.wait_visible("shop", &end, PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_nothing_is_reported_that_is_not_so_and_all_that_is() {
+    require!(NeedsPostgres(17), NeedsRedis, NeedsOpenSearch);
+    let mut random = Random::from_environment();
+    let (postgres, redis, opensearch) =
+        tokio::join!(Postgres::shared(17), Redis::shared(), OpenSearch::shared());
+    let database = postgres.database("shop").await;
+    work::create(&database, 6_000, 900).await;
+    let name = unique("reconcile");
+    let setup = Setup::new(&name, |folder| {
+        source(database.url(), &name, &["ledger", "counters", "items"])
+            + &cache(redis.url(), &name)
+            + &hashes(redis.url(), &name)
+            + &search(opensearch.url(), &name)
+            + &index(folder)
+            + &files(folder)
+    });
+    let mut pipeline = setup.start_ready().await;
+    caught_up(&mut pipeline, &database).await;
+    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
+    assert_eq!(
+        (code, told(&report)),
+        (Some(0), BTreeSet::new()),
+        "{report:#}"
+    );
+    let ledger = &report["reports"].as_array().expect("reports")[2];
+    assert_eq!(ledger["table"], "public.ledger");
+    for (sink, compared) in [
+        ("cache", 6_000),
+        ("hashes", 6_000),
+        ("search", 6_000),
+        ("index", 6_000),
+        ("files", 0),
+    ] {
+        let told = &ledger["sinks"][sink];
+        let expected = (json!(compared), json!(compared == 0), json!(compared > 0));
+        let found = (
+            told["compared"].clone(),
+            told["unreadable"].clone(),
+            told["listed"].clone(),
+        );
+        assert_eq!(found, expected, "{sink}: {told}");
+    }
+
+    let writers = Work::start(&database, random.below(1_000)).await;
+    for _ in 0..4 {
+        let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
+        assert_eq!(told(&report), BTreeSet::new(), "{report:#}");
+        // A row that changed whenever it was read is no difference, and no proof of the contrary.
+        assert!(matches!(code, Some(0 | 1)), "{code:?} {report:#}");
+    }
+
+    // Behind its back. The ledger is only added to, so what is ruined stays so.
+    let mut expected = BTreeSet::new();
+    let mut expect = |sink: &str, kind: &str, key: String| {
+        expected.insert((sink.to_owned(), kind.to_owned(), key));
+    };
+    for (at, id) in (0..60).map(|at| (at, 1 + 97 * at)) {
+        let key = format!("{name}:ledger:{id}");
+        let hash = format!("{name}:h:ledger:{id}");
+        let words: &[&str] = match at % 4 {
+            0 => &["DEL", &key],
+            1 => &["SET", &key, r#"{"id":"ruined"}"#],
+            2 => &["DEL", &hash],
+            _ => &["HSET", &hash, "id", "ruined"],
+        };
+        redis.command(words).await.expect("Redis answers");
+        match at % 4 {
+            0 => expect("cache", "missing", key),
+            1 => expect("cache", "different", key),
+            2 => expect("hashes", "missing", hash),
+            _ => expect("hashes", "different", hash),
+        }
+    }
+    for extra in ["900001", "no number", "1:2"] {
+        let key = format!("{name}:ledger:{extra}");
+        redis
+            .command(&["SET", &key, "{}"])
+            .await
+            .expect("Redis answers");
+        expect("cache", "extra", key);
+        let hash = format!("{name}:h:ledger:{extra}");
+        redis
+            .command(&["HSET", &hash, "id", "1"])
+            .await
+            .expect("Redis answers");
+        expect("hashes", "extra", hash);
+    }
+    let sent = async |method: &str, what: &str, id: u64, body: Value| {
+        let path = format!("/{name}-ledger/{what}/{id}");
+        let (status, answer) = opensearch
+            .request(method, &path, &body.to_string())
+            .await
+            .expect("an answer");
+        assert!((200..300).contains(&status), "{answer}");
+    };
+    for id in [11, 12, 13] {
+        sent("DELETE", "_doc", id, Value::Null).await;
+        expect("search", "missing", format!("{name}-ledger/{id}"));
+    }
+    for id in [21, 22] {
+        let script = "ctx._source.remove('note'); ctx._source.writer = 77";
+        sent("POST", "_update", id, json!({ "script": script })).await;
+        expect("search", "different", format!("{name}-ledger/{id}"));
+    }
+    sent("PUT", "_doc", 900_001, json!({"id": 900_001})).await;
+    expect("search", "extra", format!("{name}-ledger/900001"));
+
+    let (code, report) = reconcile(&setup, &mut pipeline, &["--table", "ledger"]).await;
+    assert_eq!(told(&report), expected, "{report:#}");
+    assert_eq!(code, Some(3));
+    let text = report.to_string();
+    assert!(text.contains(r#""columns":["note","writer"]"#), "{text}");
+
+    // What was told is mended, still under load. A key that no row can have is left to a person.
+    let foreign = |key: &str| key.ends_with(":1:2");
+    let (code, report) = reconcile(&setup, &mut pipeline, &["--table", "ledger", "--repair"]).await;
+    assert_eq!(told(&report), expected, "{report:#}");
+    assert_eq!(code, Some(3), "some are left");
+    let audit = std::fs::read_to_string(setup.state().join("repairs.jsonl")).expect("a record");
+    let at_stage = |stage: &str| -> BTreeSet<(String, String, String)> {
+        let lines = audit
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"));
+        let of_stage =
+            lines.filter(|line: &Value| line["stage"] == stage && line["by"].is_string());
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        of_stage
+            .map(|line| {
+                (
+                    text(&line["sink"]),
+                    text(&line["drift"]),
+                    text(&line["held_as"]),
+                )
+            })
+            .collect()
+    };
+    expected.retain(|(_, _, key)| !foreign(key));
+    assert_eq!(at_stage("planned"), expected);
+    assert_eq!(at_stage("mended"), expected);
+    let (_, report) = reconcile(&setup, &mut pipeline, &["--table", "ledger"]).await;
+    let left = told(&report);
+    assert!(
+        left.len() == 2 && left.iter().all(|(_, _, key)| foreign(key)),
+        "{report:#}"
+    );
+    for (_, _, key) in left {
+        redis.command(&["DEL", &key]).await.expect("Redis answers");
+    }
+    writers.stop().await;
+    caught_up(&mut pipeline, &database).await;
+    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
+    assert_eq!(
+        (code, told(&report)),
+        (Some(0), BTreeSet::new()),
+        "{report:#}"
+    );
+    assert!(pipeline.terminate(PATIENCE).await.success());
+}
+
+/// Keys of several columns, with everything in them that could be special, and of types that have more than one spelling.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_any_type_are_found_again() {
+    require!(NeedsPostgres(17), NeedsRedis, NeedsOpenSearch);
+    let (postgres, redis, opensearch) =
+        tokio::join!(Postgres::shared(17), Redis::shared(), OpenSearch::shared());
+    let database = postgres.database("shop").await;
+    database
+        .execute(
+            r"CREATE TYPE state AS ENUM ('new', 'it''s paid');
+            CREATE TABLE pairs (a text, b int, note text, PRIMARY KEY (b, a));
+            INSERT INTO pairs SELECT k || n, n, 'x' FROM generate_series(1, 40) n,
+                unnest(ARRAY['a:b', '50%', '{c}', 'back\slash', 'quo''te', 'ü ', '%3A', 'tab' || chr(9)]) k;
+            CREATE TABLE moments (at timestamptz, amount numeric, kind state, PRIMARY KEY (at, amount, kind));
+            INSERT INTO moments SELECT timestamptz '2026-01-01 00:00:00.5+02' + n * interval '1 hour', n::numeric / 4, 'it''s paid'
+                FROM generate_series(1, 300) n;
+            CREATE TABLE ids (id uuid PRIMARY KEY, n bytea);
+            INSERT INTO ids SELECT md5(n::text)::uuid, decode(md5(n::text), 'hex') FROM generate_series(1, 300) n",
+        )
+        .await;
+    let name = unique("keys");
+    let setup = Setup::new(&name, |folder| {
+        source(database.url(), &name, &["pairs", "moments", "ids"])
+            + &cache(redis.url(), &name)
+            + &search(opensearch.url(), &name)
+            + &index(folder)
+    });
+    let mut pipeline = setup.start_ready().await;
+    caught_up(&mut pipeline, &database).await;
+    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
+    assert_eq!(
+        (code, told(&report)),
+        (Some(0), BTreeSet::new()),
+        "{report:#}"
+    );
+    for report in report["reports"].as_array().expect("reports") {
+        let rows = report["rows"].as_u64().expect("a number");
+        assert!(rows >= 300, "{report}");
+        for sink in ["cache", "search", "index"] {
+            assert_eq!(report["sinks"][sink]["compared"], rows, "{report}");
+        }
+    }
+
+    // The first is gone, the second is another one, and one is too many: in each table.
+    let mut ruined = 0;
+    for table in ["pairs", "moments", "ids"] {
+        let found = redis.command(&["KEYS", &format!("{name}:{table}:*")]).await;
+        let Reply::List(keys) = found.expect("Redis answers") else {
+            panic!("no list");
+        };
+        let text = |at: usize| match &keys[at] {
+            Reply::Text(text) => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        let extra = text(2) + "9";
+        let ruin: [&[&str]; 3] = [
+            &["DEL", &text(0)],
+            &["SET", &text(1), "{}"],
+            &["SET", &extra, "{}"],
+        ];
+        for words in ruin {
+            redis.command(words).await.expect("Redis answers");
+            ruined += 1;
+        }
+    }
+    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
+    assert_eq!((code, told(&report).len()), (Some(3), ruined), "{report:#}");
+    let (_, report) = reconcile(
+        &setup,
+        &mut pipeline,
+        &["--table", "pairs", "--where", "b > 10"],
+    )
+    .await;
+    let sink = &report["reports"][0]["sinks"]["cache"];
+    assert_eq!(
+        (&sink["compared"], &sink["listed"]),
+        (&json!(240), &json!(false)),
+        "{report:#}"
+    );
+    let (code, report) = reconcile(
+        &setup,
+        &mut pipeline,
+        &["--table", "pairs", "--where", "no SQL"],
+    )
+    .await;
+    assert_eq!(code, Some(1));
+    assert!(
+        report["reports"][0]["problem"]
+            .to_string()
+            .contains("where"),
+        "{report:#}"
+    );
+    let (code, report) = reconcile(&setup, &mut pipeline, &["--repair", "--sink", "cache"]).await;
+    assert_eq!((code, told(&report).len()), (Some(0), ruined), "{report:#}");
+    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
+    assert_eq!(
+        (code, told(&report)),
+        (Some(0), BTreeSet::new()),
+        "{report:#}"
+    );
+    assert!(pipeline.terminate(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_compares_and_mends_by_itself() {
+    require!(NeedsPostgres(17), NeedsRedis);
+    let (postgres, redis) = tokio::join!(Postgres::shared(17), Redis::shared());
+    let database = postgres.database("shop").await;
+    database
+        .execute("CREATE TABLE t (id int PRIMARY KEY, note text); INSERT INTO t SELECT g, 'x' FROM generate_series(1, 50) g")
+        .await;
+    let name = unique("itself");
+    let setup = Setup::new(&name, |_| {
+        source(database.url(), &name, &["t"])
+            + &cache(redis.url(), &name)
+            + "[reconcile]\nevery = \"1s\"\nrepair = true\n"
+    });
+    let mut pipeline = setup.start_ready().await;
+    let metric = async |pipeline: &mut Pipeline, line: &str| {
+        pipeline
+            .until(PATIENCE, line.to_owned(), async |pipeline| {
+                let (_, text) = pipeline
+                    .get("/metrics")
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let found = text.lines().find(|found| found.starts_with(line));
+                found.map(str::to_owned).ok_or(text)
+            })
+            .await
+    };
+    let labels = "{sink=\"cache\",source=\"shop\",table=\"public.t\"}";
+    let verified = format!("lockstep_reconcile_verified_timestamp_seconds{labels} ");
+    metric(&mut pipeline, &verified).await;
+    for words in [
+        ["DEL", "3"].as_slice(),
+        &["SET", "4", "{}"],
+        &["SET", "99", "{}"],
+    ] {
+        let key = format!("{name}:t:{}", words[1]);
+        let words: Vec<&str> = [words[0], &key]
+            .into_iter()
+            .chain(words[2..].iter().copied())
+            .collect();
+        redis.command(&words).await.expect("Redis answers");
+    }
+    metric(
+        &mut pipeline,
+        &format!("lockstep_reconcile_repaired_total{labels} 3"),
+    )
+    .await;
+    metric(
+        &mut pipeline,
+        &format!("lockstep_reconcile_differing_rows{labels} 0"),
+    )
+    .await;
+    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
+    assert_eq!(
+        (code, told(&report)),
+        (Some(0), BTreeSet::new()),
+        "{report:#}"
+    );
+    assert!(pipeline.terminate(PATIENCE).await.success());
+
+    // What has been found is known after a restart, too.
+    setup.change("every = \"1s\"", "every = \"7d\"");
+    let mut pipeline = setup.start_ready().await;
+    metric(&mut pipeline, &verified).await;
+    let (_, text) = pipeline.get("/api/reconcile").await.expect("an answer");
+    assert!(text.contains("\"repaired\":3"), "{text}");
+    assert!(pipeline.terminate(PATIENCE).await.success());
+}
+
+/// Where transforms do not let it be told what a sink should hold, it is not told; nothing is taken for another table's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_routes_and_filters_nothing_is_guessed() {
+    require!(NeedsPostgres(17), NeedsRedis);
+    let (postgres, redis) = tokio::join!(Postgres::shared(17), Redis::shared());
+    let database = postgres.database("shop").await;
+    database
+        .execute(
+            "CREATE TABLE o_1 (id int PRIMARY KEY, region text); CREATE TABLE o_2 (LIKE o_1 INCLUDING ALL);
+             CREATE TABLE spread (LIKE o_1 INCLUDING ALL);
+             ALTER TABLE spread REPLICA IDENTITY FULL;
+             INSERT INTO o_1 SELECT g, 'eu' FROM generate_series(1, 20) g;
+             INSERT INTO o_2 SELECT g, 'us' FROM generate_series(101, 120) g;
+             INSERT INTO spread SELECT g, CASE g % 2 WHEN 0 THEN 'eu' ELSE 'us' END FROM generate_series(1, 20) g",
+        )
+        .await;
+    let name = unique("guess");
+    let setup = Setup::new(&name, |folder| {
+        let sink = |sink: &str, input: &str| {
+            cache(redis.url(), &format!("{name}:{sink}"))
+                .replace("sinks.cache", &format!("sinks.{sink}"))
+                .replace("\"shop\"", &format!("\"{input}\""))
+        };
+        source(database.url(), &name, &["o_1", "o_2", "spread"])
+            + "[transforms.one]\ntype = \"route\"\ninputs = [\"shop:public.o_1\", \"shop:public.o_2\"]\nmatch = 'public\\.o_.'\ntable = \"orders\"\n"
+            + "[transforms.rows]\ntype = \"route\"\ninputs = [\"shop:public.spread\"]\ntable = \"spread_{region}\"\n"
+            + "[transforms.streamed]\ntype = \"filter\"\ninputs = [\"shop:public.o_1\"]\nops = [\"insert\", \"update\", \"delete\"]\n"
+            + &sink("one", "one")
+            + &sink("rows", "rows")
+            + &sink("streamed", "streamed")
+            + &index(folder).replace("\"shop\"", "\"one\"")
+    });
+    let mut pipeline = setup.start_ready().await;
+    caught_up(&mut pipeline, &database).await;
+    let (code, report) = reconcile(&setup, &mut pipeline, &["--repair"]).await;
+    assert_eq!(
+        (code, told(&report)),
+        (Some(0), BTreeSet::new()),
+        "{report:#}"
+    );
+    let of =
+        |table: usize, sink: &str, key: &str| report["reports"][table]["sinks"][sink][key].clone();
+    for (table, sink, compared, listed, unreadable) in [
+        (0, "one", 20, false, false),
+        (0, "index", 20, false, false),
+        (0, "streamed", 0, false, true),
+        (1, "one", 20, false, false),
+        (2, "rows", 20, false, false),
+    ] {
+        let found = (
+            of(table, sink, "compared"),
+            of(table, sink, "listed"),
+            of(table, sink, "unreadable"),
+        );
+        assert_eq!(
+            found,
+            (json!(compared), json!(listed), json!(unreadable)),
+            "{sink} {report:#}"
+        );
+    }
+    // What there is is compared all the same.
+    for key in ["one:orders:3", "one:orders:103", "rows:spread_eu:4"] {
+        redis
+            .command(&["DEL", &format!("{name}:{key}")])
+            .await
+            .expect("Redis answers");
+    }
+    let (code, report) = reconcile(&setup, &mut pipeline, &["--repair"]).await;
+    assert_eq!((code, told(&report).len()), (Some(0), 3), "{report:#}");
+    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
+    assert_eq!(
+        (code, told(&report)),
+        (Some(0), BTreeSet::new()),
+        "{report:#}"
+    );
+    // The fences of comparisons hold no position back.
+    let end = end_of_log(&database).await;
+    pipeline.wait_visible("shop", &end, PATIENCE).await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+}
