@@ -4,6 +4,7 @@
 use lockstep_core::batch::Op;
 use lockstep_core::check::{Finding, Verdict};
 use lockstep_core::error::Policy;
+use lockstep_core::position::Lsn;
 use lockstep_core::source::SourceFactory;
 use lockstep_core::{Error, ErrorKind};
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
@@ -235,6 +236,52 @@ async fn a_slot_that_kept_too_much_log() {
         away.assert_lost(&server, "wal_removed").await;
         away.assert_resyncs(&database).await;
     }
+}
+
+/// It is said while there is still something to be done about it.
+#[tokio::test]
+async fn a_slot_that_keeps_much_is_warned_of_before_the_server_gives_it_up() {
+    require_own!(Component::Postgres(17));
+    let server = Postgres::start(
+        PostgresOptions::new(17)
+            .set("max_slot_wal_keep_size", "64MB")
+            .set("max_wal_size", "1GB"),
+    )
+    .await;
+    let database = server.database("kept").await;
+    let away = Away::from(&database).await;
+    // Nothing that is read from now on is confirmed.
+    let opened = away.open("stop").await;
+    let state = || opened.status.get();
+    wait_for(DEADLINE, "a look at the slot", async || {
+        state().safe_bytes.ok_or("not yet")
+    })
+    .await;
+    assert_eq!(state().warning, None);
+    let more =
+        "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000)) FROM generate_series(1, ";
+    let mut megabytes = 40;
+    while state().warning.is_none() {
+        database.execute(&format!("{more}{megabytes})")).await;
+        megabytes = 2;
+        let end = database.value("SELECT pg_current_wal_lsn()").await;
+        let end: Lsn = end.expect("a position").parse().expect("a position");
+        wait_for(DEADLINE, "another look at the slot", async || {
+            (state().server >= end.0).then_some(()).ok_or("not yet")
+        })
+        .await;
+    }
+    let warning = state().warning.expect("a warning");
+    assert!(
+        warning.contains("MiB more the server may give it up"),
+        "{warning}"
+    );
+    assert!(state().retained_bytes > Some(40_000_000), "{:?}", state());
+    let lost = server
+        .value("SELECT 1 FROM pg_replication_slots WHERE wal_status = 'lost'")
+        .await;
+    assert_eq!(lost, None, "it was said in time");
+    opened.close().await;
 }
 
 #[tokio::test]
