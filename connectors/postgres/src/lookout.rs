@@ -82,6 +82,30 @@ impl Record {
     }
 }
 
+/// Keeps the partitions of tables of which nothing is on record yet: what is attached from now on is told. Before the slot
+/// is made, or rows of a partition that comes while the first copy begins would be missed by all.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub async fn remember_partitions<'a>(
+    client: &Client,
+    tables: impl Iterator<Item = &'a TableSchema>,
+    directory: &Path,
+) -> Result<()> {
+    let mut record = Record::open(directory);
+    let relations: Vec<u32> = tables
+        .map(|table| table.relation)
+        .filter(|relation| !record.kept.contains_key(relation))
+        .collect();
+    let mut now = record.kept.clone();
+    for partition in partitions(client, &relations).await? {
+        let known = now.entry(partition.root).or_default();
+        known.insert(partition.relation, partition.name);
+    }
+    record.keep(&now);
+    Ok(())
+}
+
 /// What a look has found.
 pub struct Sight {
     /// What there is to tell.
@@ -154,7 +178,8 @@ impl Lookout {
     pub async fn look(&mut self, client: &Client) -> Result<Sight> {
         let published = publication::read(client, &self.publication, self.version).await?;
         let found = tables(client, &self.carried).await?;
-        let partitions = partitions(client, &self.carried).await?;
+        let relations: Vec<u32> = self.carried.iter().map(|table| table.relation).collect();
+        let partitions = partitions(client, &relations).await?;
         let known = self.partitions.values().flat_map(BTreeMap::keys).copied();
         let gone: Vec<u32> = known
             .filter(|known| !partitions.iter().any(|now| now.relation == *known))
@@ -424,7 +449,7 @@ AND (c.oid = ANY ($1) OR (n.nspname::text, c.relname::text) IN (SELECT * FROM un
 }
 
 /// The partitions of those that are partitioned, and these themselves.
-async fn partitions(client: &Client, carried: &[Carried]) -> Result<Vec<Partition>> {
+async fn partitions(client: &Client, relations: &[u32]) -> Result<Vec<Partition>> {
     // A partition that was created as one got its row in pg_inherits from the transaction that made its columns; of the
     // system's own columns there is nothing that would be updated later.
     const LOOK: &str = "\
@@ -433,7 +458,6 @@ FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.pg_partition_tree(c.oid
 LEFT JOIN pg_catalog.pg_inherits i ON i.inhrelid = t.relid AND t.level > 0 \
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = t.relid AND a.attnum = -1 \
 WHERE c.relkind = 'p' AND c.oid = ANY ($1)";
-    let relations: Vec<u32> = carried.iter().map(|table| table.relation).collect();
     let rows = sql::query(client, DOING, LOOK, &[&relations]).await?;
     let partitions = rows.iter().map(|row| Partition {
         root: row.get(0),

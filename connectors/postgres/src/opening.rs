@@ -174,7 +174,10 @@ impl Opening<'_> {
         let as_is = work.server.identity.clone();
         let (start, state) = match standing {
             Standing::New if never => work.stream(replication, &as_is, None).await?,
-            Standing::New => work.create(replication, &as_is, false).await?,
+            Standing::New => {
+                let identity = unheard_of(as_is.clone());
+                work.create(replication, &identity, false).await?
+            }
             Standing::Unknown(slot) if never => {
                 work.stream(replication, &as_is, Some(slot)).await?
             }
@@ -234,8 +237,11 @@ impl Work<'_> {
             cause = loss.cause,
             "the log cannot be continued; emptying the copies and copying the tables again"
         );
-        self.copy_again(replication, &loss.identity, loss.slot)
-            .await
+        let identity = match self.before {
+            Some(_) => loss.identity,
+            None => unheard_of(loss.identity),
+        };
+        self.copy_again(replication, &identity, loss.slot).await
     }
 
     /// What is left of a copy that was interrupted, where it is known and can be read beside the stream; `None`: make

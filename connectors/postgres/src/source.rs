@@ -22,7 +22,7 @@ use crate::catalog::{Catalog, Described, Published, require_identity};
 use crate::config::{OnSlotLost, PostgresConfig, Streaming};
 use crate::extent::{self, Recorder};
 use crate::ledger::Ledger;
-use crate::lookout::Lookout;
+use crate::lookout::{self, Lookout};
 use crate::opening::{Opening, Start};
 use crate::reload::{Asked, Counter, Desk, Merge, Reader, counter, reload_budget};
 use crate::server::identify;
@@ -252,6 +252,8 @@ impl PostgresSource {
         let before = file.read()?;
         let known = before.as_ref().and_then(|before| before.tables.as_ref());
         let contact = Contact::make(config, &target, &context.name, known).await?;
+        let carried = contact.tables.iter().map(|(_, _, schema)| &**schema);
+        lookout::remember_partitions(&contact.client, carried, &context.state).await?;
         let opening = Opening {
             config,
             target: &target,
