@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lockstep_core::memory::Permit;
 use lockstep_core::position::Lsn;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::source::{CheckRequest, CheckRows, Checked};
+use lockstep_core::source::{CheckRequest, CheckRows, Checked, Sample};
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
@@ -277,7 +277,7 @@ impl<'a> Load<'a> {
         let last: Option<Vec<String>> = key
             .map(|column| rows.last(column).map(str::to_owned))
             .collect();
-        let last = last.ok_or_else(|| protocol("a key column is NULL"))?;
+        let last = last.ok_or_else(|| protocol("a key column is NULL, or not UTF-8"))?;
         let offer = self.offer(id, latest, Some(rows), permit, visible, None);
         let merged = offer.await?;
         match merged {
@@ -337,7 +337,8 @@ impl<'a> Load<'a> {
             };
             let wanted = request.condition.as_ref();
             let wanted = wanted.map(|condition| format!("({condition}\n)"));
-            let conditions: Vec<String> = condition.into_iter().chain(wanted).collect();
+            let some = request.sample.map(|sample| self.some(sample));
+            let conditions: Vec<String> = [condition, wanted, some].into_iter().flatten().collect();
             let Found {
                 latest,
                 read,
@@ -379,6 +380,17 @@ impl<'a> Load<'a> {
                 }
             }
         }
+    }
+
+    /// The condition that chooses rows by a hash of their keys.
+    fn some(&self, sample: Sample) -> String {
+        format!(
+            "(pg_catalog.hashtextextended(ROW({})::pg_catalog.text, {}) & {}) % 1000000 < {}",
+            self.keys(),
+            sample.seed.cast_signed(),
+            i64::MAX,
+            sample.per_million
+        )
     }
 
     /// The condition that rows have one of these keys. Some may be no keys of the table at all: a sink may hold anything.

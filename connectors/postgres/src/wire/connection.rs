@@ -35,6 +35,8 @@ pub struct Connection {
     pub(super) end_point: Option<Vec<u8>>,
     pub(super) channel_bound: bool,
     server_version: u32,
+    /// The database says nothing about its bytes: `SQL_ASCII`.
+    unencoded: bool,
     /// Whether a silence means anything is found out by this; nothing is while it is missing.
     attended: Option<Box<Attended>>,
 }
@@ -67,9 +69,13 @@ impl Connection {
                 end_point,
                 channel_bound: false,
                 server_version: 0,
+                unencoded: false,
                 attended: None,
             };
             auth::startup(&mut connection, target, mode == Mode::Replication).await?;
+            if connection.unencoded {
+                connection.take_bytes_as_they_are().await?;
+            }
             Ok::<Connection, Error>(connection)
         };
         let work = async {
@@ -119,7 +125,17 @@ impl Connection {
         self.server_version
     }
 
+    /// A server that is to send UTF-8 refuses what is none, and with it all that comes behind (22021). It is told that
+    /// anything goes: which values are no text is found when they are encoded, row by row.
+    async fn take_bytes_as_they_are(&mut self) -> Result<()> {
+        let set = "SET client_encoding = 'SQL_ASCII'";
+        self.query("set the encoding", set).await.map(drop)
+    }
+
     pub(super) fn parameter(&mut self, name: &str, value: &str) {
+        if name == "server_encoding" {
+            self.unencoded = value == "SQL_ASCII";
+        }
         if name == "server_version" {
             let mut numbers = value
                 .split(|c: char| !c.is_ascii_digit())

@@ -327,3 +327,56 @@ async fn a_row_that_does_not_fit_the_mapping_is_put_aside_and_replayed_after_its
     assert!(pipeline.terminate(PATIENCE).await.success());
     assert_equal(&setup, database.url()).await;
 }
+
+/// A database in `SQL_ASCII` holds any bytes: those that are no text are put aside, from the copy and from the stream.
+#[tokio::test]
+async fn bytes_that_are_no_text_are_put_aside() {
+    require!(NeedsPostgres(17), NeedsRedis);
+    let (postgres, redis) = tokio::join!(Postgres::shared(17), Redis::shared());
+    let database = postgres.database("bytes").await;
+    let own = database.name();
+    postgres.execute(&format!("DROP DATABASE \"{own}\"")).await;
+    postgres
+        .execute(&format!(
+            "CREATE DATABASE \"{own}\" TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+        ))
+        .await;
+    database
+        .execute(
+            r"CREATE TABLE t (id int PRIMARY KEY, note text);
+              INSERT INTO t VALUES (1, 'plain'), (2, E'\xff\xfe'), (3, E'\xc3\xbc')",
+        )
+        .await;
+    let name = unique("bytes");
+    let setup = Setup::new(&name, |_| {
+        source(database.url(), &name, &["t"]) + &cache(redis.url(), &name)
+    });
+    let mut pipeline = setup.start_ready().await;
+    caught_up(&mut pipeline, &database).await;
+    database
+        .execute(r"INSERT INTO t VALUES (4, E'\x80'), (5, 'after'); UPDATE t SET note = E'\xfe' WHERE id = 1")
+        .await;
+    caught_up(&mut pipeline, &database).await;
+    let mut letters = list(&setup, Some(&mut pipeline)).await;
+    letters.sort();
+    assert_eq!(letters, of("encoding", &["1", "2", "4"]));
+    let ask = async |id: u32| {
+        let key = format!("{name}:t:{id}");
+        redis.command(&["GET", &key]).await.expect("an answer")
+    };
+    assert_eq!(ask(3).await, Reply::Text(r#"{"id":3,"note":"ü"}"#.into()));
+    assert_eq!(
+        ask(5).await,
+        Reply::Text(r#"{"id":5,"note":"after"}"#.into())
+    );
+    // A snapshot reads the row again, and once it is text the letter is settled.
+    database
+        .execute("UPDATE t SET note = 'text' WHERE id IN (1, 2, 4)")
+        .await;
+    caught_up(&mut pipeline, &database).await;
+    for id in [1, 2, 4] {
+        let expected = format!(r#"{{"id":{id},"note":"text"}}"#);
+        assert_eq!(ask(id).await, Reply::Text(expected));
+    }
+    assert!(pipeline.terminate(PATIENCE).await.success());
+}
