@@ -52,5 +52,7 @@ catches! {
     copies_as_progress: a_copy_is_no_progress_and_overwrites_nothing_newer of of_events that CopyIsProgress,
     skipped_poison: rows_that_cannot_be_written_are_named_and_the_others_are_written of of_rows that SkipsPoison,
     the_wrong_row: rows_that_cannot_be_written_are_named_and_the_others_are_written of of_rows that BlamesAnother,
+    forgotten_work: answers_that_get_lost_change_nothing of of_rows that ForgetsProgress,
+    work_done_twice: answers_that_get_lost_change_nothing of of_events that Doubles,
     doubles: any_crash_goes_on_to_the_right_end of of_events that Doubles,
 }

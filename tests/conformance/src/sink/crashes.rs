@@ -12,13 +12,13 @@ use super::{Bench, Event, Held, Progress, SinkUnderTest, answer, put_ok};
 use crate::history::{Random, Row, Step, cut, history, model, positions};
 
 /// Steps of a history.
-const STEPS: usize = 300;
+pub(super) const STEPS: usize = 300;
 /// Crashes of a run.
 const CRASHES: usize = 15;
 /// The seed, when `LOCKSTEP_TEST_SEED` says none.
 const SEED: u64 = 42;
 
-fn random() -> Random {
+pub(super) fn random() -> Random {
     let seed = std::env::var("LOCKSTEP_TEST_SEED").ok();
     Random(
         seed.and_then(|seed| seed.parse().ok())
@@ -148,7 +148,11 @@ async fn crash(
     }
 }
 
-async fn write_all(mut sink: Box<dyn Sink>, batches: Vec<Arc<Batch>>, random: &mut Random) {
+pub(super) async fn write_all(
+    mut sink: Box<dyn Sink>,
+    batches: Vec<Arc<Batch>>,
+    random: &mut Random,
+) {
     let mut waiting = Vec::new();
     for batch in batches {
         waiting.push(sink.write(batch).await.expect("taken"));
@@ -217,7 +221,7 @@ fn touched_after(history: &[(u64, Step)], at: Option<Position>) -> Option<BTreeS
 }
 
 /// Id, operation and key; each must be there once.
-fn events_of(events: &[Event]) -> BTreeSet<(String, char, String)> {
+pub(super) fn events_of(events: &[Event]) -> BTreeSet<(String, char, String)> {
     let mut told = BTreeSet::new();
     for event in events {
         let key = event.key.get("id").cloned().unwrap_or_default();
@@ -227,7 +231,7 @@ fn events_of(events: &[Event]) -> BTreeSet<(String, char, String)> {
     told
 }
 
-fn expected_events(
+pub(super) fn expected_events(
     history: &[(u64, Step)],
     source: &SourceInfo,
     until: Option<Position>,
@@ -250,7 +254,7 @@ fn expected_events(
 }
 
 /// Events of a key come in the order of their positions.
-fn in_order(events: &[Event]) {
+pub(super) fn in_order(events: &[Event]) {
     let mut last: BTreeMap<&Row, Position> = BTreeMap::new();
     for event in events.iter().filter(|event| event.op != 't') {
         let (_, position) = SourceInfo::parse_change_id(&event.id).expect("an id");

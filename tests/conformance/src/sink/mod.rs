@@ -2,6 +2,7 @@
 
 mod checks;
 mod crashes;
+mod lost_answers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Sink, SinkContext, Trouble};
 
 pub use checks::*;
-pub use crashes::*;
+pub use crashes::{any_crash_goes_on_to_the_right_end, replays_with_other_cuts_change_nothing};
+pub use lost_answers::*;
 
 use crate::PATIENCE;
 use crate::feed::{self, Feed};
@@ -104,6 +106,7 @@ macro_rules! sink_suite {
             two_sources_keep_a_position_each,
             rows_that_cannot_be_written_are_named_and_the_others_are_written,
             any_crash_goes_on_to_the_right_end,
+            answers_that_get_lost_change_nothing,
             replays_with_other_cuts_change_nothing,
         );
     };
