@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lockstep_core::source::ReloadRequest;
-use lockstep_pipelines::{Pipeline, Registry};
+use lockstep_pipelines::{Pipeline, ReconcileRequest, Registry, Share};
 
 use crate::client::Client;
 use crate::dead_letters::DeadLetters;
@@ -116,6 +116,12 @@ pub enum Command {
         /// Only rows that meet this condition in SQL; rows that should not be there are not looked for then.
         #[arg(long = "where", value_name = "SQL", requires = "table")]
         condition: Option<String>,
+        /// Only so many of the rows, others each time: `1%`. Rows that should not be there are not looked for then.
+        #[arg(long, value_name = "PERCENT")]
+        sample: Option<Share>,
+        /// Where no process runs this pipeline: run it here until all is compared, then drain it.
+        #[arg(long, conflicts_with = "url")]
+        once: bool,
         /// Mend what differs: rows are written as they are in the source, or taken out of the sink, each at a place of the
         /// stream where nothing newer of it has passed. Without it, what would be mended is only told.
         #[arg(long)]
@@ -202,22 +208,29 @@ impl Command {
                 sink,
                 source,
                 condition,
+                sample,
+                once,
                 repair,
                 format,
                 url,
             } => {
                 let pipeline = load(&file, registry)?;
-                let (url, token) = snapshot::endpoint(&pipeline, url)?;
-                let token = token.map(|token| token.reveal());
-                let client = Client { url: &url, token };
-                let wanted = reconcile::Wanted {
+                let wanted = ReconcileRequest {
                     source,
                     table,
                     sink,
                     condition,
+                    sample,
                     repair,
+                    by: Some(reconcile::asker()),
                 };
-                reconcile::reconcile(&client, wanted, format).await
+                if once {
+                    return reconcile::once(pipeline, wanted, format).await;
+                }
+                let (url, token) = snapshot::endpoint(&pipeline, url)?;
+                let token = token.map(|token| token.reveal());
+                let client = Client { url: &url, token };
+                reconcile::reconcile(&client, &wanted, format).await
             }
             Command::DeadLetters(command) => crate::dead_letters::run(command, registry).await,
             Command::Schema => schema::schema(registry),

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use lockstep_core::{Error, ErrorKind};
-use serde_json::{Value, json};
+use lockstep_pipelines::{Pipeline, ReconcileRequest};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::Format;
 use crate::client::Client;
 use crate::figures::count;
+use crate::run::stop_on_signals;
 use crate::{Outcome, output};
 
 /// Between two looks at how far it is.
@@ -19,63 +22,110 @@ const SHOWN: usize = 20;
 /// Exit code when something differs.
 const DRIFT: u8 = 3;
 
-/// What is to be compared; all without.
-#[derive(Debug, Default)]
-pub struct Wanted {
-    pub source: Option<String>,
-    pub table: Option<String>,
-    pub sink: Option<String>,
-    /// In SQL: what rows must meet.
-    pub condition: Option<String>,
-    /// What differs is mended.
-    pub repair: bool,
+/// Who asks, for the record of repairs.
+#[must_use]
+pub fn asker() -> String {
+    std::env::var("USER").unwrap_or_else(|_| "the command line".to_owned())
 }
 
-/// Compares, and waits for the end. Exit code 0 when all is equal, 3 when something differs, 1 when it cannot be told.
+/// Compares through a running pipeline, and waits for the end. Exit code 0 when all is equal, 3 when something differs, 1
+/// when it cannot be told.
 ///
 /// # Errors
 /// When the pipeline cannot be asked, or is restarted meanwhile.
-pub async fn reconcile(endpoint: &Client<'_>, wanted: Wanted, format: Format) -> Outcome {
-    let by = std::env::var("USER").unwrap_or_else(|_| "the command line".to_owned());
-    let body = json!({
-        "source": wanted.source, "table": wanted.table, "sink": wanted.sink, "where": wanted.condition,
-        "repair": wanted.repair, "by": by,
-    });
+pub async fn reconcile(
+    endpoint: &Client<'_>,
+    wanted: &ReconcileRequest,
+    format: Format,
+) -> Outcome {
+    let body = serde_json::to_value(wanted).map_err(unprintable)?;
     let taken = endpoint.post("/api/reconcile", &body).await?;
-    let id = &taken["id"];
+    let id = taken["id"].as_u64().unwrap_or_default();
+    let one = follow(id, async || endpoint.get("/api/reconcile").await).await?;
+    tell(&one, format)
+}
+
+/// Runs the pipeline in this process, compares, and drains it.
+///
+/// # Errors
+/// The pipeline's; `Busy` when another process runs it.
+pub async fn once(mut pipeline: Pipeline, wanted: ReconcileRequest, format: Format) -> Outcome {
+    // This one only.
+    pipeline.reconcile = None;
+    let shutdown = CancellationToken::new();
+    stop_on_signals(shutdown.clone())?;
+    let running = lockstep_pipelines::start(&pipeline, shutdown.clone()).await?;
+    let handle = running.handle();
+    let compared = async {
+        let id = loop {
+            match handle.reconcile(wanted.clone()) {
+                Ok(id) => break id,
+                Err(error) if handle.ready().is_ok() => return Err(error),
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        };
+        let all = async || serde_json::to_value(handle.reconciles()).map_err(unprintable);
+        follow(id, all).await
+    };
+    let one = {
+        let mut ended = std::pin::pin!(running.wait());
+        let one = tokio::select! {
+            one = compared => one,
+            ended = &mut ended => {
+                ended?;
+                let message = "the pipeline ended before all was compared";
+                return Err(Error::new(ErrorKind::Unavailable, message));
+            }
+        };
+        shutdown.cancel();
+        ended.await?;
+        one?
+    };
+    tell(&one, format)
+}
+
+/// Waits for the end of a comparison, of which `all` gives the state.
+async fn follow(
+    id: u64,
+    mut all: impl AsyncFnMut() -> Result<Value, Error>,
+) -> Result<Value, Error> {
     // On a terminal only.
     let bar = ProgressBar::new_spinner();
-    let one = loop {
-        let all = endpoint.get("/api/reconcile").await?;
+    loop {
+        let all = all().await?;
         let found = all
             .as_array()
             .into_iter()
             .flatten()
-            .find(|one| one["id"] == *id);
+            .find(|one| one["id"] == id);
         let Some(one) = found else {
             let what = format!("comparison {id} is not known any more");
             return Err(Error::new(ErrorKind::Unavailable, what)
                 .remedy("see the log of the pipeline, which was restarted perhaps"));
         };
         if one["done"] == true {
-            break one.clone();
+            bar.finish_and_clear();
+            return Ok(one.clone());
         }
         bar.set_message(progress(one));
         bar.tick();
         tokio::time::sleep(LOOK).await;
-    };
-    bar.finish_and_clear();
-    let told = judge(&one);
+    }
+}
+
+fn unprintable(error: serde_json::Error) -> Error {
+    Error::new(ErrorKind::Protocol, "the report cannot be printed").source(error)
+}
+
+fn tell(one: &Value, format: Format) -> Outcome {
     match format {
         Format::Json => {
-            let text = serde_json::to_string_pretty(&one).map_err(|error| {
-                Error::new(ErrorKind::Protocol, "the report cannot be printed").source(error)
-            })?;
+            let text = serde_json::to_string_pretty(one).map_err(unprintable)?;
             output::print(&format!("{text}\n"));
         }
-        Format::Table => output::print(&table(&one)),
+        Format::Table => output::print(&table(one)),
     }
-    Ok(told)
+    Ok(judge(one))
 }
 
 fn reports(one: &Value) -> impl Iterator<Item = &Value> {
@@ -209,6 +259,8 @@ fn row_line(row: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

@@ -79,6 +79,17 @@ pub struct CheckRequest {
     pub rows: CheckRows,
     /// A condition in SQL that rows must meet; all rows without. Not for keys.
     pub condition: Option<String>,
+    /// Only some of the rows; all without. Not for keys.
+    pub sample: Option<Sample>,
+}
+
+/// Some of the rows of a table, chosen by their keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// How many of a million, about.
+    pub per_million: u32,
+    /// Which of them: the same seed chooses the same.
+    pub seed: u64,
 }
 
 /// What becomes of rows that are read for a comparison.

@@ -18,4 +18,6 @@ pub mod status;
 pub use file::{Mistake, Mistakes, Pipeline};
 pub use lockstep_reconciler as reconciler;
 pub use registry::Registry;
-pub use run::{Handle, Offline, Reconcile, ReconcileRequest, Report, Reports, Running, start};
+pub use run::{
+    Handle, Offline, Reconcile, ReconcileRequest, Report, Reports, Running, Share, start,
+};

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use lockstep_core::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::report::Drift;
 
@@ -14,10 +14,22 @@ pub trait Audit: Send + Sync {
     /// # Errors
     /// When they cannot be kept; nothing is mended then.
     async fn record(&self, entries: Vec<Entry>) -> Result<()>;
+
+    /// Where the record ends now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    async fn end(&self) -> Result<u64>;
+
+    /// What was kept behind such an end: of a process that was killed.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    async fn behind(&self, end: u64) -> Result<Vec<Entry>>;
 }
 
 /// Word of one row.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Microseconds since the Unix epoch.
     pub at_micros: i64,
@@ -35,7 +47,7 @@ pub struct Entry {
 }
 
 /// How far a repair is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// It is about to be written.

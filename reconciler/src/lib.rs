@@ -9,9 +9,11 @@
 //! [`Pass`] goes over one table; [`report`] is what it says.
 
 pub mod audit;
+mod bookmark;
 mod pass;
 pub mod report;
 mod row;
+mod seen;
 
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ use lockstep_core::sink::{Held, Listing};
 use lockstep_core::source::{CheckRows, Checked};
 
 pub use audit::Audit;
+pub use bookmark::Bookmark;
 pub use pass::Pass;
 pub use report::{Difference, Drift, SinkReport, State, TableReport};
 

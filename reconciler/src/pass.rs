@@ -7,17 +7,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lockstep_core::error::Policy;
 use lockstep_core::position::Lsn;
-use lockstep_core::sink::{Held, Keys};
+use lockstep_core::sink::Held;
 use lockstep_core::source::CheckRows;
 use lockstep_core::{Error, Result};
 
 use crate::audit::{Audit, Entry, Stage};
+use crate::bookmark::Bookmark;
 use crate::report::{Difference, Drift, SinkReport, State, TableReport};
 use crate::row::differing;
+use crate::seen::Seen;
 use crate::{Compared, Ends, Outcome, Verdict};
 
 /// Keys that are looked at in one go.
-const AT_ONCE: usize = 500;
+const AT_ONCE: usize = 1_000;
 /// Differences that are kept in full for each sink; the rest is counted.
 const TOLD: usize = 1_000;
 /// How often a row is asked for that changes whenever it is read.
@@ -57,16 +59,19 @@ type Found = BTreeMap<Arc<str>, Vec<Drift>>;
 #[derive(Debug)]
 struct Progress {
     report: TableReport,
+    /// Where another process would go on.
+    kept: Bookmark,
     /// Hashes of sink and key of what has been told: listings name keys twice.
     told: HashSet<u64>,
     hashes: RandomState,
+    seen: Seen,
 }
 
 impl Pass {
     /// A pass that has not begun to look.
     #[must_use]
     pub fn new(source: &str, table: &str) -> Self {
-        let report = TableReport {
+        Pass::resumed(Bookmark::new(TableReport {
             source: source.to_owned(),
             table: table.to_owned(),
             state: State::Running,
@@ -76,12 +81,29 @@ impl Pass {
             undecided: 0,
             problem: None,
             sinks: BTreeMap::new(),
-        };
+        }))
+    }
+
+    /// One that goes on where an earlier one stood.
+    #[must_use]
+    pub fn resumed(kept: Bookmark) -> Self {
+        let hashes = RandomState::new();
+        let mut told = HashSet::new();
+        for (sink, report) in &kept.report.sinks {
+            let of_sink = report.drift.iter();
+            told.extend(of_sink.map(|drift| match drift.key.is_empty() {
+                true => hashes.hash_one((sink, &drift.held_as)),
+                false => hashes.hash_one((sink, &drift.key)),
+            }));
+        }
+        let report = kept.report.clone();
         Pass {
             progress: Arc::new(Mutex::new(Progress {
                 report,
-                told: HashSet::new(),
-                hashes: RandomState::new(),
+                kept,
+                told,
+                hashes,
+                seen: Seen::default(),
             })),
             audit: None,
         }
@@ -102,6 +124,25 @@ impl Pass {
         self.lock().report.clone()
     }
 
+    /// Where another one would go on.
+    #[must_use]
+    pub fn bookmark(&self) -> Bookmark {
+        self.lock().kept.clone()
+    }
+
+    /// All until now is done.
+    async fn keep(&self, change: impl FnOnce(&mut Bookmark)) -> Result<()> {
+        let audited = match &self.audit {
+            Some(audit) => audit.end().await?,
+            None => 0,
+        };
+        let progress = &mut *self.lock();
+        progress.kept.report.clone_from(&progress.report);
+        progress.kept.audited = Some(audited);
+        change(&mut progress.kept);
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,7 +151,9 @@ impl Pass {
     /// again, for ever.
     pub async fn run(&self, ends: &dyn Ends) {
         let ended = self.compare(ends).await;
-        let report = &mut self.lock().report;
+        let progress = &mut *self.lock();
+        progress.seen = Seen::default();
+        let report = &mut progress.report;
         report.ended_micros = Some(now_micros());
         report.state = match &ended {
             Ok(()) => State::Done,
@@ -120,28 +163,115 @@ impl Pass {
     }
 
     async fn compare(&self, ends: &dyn Ends) -> Result<()> {
-        let mut after: Option<Key> = None;
-        let mut all = ends.sinks();
-        loop {
-            let compared = self
-                .ask(ends, CheckRows::Behind(after.take()), &all)
-                .await?;
-            let sent = compared.checked.keys.len() as u64;
-            let next = compared.checked.next.clone();
-            let unsteady = compared.checked.unsteady.clone();
-            let suspects = self.note(&compared);
-            self.lock().report.rows += sent;
-            all.retain(|sink| !self.cannot_be_read(sink));
-            self.verify(ends, suspects, unsteady, Purpose::Rows, &all)
-                .await?;
-            match next {
-                Some(_) => after = next,
-                None => break,
-            }
+        let begin = self.bookmark();
+        match begin.audited {
+            None => self.keep(|_| {}).await?,
+            Some(end) => self.catch_up(ends, end).await?,
         }
+        let mut all = ends.sinks();
+        all.retain(|sink| !self.cannot_be_read(sink));
+        if !begin.all_rows {
+            self.rows(ends, begin.after, &mut all).await?;
+        }
+        all.retain(|sink| !begin.searched.iter().any(|done| **done == **sink));
         for sink in all {
             self.extras(ends, &sink).await?;
+            self.keep(|kept| kept.searched.push(sink.to_string()))
+                .await?;
         }
+        Ok(())
+    }
+
+    /// Compares all rows behind a key.
+    async fn rows(
+        &self,
+        ends: &dyn Ends,
+        mut after: Option<Key>,
+        sinks: &mut Vec<Arc<str>>,
+    ) -> Result<()> {
+        loop {
+            let compared = self
+                .ask(ends, CheckRows::Behind(after.take()), sinks)
+                .await?;
+            let checked = &compared.checked;
+            let suspects = self.note(&compared);
+            self.lock().report.rows += checked.keys.len() as u64;
+            sinks.retain(|sink| !self.cannot_be_read(sink));
+            let unsteady = checked.unsteady.clone();
+            self.verify(ends, suspects, unsteady, Purpose::Rows, sinks)
+                .await?;
+            after.clone_from(&compared.checked.next);
+            self.keep(|kept| {
+                kept.all_rows = after.is_none();
+                kept.after.clone_from(&after);
+            })
+            .await?;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes in what the one before had mended beyond its bookmark, and finds out what became of what it was about to mend.
+    /// What differs still is found again.
+    async fn catch_up(&self, ends: &dyn Ends, audited: u64) -> Result<()> {
+        let Some(audit) = &self.audit else {
+            return Ok(());
+        };
+        let (source, table) = {
+            let report = &self.lock().report;
+            (report.source.clone(), report.table.clone())
+        };
+        let mut entries = audit.behind(audited).await?;
+        entries.retain(|entry| entry.source == source && entry.table == table);
+        let mut open: BTreeMap<(String, Key), Drift> = BTreeMap::new();
+        for entry in entries {
+            let place = (entry.sink.clone(), entry.drift.key.clone());
+            match entry.stage {
+                Stage::Planned => drop(open.insert(place, entry.drift)),
+                Stage::Left => drop(open.remove(&place)),
+                Stage::Mended => {
+                    open.remove(&place);
+                    self.of(&entry.sink, |sink| sink.take_mended(entry.drift));
+                }
+            }
+        }
+        let mut by_sink = BTreeMap::<String, Vec<Drift>>::new();
+        for ((sink, _), drift) in open {
+            by_sink.entry(sink).or_default().push(drift);
+        }
+        for (sink, drift) in by_sink {
+            let sink: Arc<str> = sink.into();
+            if !ends.sinks().contains(&sink) {
+                continue;
+            }
+            for part in drift.chunks(AT_ONCE) {
+                self.settle(ends, audit.as_ref(), &sink, part).await?;
+            }
+        }
+        self.keep(|_| {}).await
+    }
+
+    /// Looks which rows of those that were about to be mended have been.
+    async fn settle(
+        &self,
+        ends: &dyn Ends,
+        audit: &dyn Audit,
+        sink: &Arc<str>,
+        part: &[Drift],
+    ) -> Result<()> {
+        let keys: Vec<Key> = part.iter().map(|drift| drift.key.clone()).collect();
+        let only = std::slice::from_ref(sink);
+        let compared = self.ask(ends, CheckRows::Keys(keys), only).await?;
+        let equal = equal_in(&compared);
+        let is_mended = |drift: &&Drift| equal.contains(&drift.key);
+        let mended: Vec<Drift> = part.iter().filter(is_mended).cloned().collect();
+        audit
+            .record(self.entries(sink, &mended, Stage::Mended))
+            .await?;
+        self.of(sink, |sink| {
+            mended.into_iter().for_each(|drift| sink.take_mended(drift));
+        });
         Ok(())
     }
 
@@ -165,6 +295,16 @@ impl Pass {
         }
     }
 
+    /// Remembers the rows that have been compared with every sink: as they are, or that they are not.
+    fn see(&self, compared: &Compared) {
+        let seen = &mut self.lock().seen;
+        compared
+            .checked
+            .keys
+            .iter()
+            .for_each(|key| seen.insert(key));
+    }
+
     fn cannot_be_read(&self, sink: &str) -> bool {
         let sinks = &self.lock().report.sinks;
         sinks.get(sink).is_some_and(|sink| sink.unreadable)
@@ -172,6 +312,7 @@ impl Pass {
 
     /// Takes in what sinks said of rows that were sent for the first time; gives those that differ.
     fn note(&self, compared: &Compared) -> Suspects {
+        self.see(compared);
         let report = &mut self.lock().report;
         for answer in &compared.answers {
             if let Outcome::Compared { rows, .. } = &answer.outcome {
@@ -219,6 +360,7 @@ impl Pass {
                     .await?;
                 again.extend(compared.checked.unsteady.iter().cloned());
                 if purpose == Purpose::Rows {
+                    self.see(&compared);
                     self.count_first(&compared, &unsteady);
                 }
                 let fence = compared.checked.fence;
@@ -292,12 +434,8 @@ impl Pass {
         let keys: Vec<Key> = part.iter().map(|drift| drift.key.clone()).collect();
         let compared = patiently(|| ends.repair(keys.clone(), sink)).await?;
         self.failures(&compared);
-        let differs: HashSet<&Key> = found(&compared).map(|(_, key, _)| key).collect();
-        let seen: HashSet<&Key> = match compared.answers.first().map(|answer| &answer.outcome) {
-            Some(Outcome::Compared { .. }) => compared.checked.keys.iter().collect(),
-            _ => HashSet::new(),
-        };
-        let is_mended = |drift: &&Drift| seen.contains(&drift.key) && !differs.contains(&drift.key);
+        let equal = equal_in(&compared);
+        let is_mended = |drift: &&Drift| equal.contains(&drift.key);
         let (mended, left): (Vec<&Drift>, Vec<&Drift>) = part.iter().partition(is_mended);
         let mended: Vec<Drift> = mended.into_iter().cloned().collect();
         audit
@@ -397,9 +535,21 @@ impl Pass {
         let listings = ends.list(name).await;
         let mut listed = false;
         for mut listing in self.given(name, listings).unwrap_or_default() {
+            let mut unknown: Vec<Key> = Vec::new();
             while let Some(page) = self.given(name, listing.next().await).flatten() {
-                self.page(ends, name, page).await?;
+                self.foreign(name, page.foreign);
+                unknown.extend({
+                    let seen = &mut self.lock().seen;
+                    let keys = page.keys.into_iter();
+                    keys.filter(|key| !seen.has(key)).collect::<Vec<Key>>()
+                });
+                while unknown.len() >= AT_ONCE {
+                    let rest = unknown.split_off(AT_ONCE);
+                    self.unless_there(ends, name, unknown).await?;
+                    unknown = rest;
+                }
             }
+            self.unless_there(ends, name, unknown).await?;
             listed = true;
         }
         self.of(name, |sink| sink.listed = listed && sink.problem.is_none());
@@ -412,9 +562,9 @@ impl Pass {
         given.map_err(failed).ok()
     }
 
-    /// Looks whether there are rows for the keys that a sink holds.
-    async fn page(&self, ends: &dyn Ends, name: &Arc<str>, page: Keys) -> Result<()> {
-        for held_as in page.foreign {
+    /// Tells keys that no row can have.
+    fn foreign(&self, name: &Arc<str>, keys: Vec<String>) {
+        for held_as in keys {
             if !self.is_new(&(name, &held_as)) {
                 continue;
             }
@@ -428,17 +578,19 @@ impl Pass {
             };
             self.of(name, |sink| sink.take(drift));
         }
-        for keys in page.keys.chunks(AT_ONCE) {
-            let only = std::slice::from_ref(name);
-            let compared = self
-                .ask(ends, CheckRows::Absent(keys.to_vec()), only)
-                .await?;
-            let suspects = suspects_of(&compared);
-            let unsteady = compared.checked.unsteady;
-            self.verify(ends, suspects, unsteady, Purpose::Extras, only)
-                .await?;
+    }
+
+    /// Looks in the source for rows with keys that a sink holds; tells those that have none.
+    async fn unless_there(&self, ends: &dyn Ends, name: &Arc<str>, keys: Vec<Key>) -> Result<()> {
+        if keys.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let only = std::slice::from_ref(name);
+        let compared = self.ask(ends, CheckRows::Absent(keys), only).await?;
+        let suspects = suspects_of(&compared);
+        let unsteady = compared.checked.unsteady;
+        self.verify(ends, suspects, unsteady, Purpose::Extras, only)
+            .await
     }
 
     /// Whether it is told for the first time.
@@ -454,7 +606,25 @@ impl Pass {
     }
 }
 
+/// Of rows that were compared with one sink, the keys of those that are the same there.
+fn equal_in(compared: &Compared) -> HashSet<&Key> {
+    let differs: HashSet<&Key> = found(compared).map(|(_, key, _)| key).collect();
+    match compared.answers.first().map(|answer| &answer.outcome) {
+        Some(Outcome::Compared { .. }) => {
+            let keys = compared.checked.keys.iter();
+            keys.filter(|key| !differs.contains(key)).collect()
+        }
+        _ => HashSet::new(),
+    }
+}
+
 impl SinkReport {
+    fn take_mended(&mut self, mut drift: Drift) {
+        drift.repaired = true;
+        self.repaired += 1;
+        self.take(drift);
+    }
+
     fn take(&mut self, drift: Drift) {
         match drift.difference {
             Difference::Missing => self.missing += 1,

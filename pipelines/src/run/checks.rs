@@ -10,7 +10,7 @@ use lockstep_core::batch::{Batch, Op};
 use lockstep_core::position::Position;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Held, Inspect, Listing};
-use lockstep_core::source::{CheckRequest, CheckRows, Checks, Purpose};
+use lockstep_core::source::{CheckRequest, CheckRows, Checks, Purpose, Sample};
 use lockstep_core::transform::Comparable;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_reconciler::{Answer, Compared, Ends, Outcome, Verdict};
@@ -147,6 +147,8 @@ pub(super) struct Route {
     pub wanted: Option<String>,
     /// What rows must meet to be compared.
     pub condition: Option<String>,
+    /// Only some of them.
+    pub sample: Option<Sample>,
 }
 
 impl Route {
@@ -222,6 +224,7 @@ impl Ends for Route {
             table: self.table.clone(),
             rows: CheckRows::Keys(keys.clone()),
             condition: None,
+            sample: None,
         };
         checks.check(request).await?;
         self.check(CheckRows::Keys(keys), only).await
@@ -242,16 +245,18 @@ impl Ends for Route {
         }
         let (number, mut answered) = self.desk.open(asked.clone());
         let _closed = Closed(&self.desk, number);
+        // Keys are looked at because of what they are.
+        let (condition, sample) = match &rows {
+            CheckRows::Behind(_) => (self.condition.clone(), self.sample),
+            CheckRows::Keys(_) | CheckRows::Absent(_) => (None, None),
+        };
         let request = CheckRequest {
             number,
             purpose: Purpose::Compare,
             table: self.table.clone(),
-            condition: match &rows {
-                CheckRows::Behind(_) => self.condition.clone(),
-                // They are looked at because of what they are.
-                CheckRows::Keys(_) | CheckRows::Absent(_) => None,
-            },
             rows,
+            condition,
+            sample,
         };
         let checked = checks.check(request).await?;
         while !checked.keys.is_empty() && !asked.is_empty() {
@@ -284,7 +289,8 @@ impl Ends for Route {
         };
         let (tables, compares) = self.tables_in(lane);
         // A sink cannot tell which of the rows that it has would meet a condition.
-        if compares != Comparable::Fully || self.condition.is_some() {
+        let all = self.condition.is_none() && self.sample.is_none();
+        if compares != Comparable::Fully || !all {
             return Ok(Vec::new());
         }
         let context = lane

@@ -33,7 +33,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use course::{Refused, Report};
 pub use handle::{Handle, Running};
-pub use reconcile::{Reconcile, ReconcileRequest};
+pub use reconcile::{Reconcile, ReconcileRequest, Share};
 pub use replay::{Offline, Reports};
 pub(crate) use supervisor::directory;
 pub use supervisor::start;

@@ -6,9 +6,11 @@ mod history;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use lockstep_core::source::Sample;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_reconciler::{Ends, Pass, TableReport};
 use serde::{Deserialize, Serialize};
@@ -22,12 +24,14 @@ use crate::file::Reconciling;
 use crate::metrics::ReconcileMetrics;
 use crate::registry::SinkComponent;
 use audit::Kept;
-use history::History;
+use history::{History, Unfinished};
 
 /// Comparisons that may wait for their turn.
 const MOST: usize = 10;
 /// Between two looks whether the pipeline is open far enough to be compared.
 const LOOK: Duration = Duration::from_secs(2);
+/// How often it is kept how far a comparison is.
+const KEEP: Duration = Duration::from_secs(1);
 
 /// What is to be compared. Everything that is given must hold; nothing given means all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,10 +46,49 @@ pub struct ReconcileRequest {
     /// A condition in SQL that rows must meet. Rows that should not be there are not looked for then.
     #[serde(rename = "where")]
     pub condition: Option<String>,
+    /// Only some of the rows, others each time: `1%`. Rows that should not be there are not looked for then.
+    pub sample: Option<Share>,
     /// What differs is mended; else it is only told.
     pub repair: bool,
     /// Who asks, for the record of repairs.
     pub by: Option<String>,
+}
+
+/// A part of the rows, of which a text like `1%` or `0.05%` tells how large it is. In millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Share(u32);
+
+impl FromStr for Share {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let percent = text
+            .strip_suffix('%')
+            .and_then(|text| text.parse::<f64>().ok());
+        let millionths = percent.map_or(0.0, |percent| percent * 10_000.0);
+        if !(1.0..=1_000_000.0).contains(&millionths) {
+            let message = format!("`{text}` is no share of rows");
+            return Err(Error::new(ErrorKind::Invalid, message)
+                .remedy("give a percentage from 0.0001% to 100%, such as `1%`"));
+        }
+        // In range, and a part of a millionth of the rows does not matter.
+        Ok(Share(millionths as u32))
+    }
+}
+
+impl TryFrom<String> for Share {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Share> for String {
+    fn from(share: Share) -> String {
+        format!("{}%", f64::from(share.0) / 10_000.0)
+    }
 }
 
 /// A comparison, and what it says.
@@ -68,17 +111,43 @@ struct Job {
     id: u64,
     request: ReconcileRequest,
     tables: usize,
-    passes: Vec<Pass>,
+    /// Tables that have been looked at.
+    reports: Vec<TableReport>,
+    /// The one that is being.
+    now: Option<Pass>,
 }
 
 impl Job {
     fn told(&self, done: bool) -> Reconcile {
+        let reports = self.reports.iter().cloned();
         Reconcile {
             id: self.id,
             request: self.request.clone(),
             done,
             tables: self.tables,
-            reports: self.passes.iter().map(Pass::report).collect(),
+            reports: reports.chain(self.now.as_ref().map(Pass::report)).collect(),
+        }
+    }
+
+    fn unfinished(&self) -> Unfinished {
+        Unfinished {
+            id: self.id,
+            request: self.request.clone(),
+            tables: self.tables,
+            reports: self.reports.clone(),
+            now: self.now.as_ref().map(Pass::bookmark),
+        }
+    }
+}
+
+impl From<Unfinished> for Job {
+    fn from(kept: Unfinished) -> Self {
+        Job {
+            id: kept.id,
+            request: kept.request,
+            tables: kept.tables,
+            reports: kept.reports,
+            now: kept.now.map(Pass::resumed),
         }
     }
 }
@@ -107,13 +176,15 @@ pub(super) struct Parts {
 pub(super) struct Reconciler {
     parts: Arc<Parts>,
     repairs: Arc<Path>,
+    /// Where it is kept how far those are that have not ended.
+    unfinished: Arc<Path>,
     jobs: Arc<Mutex<Jobs>>,
     /// One at a time: comparisons of one table would only take turns.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Reconciler {
-    /// With the history that the state directory has.
+    /// With the history that the state directory has, and the comparisons that have not ended.
     pub fn new(parts: Parts, state: &Path) -> Self {
         let history = History::open(state.join("reconciles.json"));
         for one in &history.ended {
@@ -121,12 +192,19 @@ impl Reconciler {
                 .iter()
                 .for_each(|report| parts.metrics.known(report));
         }
-        let last = history.ended.back().map_or(0, |one| one.id);
+        let unfinished = state.join("reconciling.json");
+        let open: VecDeque<Job> = history::unfinished(&unfinished)
+            .into_iter()
+            .map(Job::from)
+            .collect();
+        let ended = history.ended.back().map_or(0, |one| one.id);
+        let last = open.iter().map(|job| job.id).fold(ended, u64::max);
         Reconciler {
             parts: Arc::new(parts),
             repairs: state.join("repairs.jsonl").into(),
+            unfinished: unfinished.into(),
             jobs: Arc::new(Mutex::new(Jobs {
-                open: VecDeque::new(),
+                open,
                 history,
                 last,
             })),
@@ -137,6 +215,19 @@ impl Reconciler {
     /// Where lanes answer.
     pub fn desk(&self) -> &Arc<CheckDesk> {
         &self.parts.desk
+    }
+
+    /// Goes on with what an earlier run has not ended.
+    pub fn go_on(&self) {
+        let open: Vec<_> = lock(&self.jobs)
+            .open
+            .iter()
+            .map(|job| (job.id, job.request.clone()))
+            .collect();
+        for (id, request) in open {
+            tracing::info!(id, "a comparison goes on where it was interrupted");
+            self.spawn(id, request, None);
+        }
     }
 
     /// Begins a comparison once those before it have ended, and returns its number.
@@ -159,42 +250,129 @@ impl Reconciler {
                 id,
                 request: request.clone(),
                 tables: routes.len(),
-                passes: Vec::new(),
+                reports: Vec::new(),
+                now: None,
             });
             id
         };
+        self.spawn(id, request, Some(routes));
+        Ok(id)
+    }
+
+    fn spawn(&self, id: u64, request: ReconcileRequest, routes: Option<Vec<Route>>) {
         let this = self.clone();
         tokio::spawn(async move {
             let stopping = this.parts.stopping.clone();
             tokio::select! {
                 biased;
-                () = stopping.cancelled() => {}
-                () = this.compare(id, &request, &routes) => {}
+                // It goes on after the next start.
+                () = stopping.cancelled() => this.keep().await,
+                () = this.compare(id, &request, routes) => {
+                    // It waits for the disk.
+                    let ended = tokio::task::spawn_blocking(move || this.end(id));
+                    if let Err(error) = ended.await {
+                        tracing::error!(%error, "the end of a comparison was not kept");
+                    }
+                }
             }
-            // It waits for the disk.
-            tokio::task::spawn_blocking(move || this.end(id));
         });
-        Ok(id)
     }
 
-    async fn compare(&self, id: u64, request: &ReconcileRequest, routes: &[Route]) {
+    async fn compare(&self, id: u64, request: &ReconcileRequest, routes: Option<Vec<Route>>) {
+        let mut routes = match routes {
+            Some(routes) => routes,
+            None => self.routes_in_time(request).await,
+        };
+        // Others each time, and the same ones when it goes on.
+        let samples = routes.iter_mut().filter_map(|route| route.sample.as_mut());
+        samples.for_each(|sample| sample.seed = id);
         let _turn = self.turn.lock().await;
-        for route in routes {
-            let mut pass = Pass::new(&route.source.name, &route.table);
-            if request.repair {
-                pass = pass.mending(Arc::new(Kept {
-                    path: self.repairs.to_path_buf(),
-                    by: request.by.clone(),
-                }));
-            }
-            if let Some(job) = lock(&self.jobs).open.iter_mut().find(|job| job.id == id) {
-                job.passes.push(pass.clone());
-            }
-            pass.run(route).await;
+        for route in &routes {
+            let Some(pass) = self.enter(id, request, route) else {
+                continue;
+            };
+            self.keep().await;
+            self.run_pass(&pass, route).await;
             let report = pass.report();
             self.parts.metrics.compared(&report);
             log(&report);
+            if let Some(job) = lock(&self.jobs).open.iter_mut().find(|job| job.id == id) {
+                job.reports.push(report);
+                job.now = None;
+            }
         }
+    }
+
+    /// The routes of one that was interrupted, as soon as sources and sinks are open; none when they lead nowhere any more.
+    async fn routes_in_time(&self, request: &ReconcileRequest) -> Vec<Route> {
+        let parts = &self.parts;
+        loop {
+            let all_open = parts.sources.iter().all(|source| source.checks().is_some())
+                && parts.lanes.iter().all(|lane| lane.context().is_some());
+            match self.routes(request) {
+                Ok(routes) if all_open => return routes,
+                Err(error) if all_open => {
+                    tracing::warn!(%error, "a comparison that was interrupted is given up");
+                    return Vec::new();
+                }
+                _ => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// The pass over a table: the one that is on record, or one from the beginning; `None` when it has been made.
+    fn enter(&self, id: u64, request: &ReconcileRequest, route: &Route) -> Option<Pass> {
+        let mut jobs = lock(&self.jobs);
+        let job = jobs.open.iter_mut().find(|job| job.id == id)?;
+        let is_ours = |report: &TableReport| {
+            report.source == *route.source.name && report.table == route.table
+        };
+        if job.reports.iter().any(is_ours) {
+            return None;
+        }
+        let interrupted = job.now.take().filter(|pass| is_ours(&pass.report()));
+        let mut pass = interrupted.unwrap_or_else(|| Pass::new(&route.source.name, &route.table));
+        if request.repair {
+            pass = pass.mending(Arc::new(Kept {
+                path: self.repairs.to_path_buf(),
+                by: request.by.clone(),
+            }));
+        }
+        job.now = Some(pass.clone());
+        Some(pass)
+    }
+
+    /// Runs a pass, and keeps how far it is.
+    async fn run_pass(&self, pass: &Pass, route: &Route) {
+        let mut due = tokio::time::interval(KEEP);
+        let mut run = std::pin::pin!(pass.run(route));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut run => return,
+                _ = due.tick() => self.keep().await,
+            }
+        }
+    }
+
+    /// Keeps how far those are that have not ended.
+    async fn keep(&self) {
+        let this = self.clone();
+        let kept = tokio::task::spawn_blocking(move || {
+            let jobs = lock(&this.jobs);
+            let open: Vec<Unfinished> = jobs.open.iter().map(Job::unfinished).collect();
+            history::keep(&this.unfinished, &open);
+        });
+        if let Err(error) = kept.await {
+            tracing::error!(%error, "how far comparisons are was not kept");
+        }
+    }
+
+    /// The number of one that is open for the same.
+    fn open_for(&self, request: &ReconcileRequest) -> Option<u64> {
+        let jobs = lock(&self.jobs);
+        let job = jobs.open.iter().find(|job| job.request == *request);
+        job.map(|job| job.id)
     }
 
     fn is_open(&self, id: u64) -> bool {
@@ -206,6 +384,8 @@ impl Reconciler {
         let at = jobs.open.iter().position(|job| job.id == id);
         if let Some(job) = at.and_then(|at| jobs.open.remove(at)) {
             jobs.history.push(job.told(true));
+            let open: Vec<Unfinished> = jobs.open.iter().map(Job::unfinished).collect();
+            history::keep(&self.unfinished, &open);
         }
     }
 
@@ -227,8 +407,10 @@ impl Reconciler {
             let mut due = tokio::time::Instant::now();
             loop {
                 tokio::time::sleep_until(due).await;
-                // Until sources and sinks have been open there is nothing to compare.
-                let Ok(id) = self.begin(request.clone()) else {
+                // Until sources and sinks have been open there is nothing to compare. One that was interrupted goes on.
+                let begun = self.open_for(&request);
+                let begun = begun.map_or_else(|| self.begin(request.clone()), Ok);
+                let Ok(id) = begun else {
                     due += LOOK;
                     continue;
                 };
@@ -294,6 +476,10 @@ impl Reconciler {
                     lanes: lanes.clone(),
                     wanted: request.sink.clone(),
                     condition: request.condition.clone(),
+                    sample: request.sample.map(|share| Sample {
+                        per_million: share.0,
+                        seed: 0,
+                    }),
                     table,
                 };
                 if is_source && is_table(&route.table) && !route.sinks().is_empty() {

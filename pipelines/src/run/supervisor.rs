@@ -114,6 +114,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         _state_lock: state_lock,
     };
     supervisor.spawn(pipeline)?;
+    handle.inner().reconciler.go_on();
     if let Some(section) = pipeline.reconcile {
         let reconciler = handle.inner().reconciler.clone();
         tokio::spawn(reconciler.run(section));

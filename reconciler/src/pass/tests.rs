@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use lockstep_core::error::ErrorKind;
-use lockstep_core::sink::Listing;
+use lockstep_core::sink::{Keys, Listing};
 use lockstep_core::source::Checked;
 use proptest::prelude::*;
 
@@ -23,6 +23,8 @@ struct World {
     fleeting: BTreeSet<u32>,
     /// Checks that fail before one works.
     failures: u32,
+    /// Checks that are answered before one never is.
+    fuse: Option<u32>,
     chunk: usize,
 }
 
@@ -33,6 +35,33 @@ fn key(row: u32) -> Key {
 }
 
 impl World {
+    /// Whether nothing is answered any more.
+    fn is_cut(&mut self) -> bool {
+        match &mut self.fuse {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// What a pass should tell.
+    fn differing(&self) -> BTreeMap<&'static str, BTreeSet<u32>> {
+        let mut differing: BTreeMap<&'static str, BTreeSet<u32>> = BTreeMap::new();
+        for row in self.source.keys().chain(self.sink.keys()) {
+            let kind = match (self.source.get(row), self.sink.get(row)) {
+                (Some(a), Some(b)) if a == b => continue,
+                (Some(_), Some(_)) => "different",
+                (Some(_), None) => "missing",
+                _ => "extra",
+            };
+            differing.entry(kind).or_default().insert(*row);
+        }
+        differing
+    }
+
     fn verdict(&mut self, ordinal: u64, row: u32) -> Option<Verdict> {
         if self.fleeting.remove(&row) {
             return Some(Verdict {
@@ -72,6 +101,9 @@ impl Ends for Model {
 
     async fn check(&self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Compared> {
         assert_eq!(sinks, self.sinks());
+        if self.0.lock().expect("not poisoned").is_cut() {
+            std::future::pending::<()>().await;
+        }
         let mut world = self.0.lock().expect("not poisoned");
         if world.failures > 0 {
             world.failures -= 1;
@@ -201,6 +233,7 @@ fn world() -> impl Strategy<Value = World> {
             fleeting,
             failures,
             chunk,
+            fuse: None,
         },
     )
 }
@@ -209,21 +242,8 @@ proptest! {
     /// All that differs for good is told, once, by its kind; nothing else is.
     #[test]
     fn a_pass_tells_what_differs_and_nothing_else(world in world()) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .expect("a runtime");
-        let mut expected: BTreeMap<&'static str, BTreeSet<u32>> = BTreeMap::new();
-        for row in world.source.keys().chain(world.sink.keys()) {
-            let kind = match (world.source.get(row), world.sink.get(row)) {
-                (Some(a), Some(b)) if a == b => continue,
-                (Some(_), Some(_)) => "different",
-                (Some(_), None) => "missing",
-                _ => "extra",
-            };
-            expected.entry(kind).or_default().insert(*row);
-        }
+        let runtime = runtime();
+        let expected = world.differing();
         let rows = world.source.len() as u64;
         let pass = Pass::new("shop", "public.t");
         runtime.block_on(pass.run(&Model(Mutex::new(world))));
@@ -236,30 +256,95 @@ proptest! {
 
 /// Keeps word in memory.
 #[derive(Default)]
-struct Kept(Mutex<Vec<(u32, Stage)>>);
+struct Kept(Mutex<Vec<Entry>>);
 
 #[async_trait]
 impl Audit for Kept {
     async fn record(&self, entries: Vec<Entry>) -> Result<()> {
-        let mut kept = self.0.lock().expect("not poisoned");
-        let entries = entries.iter();
-        kept.extend(entries.map(|entry| {
-            let row = entry.drift.key[0].parse().expect("a number");
-            (row, entry.stage)
-        }));
+        self.0.lock().expect("not poisoned").extend(entries);
         Ok(())
     }
+
+    async fn end(&self) -> Result<u64> {
+        Ok(self.0.lock().expect("not poisoned").len() as u64)
+    }
+
+    async fn behind(&self, end: u64) -> Result<Vec<Entry>> {
+        Ok(self.0.lock().expect("not poisoned")[end as usize..].to_vec())
+    }
+}
+
+impl Kept {
+    fn rows(&self, stage: Stage) -> BTreeSet<u32> {
+        let kept = self.0.lock().expect("not poisoned");
+        let of_stage = kept.iter().filter(|entry| entry.stage == stage);
+        of_stage
+            .map(|entry| entry.drift.key[0].parse().expect("a number"))
+            .collect()
+    }
+}
+
+/// Runs a pass that is killed after so many checks, again and again from where it stood, at last to the end.
+async fn run_killed(model: &Model, cuts: &[u32], audit: Option<&Arc<Kept>>) -> TableReport {
+    let with_audit = |pass: Pass| match audit {
+        Some(audit) => pass.mending(Arc::clone(audit) as Arc<dyn Audit>),
+        None => pass,
+    };
+    let mut pass = with_audit(Pass::new("shop", "public.t"));
+    for fuse in cuts.iter().copied().map(Some).chain([None]) {
+        model.0.lock().expect("not poisoned").fuse = fuse;
+        // The time is not real.
+        let run = tokio::time::timeout(Duration::from_secs(3_600), pass.run(model));
+        if run.await.is_ok() {
+            return pass.report();
+        }
+        let kept = serde_json::to_string(&pass.bookmark()).expect("JSON");
+        let kept = serde_json::from_str(&kept).expect("what was kept");
+        pass = with_audit(Pass::resumed(kept));
+    }
+    panic!("nothing cuts the last one");
+}
+
+proptest! {
+    /// Wherever it is killed: in the end all is told, once, and nothing else.
+    #[test]
+    fn a_pass_that_is_killed_goes_on(world in world(), cuts in prop::collection::vec(0..12_u32, 0..6)) {
+        let runtime = runtime();
+        let (expected, rows) = (world.differing(), world.source.len() as u64);
+        let report = runtime.block_on(run_killed(&Model(Mutex::new(world)), &cuts, None));
+        prop_assert_eq!((report.rows, report.undecided), (rows, 0));
+        prop_assert_eq!(told(&report), expected);
+    }
+
+    /// Wherever it is killed: in the end all is mended, told once, and on record before and after.
+    #[test]
+    fn a_repair_that_is_killed_goes_on(world in world(), cuts in prop::collection::vec(0..12_u32, 0..6)) {
+        let runtime = runtime();
+        let (expected, source) = (world.differing(), world.source.clone());
+        let (audit, model) = (Arc::new(Kept::default()), Model(Mutex::new(world)));
+        let report = runtime.block_on(run_killed(&model, &cuts, Some(&audit)));
+        prop_assert!(!report.has_drift(), "{report:?}");
+        prop_assert_eq!(&model.0.lock().expect("not poisoned").sink, &source);
+        let all: BTreeSet<u32> = expected.values().flatten().copied().collect();
+        prop_assert_eq!(told(&report), expected);
+        prop_assert_eq!(audit.rows(Stage::Planned), all.clone());
+        prop_assert_eq!(audit.rows(Stage::Mended), all);
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .expect("a runtime")
 }
 
 proptest! {
     /// All that differs is mended, and on record before and after; nothing else is touched.
     #[test]
     fn a_pass_that_mends_leaves_the_sink_as_the_source_is(world in world()) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .expect("a runtime");
+        let runtime = runtime();
         let source = world.source.clone();
         let rows = source.keys().chain(world.sink.keys());
         let differing: BTreeSet<u32> = rows
@@ -272,11 +357,8 @@ proptest! {
         let report = pass.report();
         prop_assert!(!report.has_drift(), "{report:?}");
         prop_assert_eq!(&model.0.lock().expect("not poisoned").sink, &source);
-        let kept = audit.0.lock().expect("not poisoned");
         for stage in [Stage::Planned, Stage::Mended] {
-            let of_stage = kept.iter().filter(|(_, at)| *at == stage);
-            let rows: BTreeSet<u32> = of_stage.map(|(row, _)| *row).collect();
-            prop_assert_eq!(&rows, &differing);
+            prop_assert_eq!(&audit.rows(stage), &differing);
         }
     }
 }

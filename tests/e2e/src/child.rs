@@ -218,7 +218,8 @@ impl Setup {
     /// # Panics
     /// When it does not end within a minute.
     pub async fn lockstep_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
-        self.spawn(arguments, environment).ends().await
+        let child = self.spawn(arguments, environment);
+        child.ends_within(PATIENCE).await
     }
 
     /// Starts any command line, with more environment variables.
@@ -584,8 +585,16 @@ impl Pipeline {
     ///
     /// # Panics
     /// When that does not come within a minute.
-    pub async fn ends(mut self) -> Ended {
-        let status = self.wait_exit(PATIENCE).await;
+    pub async fn ends(self) -> Ended {
+        self.ends_within(PATIENCE).await
+    }
+
+    /// As [`Pipeline::ends`], with another deadline.
+    ///
+    /// # Panics
+    /// When that is missed.
+    pub async fn ends_within(mut self, deadline: Duration) -> Ended {
+        let status = self.wait_exit(deadline).await;
         Ended {
             status,
             stdout: self

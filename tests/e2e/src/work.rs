@@ -101,6 +101,11 @@ pub struct Work {
 impl Work {
     /// Begins to write, about 400 changes a second.
     pub async fn start(database: &Database, seed: u64) -> Self {
+        Self::start_at(database, seed, TRANSACTIONS).await
+    }
+
+    /// Begins to write; each of three writers makes so many transactions a second, of about ten changes.
+    pub async fn start_at(database: &Database, seed: u64, transactions: f64) -> Self {
         let stop = CancellationToken::new();
         let mut writers = JoinSet::new();
         for number in 0..WRITERS {
@@ -119,7 +124,7 @@ impl Work {
                     .map(|row| row.get(0))
                     .collect(),
             };
-            writers.spawn(writer.run(stop.clone()));
+            writers.spawn(writer.run(transactions, stop.clone()));
         }
         Work { stop, writers }
     }
@@ -145,8 +150,8 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, stop: CancellationToken) {
-        let mut beat = interval(Duration::from_secs_f64(1.0 / TRANSACTIONS));
+    async fn run(mut self, transactions: f64, stop: CancellationToken) {
+        let mut beat = interval(Duration::from_secs_f64(1.0 / transactions));
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !stop.is_cancelled() {
             beat.tick().await;

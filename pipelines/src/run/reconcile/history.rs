@@ -1,15 +1,51 @@
-//! Comparisons that have ended, kept over restarts.
+//! Comparisons that have ended, and those that have not, kept over restarts.
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::Reconcile;
+use lockstep_reconciler::{Bookmark, TableReport};
+use serde::{Deserialize, Serialize};
+
+use super::{Reconcile, ReconcileRequest};
 
 /// Comparisons that are kept.
 const MOST: usize = 20;
 /// Rows that are kept of what differed, for each table and sink.
 const ROWS: usize = 100;
+
+/// A comparison that has not ended, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Unfinished {
+    pub id: u64,
+    pub request: ReconcileRequest,
+    /// How many tables there are.
+    pub tables: usize,
+    /// Those that have been looked at.
+    pub reports: Vec<TableReport>,
+    /// The one that is being looked at.
+    pub now: Option<Bookmark>,
+}
+
+/// What an earlier run has not ended. A file that cannot be read is left behind: the comparison is made again.
+pub(super) fn unfinished(path: &Path) -> Vec<Unfinished> {
+    let read = match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(std::io::Error::from),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    };
+    read.unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "how far comparisons were cannot be read");
+        Vec::new()
+    })
+}
+
+/// Keeps how far they are.
+pub(super) fn keep(path: &Path, unfinished: &[Unfinished]) {
+    if let Err(error) = write(path, unfinished) {
+        tracing::warn!(path = %path.display(), %error, "how far comparisons are cannot be written");
+    }
+}
 
 /// See the module's page.
 pub(super) struct History {
@@ -52,10 +88,10 @@ impl History {
 }
 
 /// Writes it, whole or not at all.
-fn write(path: &Path, ended: &VecDeque<Reconcile>) -> std::io::Result<()> {
+fn write(path: &Path, kept: &(impl Serialize + ?Sized)) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(&mut file, ended)?;
+    serde_json::to_writer(&mut file, kept)?;
     file.flush()?;
     file.as_file().sync_data()?;
     file.persist(path)?;

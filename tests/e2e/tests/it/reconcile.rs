@@ -20,9 +20,12 @@ use crate::support::{cache, end_of_log, files, source};
 /// What the command says, and its exit code.
 async fn reconcile(setup: &Setup, pipeline: &mut Pipeline, more: &[&str]) -> (Option<i32>, Value) {
     let url = pipeline.url().await;
-    let arguments = [more, &["--url", &url, "--format", "json"]].concat();
+    let file = setup.file().display().to_string();
+    let begin = ["reconcile", &*file, "--url", &*url, "--format", "json"];
     let begun = Instant::now();
-    let ended = setup.lockstep("reconcile", &arguments).await;
+    let child = setup.spawn(&[&begin, more].concat(), &[]);
+    // It takes as long as the slowest sink is behind, and machines that run tests are slow.
+    let ended = child.ends_within(4 * PATIENCE).await;
     let report = serde_json::from_str(&ended.stdout)
         .unwrap_or_else(|_| panic!("{ended:?}\n{}", pipeline.log()));
     println!("{more:?} took {:?}", begun.elapsed());
@@ -116,8 +119,9 @@ async fn under_load_nothing_is_reported_that_is_not_so_and_all_that_is() {
         assert_eq!(found, expected, "{sink}: {told}");
     }
 
-    let writers = Work::start(&database, random.below(1_000)).await;
-    for _ in 0..4 {
+    // So little that every sink keeps up on any machine: a place of the stream is reached when all before it is written.
+    let writers = Work::start_at(&database, random.below(1_000), 3.0).await;
+    for _ in 0..3 {
         let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
         assert_eq!(told(&report), BTreeSet::new(), "{report:#}");
         // A row that changed whenever it was read is no difference, and no proof of the contrary.
@@ -483,4 +487,123 @@ async fn behind_routes_and_filters_nothing_is_guessed() {
     let end = end_of_log(&database).await;
     pipeline.wait_visible("shop", &end, PATIENCE).await;
     assert!(pipeline.terminate(PATIENCE).await.success());
+}
+
+/// What the running pipeline says of the comparison that was begun last.
+async fn latest(pipeline: &mut Pipeline) -> Result<Value, String> {
+    let answer = pipeline.get("/api/reconcile").await;
+    let (_, text) = answer.map_err(|error| error.to_string())?;
+    let all: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let last = all.as_array().and_then(|all| all.last()).cloned();
+    last.ok_or(text)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repair_that_is_killed_goes_on_where_it_was() {
+    require!(NeedsPostgres(17), NeedsRedis);
+    let (postgres, redis) = tokio::join!(Postgres::shared(17), Redis::shared());
+    let database = postgres.database("shop").await;
+    database
+        .execute("CREATE TABLE t (id int PRIMARY KEY, note text); INSERT INTO t SELECT g, 'row ' || g FROM generate_series(1, 90000) g")
+        .await;
+    let name = unique("goeson");
+    let setup = Setup::new(&name, |_| {
+        source(database.url(), &name, &["t"])
+            + "snapshot_rate = \"1MiB\"\n"
+            + &cache(redis.url(), &name)
+    });
+    let mut pipeline = setup.start_ready().await;
+    caught_up(&mut pipeline, &database).await;
+    let mut ruined = BTreeSet::new();
+    for (at, id) in (0..90).map(|at| (at, 1 + 997 * at)) {
+        let key = format!("{name}:t:{id}");
+        let extra = format!("{name}:t:{}", 100_000 + at);
+        let (kind, words): (_, &[&str]) = match at % 3 {
+            0 => ("missing", &["DEL", &key]),
+            1 => ("different", &["SET", &key, "{}"]),
+            _ => ("extra", &["SET", &extra, "{}"]),
+        };
+        redis.command(words).await.expect("Redis answers");
+        ruined.insert(("cache".to_owned(), kind.to_owned(), words[1].to_owned()));
+    }
+    let url = pipeline.url().await;
+    let file = setup.file().display().to_string();
+    let asking = setup.spawn(&["reconcile", &file, "--repair", "--url", &url], &[]);
+    for least in [20_000, 40_000, 80_000] {
+        let far_enough = async |pipeline: &mut Pipeline| {
+            let one = latest(pipeline).await?;
+            assert_ne!(one["done"], true, "too early: {one}");
+            let rows = one["reports"][0]["rows"].as_u64().unwrap_or(0);
+            if rows >= least {
+                Ok(())
+            } else {
+                Err(one.to_string())
+            }
+        };
+        pipeline
+            .until(PATIENCE, format!("{least} rows"), far_enough)
+            .await;
+        pipeline.kill9();
+        pipeline = setup.start();
+    }
+    let report = pipeline
+        .until(PATIENCE, "the end", async |pipeline| {
+            let one = latest(pipeline).await?;
+            if one["done"] == true {
+                Ok(one)
+            } else {
+                Err(one.to_string())
+            }
+        })
+        .await;
+    drop(asking);
+    assert!(pipeline.log().contains("goes on where it was interrupted"));
+    assert_eq!(report["id"], 1, "{report}");
+    let sink = &report["reports"][0]["sinks"]["cache"];
+    assert_eq!(
+        (&report["reports"][0]["rows"], &sink["compared"]),
+        (&json!(90_000), &json!(90_000)),
+        "{report}"
+    );
+    assert_eq!(told(&report), ruined);
+    assert_eq!(sink["repaired"], 90, "{report}");
+    let audit = std::fs::read_to_string(setup.state().join("repairs.jsonl")).expect("a record");
+    for stage in ["planned", "mended"] {
+        let lines = audit
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of_stage = lines.filter(|line| line["stage"] == stage);
+        let keys: BTreeSet<String> = of_stage.map(|line| line["held_as"].to_string()).collect();
+        assert_eq!(keys.len(), 90, "{stage}: {audit}");
+    }
+    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
+    assert_eq!(
+        (code, told(&report)),
+        (Some(0), BTreeSet::new()),
+        "{report:#}"
+    );
+
+    // A part of the rows, others each time.
+    let mut sizes = BTreeSet::new();
+    for _ in 0..2 {
+        let (code, report) = reconcile(&setup, &mut pipeline, &["--sample", "1%"]).await;
+        let rows = report["reports"][0]["rows"].as_u64().expect("a number");
+        assert!(code == Some(0) && (600..1_200).contains(&rows), "{report}");
+        sizes.insert(rows);
+    }
+    assert!(pipeline.terminate(PATIENCE).await.success());
+
+    // Without a process that runs the pipeline.
+    let key = format!("{name}:t:17");
+    redis.command(&["DEL", &key]).await.expect("Redis answers");
+    let once = ["reconcile", &file, "--once", "--format", "json"];
+    for (more, expected) in [
+        (None, Some(3)),
+        (Some("--repair"), Some(0)),
+        (None, Some(0)),
+    ] {
+        let arguments: Vec<&str> = once.into_iter().chain(more).collect();
+        let ended = setup.lockstep_with(&arguments, &[]).await;
+        assert_eq!(ended.code(), expected, "{more:?} {ended:?}");
+    }
 }
