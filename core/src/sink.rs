@@ -143,9 +143,18 @@ pub trait SinkFactory: Send + Sync + 'static {
     }
 }
 
-/// Reads a state sink back, to compare it with a source.
+/// Reads a sink back, to compare it with a source.
 #[async_trait]
 pub trait Inspect: Send {
+    /// Gets ready to compare rows of a table, as the sink is written to: what takes long is done here, and what changes meanwhile
+    /// is caught up with when rows are compared, while nothing is written.
+    ///
+    /// # Errors
+    /// When rows of the table cannot be compared.
+    async fn prepare(&mut self, _table: &Arc<TableSchema>) -> Result<()> {
+        Ok(())
+    }
+
     /// Compares the rows of `batch` with what the sink holds under their keys, through the same encoding that writes use:
     /// an [`crate::batch::Op::Read`] must be there and equal, an [`crate::batch::Op::Delete`] must not be there. One answer
     /// per change, in order.

@@ -6,6 +6,7 @@ use lockstep_core::batch::{CellRef, Row};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 
+use crate::envelope::read::members;
 use crate::value::text::write_string;
 use crate::value::toast::unavailable;
 use crate::value::{Bad, Mapping, Plan};
@@ -100,6 +101,29 @@ impl Columns {
         }
         self.close(start, out);
         Ok(())
+    }
+
+    /// Whether values of all columns can be read back.
+    pub(crate) fn read_back(&self) -> bool {
+        self.columns.iter().all(|column| column.plan.reads_back())
+    }
+
+    /// The texts of the values of which [`Columns::write`] makes just this object.
+    pub(crate) fn values(&self, object: &[u8]) -> Option<Vec<String>> {
+        let members = members(object)?;
+        if members.len() != self.columns.len() {
+            return None;
+        }
+        let mut values = Vec::with_capacity(members.len());
+        let mut again = Vec::with_capacity(object.len());
+        for (column, (_, json)) in self.columns.iter().zip(members) {
+            let value = column.plan.read(json)?;
+            again.extend_from_slice(&column.label);
+            column.plan.write(value.as_bytes(), &mut again).ok()?;
+            values.push(value);
+        }
+        self.close(0, &mut again);
+        (again == object).then_some(values)
     }
 
     /// Appends the columns as an object; unchanged ones are left out and pushed to `missing`.

@@ -4,6 +4,7 @@ mod clock;
 mod debezium;
 mod encoder;
 mod flat;
+pub mod read;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use lockstep_core::schema::TableSchema;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::key::KeyJson;
 use crate::value::{Mapping, Plan};
 
 pub use encoder::Encoder;
@@ -109,6 +111,12 @@ impl Format {
             ),
             "format = \"flat\" has a form for every type; or drop the columns with a `project`, so that nobody waits for them",
         )]
+    }
+
+    /// The plan for the keys of a table's records.
+    #[must_use]
+    pub fn key(self, schema: &Arc<TableSchema>) -> KeyJson {
+        KeyJson::with(schema, self.mapping())
     }
 
     pub(crate) fn mapping(self) -> Mapping {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration as StdDuration;
 
-use lockstep_core::config::Duration;
+use lockstep_core::config::{ByteSize, Duration};
 use lockstep_core::template::Template;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::envelope::{DEFAULT_DECIMALS, Decimals, Format};
@@ -25,6 +25,8 @@ pub const DEFAULT_EXACTLY_ONCE: bool = true;
 pub const DEFAULT_COMMIT_INTERVAL: Duration = Duration(StdDuration::from_millis(100));
 /// The default of `commit_records`.
 pub const DEFAULT_COMMIT_RECORDS: u64 = 100_000;
+/// The default of `compare_memory`.
+pub const DEFAULT_COMPARE_MEMORY: ByteSize = ByteSize(128 << 20);
 
 /// A Kafka sink: change events on topics.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -79,6 +81,11 @@ pub struct KafkaConfig {
     #[schemars(range(min = 1))]
     pub commit_records: u64,
 
+    /// The most that is kept of the keys of topics while they are compared with their tables, beside the memory of the
+    /// pipeline. A million keys take 60 to 120 MB.
+    #[serde(default = "default_compare_memory")]
+    pub compare_memory: ByteSize,
+
     /// Any librdkafka property, such as `"compression.type" = "lz4"` or `"security.protocol" = "SASL_SSL"`. Those that
     /// carry the guarantees are refused.
     #[serde(default)]
@@ -111,6 +118,10 @@ fn default_commit_interval() -> Duration {
 
 fn default_commit_records() -> u64 {
     DEFAULT_COMMIT_RECORDS
+}
+
+fn default_compare_memory() -> ByteSize {
+    DEFAULT_COMPARE_MEMORY
 }
 
 /// librdkafka properties by name. Values that may be secrets are never printed.

@@ -9,12 +9,13 @@ use lockstep_core::check::Finding;
 use lockstep_core::durable::Durable;
 use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
+use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use crate::config::KafkaConfig;
 use crate::error::Failure;
+use crate::inspect::KafkaInspect;
 use crate::outlet::Shared;
 use crate::progress::{self, Positions};
 use crate::worker::Order;
@@ -71,6 +72,13 @@ impl SinkFactory for KafkaSinkFactory {
 
     fn suits(config: &Self::Config, table: &TableSchema) -> Vec<Finding> {
         config.format.findings(table)
+    }
+
+    async fn inspect(
+        config: &KafkaConfig,
+        context: SinkContext,
+    ) -> Result<Option<Box<dyn Inspect>>> {
+        Ok(Some(Box::new(KafkaInspect::open(config, &context)?)))
     }
 
     async fn preflight(config: &KafkaConfig, pipeline: &str, name: &str) -> Vec<Finding> {

@@ -1,5 +1,6 @@
 //! One column's values: how they are written, chosen once per schema version.
 
+mod back;
 mod bad;
 mod bits;
 mod decimal;

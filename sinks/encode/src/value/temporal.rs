@@ -348,6 +348,13 @@ impl Unit {
             Unit::Micros => micros,
         }
     }
+
+    fn micros(self, value: i64) -> Option<i64> {
+        match self {
+            Unit::Millis => value.checked_mul(1000),
+            Unit::Micros => Some(value),
+        }
+    }
 }
 
 /// Appends a `time` as a number since midnight.
@@ -557,6 +564,89 @@ pub(crate) fn write_micros_iso(micros: i64, out: &mut Vec<u8>) {
     out.push(b'T');
     write_clock(micros.rem_euclid(DAY), Fraction::Padded(6), out);
     out.extend_from_slice(b"Z\"");
+}
+
+/// The text of a `date` that [`write_days`] writes as `days`.
+pub(crate) fn days_back(days: i64) -> Option<String> {
+    match days {
+        _ if days == i64::from(i32::MAX) => Some("infinity".to_owned()),
+        _ if days == i64::from(i32::MIN) => Some("-infinity".to_owned()),
+        _ if days.abs() > i64::from(i32::MAX) => None,
+        _ => date_back(days, ""),
+    }
+}
+
+/// The text of a `time` that [`write_time`] writes as `value`.
+pub(crate) fn time_back(value: i64, unit: Unit) -> Option<String> {
+    let micros = unit.micros(value)?;
+    (0..=DAY).contains(&micros).then(|| clock_back(micros))
+}
+
+/// The text of a `timestamp` that [`write_epoch`] writes as `value`.
+pub(crate) fn epoch_back(value: i64, unit: Unit) -> Option<String> {
+    if value == unit.of(PLUS_INFINITY_MICROS) {
+        return Some("infinity".to_owned());
+    }
+    if value == unit.of(MINUS_INFINITY_MICROS) {
+        return Some("-infinity".to_owned());
+    }
+    let micros = unit.micros(value)?;
+    let clock = clock_back(micros.rem_euclid(DAY));
+    date_back(micros.div_euclid(DAY), &format!(" {clock}"))
+}
+
+/// The text of a moment that is written as this in ISO 8601; with `zone` it is one in UTC.
+pub(crate) fn iso_back(iso: &str, zone: bool) -> Option<String> {
+    if iso == "infinity" || iso == "-infinity" {
+        return Some(iso.to_owned());
+    }
+    let iso = match zone {
+        true => iso.strip_suffix('Z')?,
+        false => iso,
+    };
+    let (date, clock) = match iso.split_once('T') {
+        Some((date, clock)) => (date, Some(clock)),
+        None => (iso, None),
+    };
+    let rest = date.trim_start_matches(['-', '+']);
+    let mut reader = Reader(rest.as_bytes());
+    let mut parsed = reader.date().filter(|_| reader.0.is_empty())?;
+    if date.starts_with('-') {
+        parsed.year = -parsed.year;
+    }
+    let mut behind = String::new();
+    if let Some(clock) = clock {
+        // PostgreSQL prints no zeros at the end of a fraction.
+        let clock = match clock.contains('.') {
+            true => clock.trim_end_matches('0').trim_end_matches('.'),
+            false => clock,
+        };
+        behind = format!(" {clock}");
+    }
+    if zone {
+        behind.push_str("+00");
+    }
+    date_back(parsed.days(), &behind)
+}
+
+fn date_back(days: i64, behind: &str) -> Option<String> {
+    let mut date = Date::from_days(days);
+    let before_christ = date.year <= 0;
+    if before_christ {
+        date.year = 1 - date.year;
+    }
+    let mut out = Vec::new();
+    date.write(&mut out);
+    let text = String::from_utf8(out).ok()?;
+    let text = text.trim_start_matches('+');
+    let end = if before_christ { " BC" } else { "" };
+    Some(format!("{text}{behind}{end}"))
+}
+
+fn clock_back(micros: i64) -> String {
+    let mut out = Vec::new();
+    write_clock(micros, Fraction::Needed, &mut out);
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]

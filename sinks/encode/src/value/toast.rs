@@ -1,5 +1,7 @@
 //! What stands for a TOASTed value that the log does not carry, in the `debezium` format.
 
+use std::sync::LazyLock;
+
 use super::plan::Plan;
 use super::text::write_base64_string;
 use super::types::Mapping;
@@ -25,6 +27,35 @@ pub(crate) fn unavailable(ty: &ColumnType, mapping: Mapping) -> Vec<u8> {
         plan => write_single(&plan, &mut out),
     }
     out
+}
+
+/// Whether a JSON text is what [`unavailable`] writes for some type.
+pub(crate) fn is_unavailable(json: &str) -> bool {
+    // Long enough for few values to be looked at.
+    if json.len() < PLACEHOLDER.len() {
+        return false;
+    }
+    static ALL: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let single = [
+            Plan::String,
+            Plan::Bytea,
+            Plan::HstoreString,
+            Plan::Geometry,
+        ];
+        let mut all = vec![format!("[\"{PLACEHOLDER_UUID}\"]")];
+        for plan in single {
+            let mut out = Vec::new();
+            write_single(&plan, &mut out);
+            let text = String::from_utf8_lossy(&out).into_owned();
+            all.push(format!("[{text}]"));
+            all.push(text);
+        }
+        let mut out = Vec::new();
+        write_byte_values(&mut out);
+        all.push(String::from_utf8_lossy(&out).into_owned());
+        all
+    });
+    ALL.iter().any(|text| text == json)
 }
 
 fn write_single(plan: &Plan, out: &mut Vec<u8>) {
@@ -74,6 +105,36 @@ fn write_byte_values(out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_for_a_value_is_known_again() {
+        use crate::envelope::Decimals;
+        use crate::testing::{array, base};
+        let mapping = Mapping::Debezium(Decimals::String);
+        for (oid, name) in [
+            (25, "text"),
+            (17, "bytea"),
+            (1700, "numeric"),
+            (3802, "jsonb"),
+            (1562, "varbit"),
+            (600, "point"),
+            (16_400, "hstore"),
+            (16_401, "vector"),
+            (16_402, "geometry"),
+            (23, "int4"),
+            (2950, "uuid"),
+            (1184, "timestamptz"),
+        ] {
+            for ty in [base(oid, name), array(base(oid, name))] {
+                let text = unavailable(&ty, mapping);
+                let text = String::from_utf8(text).expect("UTF-8");
+                assert!(is_unavailable(&text), "{} {text}", ty.name);
+            }
+        }
+        for other in ["\"x\"", "null", "\"__debezium_unavailable_values\""] {
+            assert!(!is_unavailable(other), "{other}");
+        }
+    }
 
     #[test]
     fn byte_values() {
