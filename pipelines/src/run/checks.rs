@@ -17,6 +17,7 @@ use lockstep_reconciler::{Answer, Compared, Ends, Outcome, Verdict};
 use tokio::sync::mpsc;
 
 use super::aside::Aside;
+use super::inspector::Walk;
 use super::lane_state::LaneState;
 use super::lock;
 use super::source_state::SourceShare;
@@ -184,6 +185,24 @@ impl Route {
         })
     }
 
+    /// Lets a sink read what it has to, so that its lane does not stand still for it.
+    async fn prepare(&self, sink: &str) -> Result<()> {
+        let Some((lane, component)) = self.lane(sink) else {
+            return Ok(());
+        };
+        let Some(context) = lane.context() else {
+            return Ok(());
+        };
+        let opened = lane.inspectors.get(component.as_ref(), context).await?;
+        if let Some(inspector) = opened {
+            let mut inspector = inspector.lock().await;
+            for table in self.tables_in(lane).0 {
+                inspector.prepare(&table).await?;
+            }
+        }
+        Ok(())
+    }
+
     fn checks(&self) -> Result<Arc<dyn Checks>> {
         self.source
             .checks()
@@ -240,7 +259,13 @@ impl Ends for Route {
                     sink: Arc::clone(sink),
                     outcome,
                 }),
-                None => asked.push(Arc::clone(sink)),
+                None => match self.prepare(sink).await {
+                    Ok(()) => asked.push(Arc::clone(sink)),
+                    Err(error) => answers.push(Answer {
+                        sink: Arc::clone(sink),
+                        outcome: Outcome::Failed(error),
+                    }),
+                },
             }
         }
         let (number, mut answered) = self.desk.open(asked.clone());
@@ -301,9 +326,18 @@ impl Ends for Route {
             return Ok(Vec::new());
         }
         let mut listings = Vec::new();
-        if let Some(mut inspector) = component.inspect(context).await? {
+        let opened = lane.inspectors.get(component.as_ref(), context).await?;
+        if let Some(inspector) = opened {
+            let mut inspector = inspector.lock().await;
             for table in &tables {
-                listings.extend(inspector.list(table).await?);
+                let listing = inspector.list(table).await?;
+                listings.extend(listing.map(|listing| {
+                    let inspectors = Arc::clone(&lane.inspectors);
+                    Box::new(Walk {
+                        listing,
+                        inspectors,
+                    }) as Box<dyn Listing>
+                }));
             }
         }
         Ok(listings)

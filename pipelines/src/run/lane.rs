@@ -18,7 +18,7 @@ use lockstep_core::error::{At, Policy};
 use lockstep_core::position::{Position, SourceIdentity};
 use lockstep_core::refusal::Refusal;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::{Inspect, Sink, SinkContext};
+use lockstep_core::sink::{Sink, SinkContext};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_reconciler::Outcome;
 use tokio::sync::{Notify, mpsc};
@@ -75,8 +75,6 @@ pub(super) struct Lane {
     logs: BTreeMap<Arc<str>, SourceIdentity>,
     /// Comparisons that are asked for, in their place. Nothing more is taken before they are done.
     checks: VecDeque<Entry>,
-    /// Reads the sink; opened when it is needed.
-    inspector: Option<Box<dyn Inspect>>,
     /// Sources that read another log or other tables from here on. Nothing more is taken before that is done.
     renewals: Vec<(usize, Renewal)>,
     backoff: Backoff,
@@ -151,7 +149,6 @@ impl Lane {
             durable: BTreeMap::new(),
             logs: BTreeMap::new(),
             checks: VecDeque::new(),
-            inspector: None,
             renewals: Vec::new(),
             backoff: Backoff::default(),
             logged: None,
@@ -262,7 +259,6 @@ impl Lane {
         state.trouble.clear();
         let mut sink = self.parts.component.open(context.clone()).await?;
         state.opened(context);
-        self.inspector = None;
         self.resume.clear();
         for (index, source) in announced {
             let info = &source.info;
@@ -557,7 +553,7 @@ impl Lane {
             outcome = self.compared(&check) => outcome,
         };
         let outcome = outcome.unwrap_or_else(|error| {
-            self.inspector = None;
+            self.parts.state.inspectors.forget();
             Outcome::Failed(error)
         });
         let desk = &self.parts.checks;
@@ -576,20 +572,23 @@ impl Lane {
                 different: Vec::new(),
             });
         };
-        if self.inspector.is_none()
-            && let Some(context) = self.parts.state.context()
-        {
-            self.inspector = self.parts.component.inspect(context).await?;
-        }
-        match &mut self.inspector {
-            None => Ok(Outcome::Unreadable),
-            Some(inspector) => {
-                let context = self.parts.state.context();
-                let tables = context.map_or_else(Vec::new, |context| context.tables);
-                let is_alone = |table: &TableSchema| checks::is_alone(&tables, table);
-                checks::compare(inspector.as_mut(), batch, &self.parts.aside, is_alone).await
-            }
-        }
+        let Parts {
+            state,
+            component,
+            aside,
+            ..
+        } = &self.parts;
+        let Some(context) = state.context() else {
+            return Ok(Outcome::Unreadable);
+        };
+        let tables = context.tables.clone();
+        let opened = state.inspectors.get(component.as_ref(), context).await?;
+        let Some(inspector) = opened else {
+            return Ok(Outcome::Unreadable);
+        };
+        let is_alone = |table: &TableSchema| checks::is_alone(&tables, table);
+        let mut inspector = inspector.lock().await;
+        checks::compare(inspector.as_mut(), batch, aside, is_alone).await
     }
 
     /// Hurries the sink, and waits until all is durable that has been written to it. False when time is up.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::course::Request;
 use super::flow::Compares;
 use super::inbox::Inbox;
+use super::inspector::Inspectors;
 use super::lock;
 use crate::status::SinkPhase;
 
@@ -33,6 +34,8 @@ pub(super) struct LaneState {
     changed: Notify,
     /// What the sink was opened with last.
     context: Mutex<Option<SinkContext>>,
+    /// What reads the sink back.
+    pub inspectors: Arc<Inspectors>,
     /// To the lane, and until it takes them over its end of them.
     asking: mpsc::Sender<Request>,
     asked: Mutex<Option<mpsc::Receiver<Request>>>,
@@ -91,6 +94,7 @@ impl LaneState {
             }),
             announced: Mutex::default(),
             context: Mutex::default(),
+            inspectors: Arc::default(),
             changed: Notify::new(),
         }
     }
@@ -108,6 +112,7 @@ impl LaneState {
     /// The sink has been opened with this.
     pub fn opened(&self, context: SinkContext) {
         *lock(&self.context) = Some(context);
+        self.inspectors.forget();
     }
 
     /// Asks the lane for a replay; pends while many are asked for.

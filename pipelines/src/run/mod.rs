@@ -18,6 +18,7 @@ pub(crate) mod course;
 mod flow;
 mod handle;
 mod inbox;
+mod inspector;
 mod keeper;
 mod lane;
 mod lane_state;
