@@ -287,7 +287,7 @@ fn made(client: &rdkafka::ClientConfig) -> Result<BaseConsumer<Quiet>, Failure> 
 }
 
 /// The offset at one end of each partition, as this consumer's isolation has it. A topic that was just made has no leaders at
-/// first.
+/// first, and partitions that were just added are not known everywhere.
 fn asked(
     consumer: &BaseConsumer<Quiet>,
     topic: &str,
@@ -304,9 +304,12 @@ fn asked(
         if stop() {
             return Err(stopped());
         }
-        if failure.kind != ErrorKind::Unavailable || Instant::now() > deadline {
+        // What one client knows of a topic, another learns when it asks.
+        let passes = matches!(failure.kind, ErrorKind::Unavailable | ErrorKind::Setup);
+        if !passes || Instant::now() > deadline {
             return Err(failure);
         }
+        topics::partitions(consumer.client(), topic)?;
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -236,7 +236,7 @@ impl State {
         log_now.read = Some(Instant::now());
         if begins {
             let (keys, took) = (log_now.index.keys(), begun.elapsed());
-            tracing::debug!(%topic, records, keys, ?took, "read to be compared");
+            tracing::info!(%topic, records, keys, ?took, "read to be compared");
             if log_now.unkeyed > 0 {
                 tracing::warn!(
                     %topic, records = log_now.unkeyed,

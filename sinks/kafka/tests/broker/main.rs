@@ -4,6 +4,7 @@ mod conformance;
 mod delivery;
 mod exactly_once;
 mod faults;
+mod inspect;
 mod mock;
 mod partitions;
 mod preflight;
