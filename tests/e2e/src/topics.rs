@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::Value;
 
@@ -41,7 +42,18 @@ impl Record {
 /// When the topic does not exist or does not come to an end within a minute.
 pub async fn read(bootstrap: &str, topic: &str) -> Vec<Record> {
     let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
-    tokio::task::spawn_blocking(move || read_blocking(&bootstrap, &topic))
+    tokio::task::spawn_blocking(move || read_blocking(&bootstrap, &topic, record))
+        .await
+        .expect("the reader")
+}
+
+/// As [`read`], of a topic that others have written to as well: what is no JSON is a text, and the `id` may be empty.
+///
+/// # Panics
+/// As [`read`].
+pub async fn read_any(bootstrap: &str, topic: &str) -> Vec<Record> {
+    let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+    tokio::task::spawn_blocking(move || read_blocking(&bootstrap, &topic, any_record))
         .await
         .expect("the reader")
 }
@@ -111,10 +123,14 @@ impl Times {
     }
 }
 
-fn read_blocking(bootstrap: &str, topic: &str) -> Vec<Record> {
+fn read_blocking(
+    bootstrap: &str,
+    topic: &str,
+    of: fn(&BorrowedMessage<'_>) -> Record,
+) -> Vec<Record> {
     let mut records = Vec::new();
     visit(bootstrap, topic, DEADLINE, |message| {
-        records.push(record(message));
+        records.push(of(message));
     });
     records.sort_by_key(|record| (record.partition, record.offset));
     records
@@ -171,6 +187,39 @@ fn visit(
     }
 }
 
+/// Writes a record as someone else would: without headers, to the partition of its key.
+///
+/// # Panics
+/// When it is not taken within a minute.
+pub async fn produce(bootstrap: &str, topic: &str, key: Option<&str>, value: Option<&str>) {
+    let own = |text: Option<&str>| text.map(str::to_owned);
+    let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+    let (key, value) = (own(key), own(value));
+    let produce = move || {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .set("partitioner", "murmur2_random")
+            .create()
+            .expect("a producer");
+        let record: BaseRecord<'_, String, String> = BaseRecord {
+            topic: &topic,
+            partition: None,
+            payload: value.as_ref(),
+            key: key.as_ref(),
+            timestamp: None,
+            headers: None,
+            delivery_opaque: (),
+        };
+        producer
+            .send(record)
+            .unwrap_or_else(|(error, _)| panic!("{error}"));
+        producer.flush(DEADLINE).expect("delivered");
+    };
+    tokio::task::spawn_blocking(produce)
+        .await
+        .expect("the producer");
+}
+
 /// All records of a file that the `file` sink wrote. Tombstones are not among them.
 ///
 /// # Panics
@@ -195,24 +244,37 @@ pub fn read_file(path: &Path) -> Vec<Record> {
     lines.collect()
 }
 
-fn record(message: &impl Message) -> Record {
-    let json = |bytes: &[u8]| -> Value {
-        serde_json::from_slice(bytes)
-            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(bytes)))
+fn record(message: &BorrowedMessage<'_>) -> Record {
+    let record = any_record(message);
+    for part in [&record.key, &record.value] {
+        assert!(!part.is_string(), "no JSON: {part}");
+    }
+    assert!(
+        !record.id.is_empty(),
+        "every record has the header lockstep.id"
+    );
+    record
+}
+
+fn any_record(message: &BorrowedMessage<'_>) -> Record {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let json = |bytes: Option<&[u8]>| -> Value {
+        let bytes = bytes.unwrap_or(b"null");
+        serde_json::from_slice(bytes).unwrap_or_else(|_| Value::String(text(bytes)))
     };
-    let text =
-        |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
     let id = message
         .headers()
         .into_iter()
         .flat_map(Headers::iter)
-        .find_map(|Header { key, value }| (key == "lockstep.id").then(|| text(value)));
+        .find_map(|Header { key, value }| {
+            (key == "lockstep.id").then(|| text(value.unwrap_or_default()))
+        });
     Record {
         partition: message.partition(),
         offset: message.offset(),
-        key: message.key().map_or(Value::Null, json),
-        value: message.payload().map_or(Value::Null, json),
-        id: id.expect("every record has the header lockstep.id"),
+        key: json(message.key()),
+        value: json(message.payload()),
+        id: id.unwrap_or_default(),
     }
 }
 

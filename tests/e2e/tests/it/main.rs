@@ -18,6 +18,7 @@ mod kills;
 mod lost;
 mod memory;
 mod reconcile;
+mod reconcile_kafka;
 mod reload;
 mod resume;
 mod schema;

@@ -18,7 +18,11 @@ use serde_json::{Value, json};
 use crate::support::{cache, end_of_log, files, source};
 
 /// What the command says, and its exit code.
-async fn reconcile(setup: &Setup, pipeline: &mut Pipeline, more: &[&str]) -> (Option<i32>, Value) {
+pub async fn reconcile(
+    setup: &Setup,
+    pipeline: &mut Pipeline,
+    more: &[&str],
+) -> (Option<i32>, Value) {
     let url = pipeline.url().await;
     let file = setup.file().display().to_string();
     let begin = ["reconcile", &*file, "--url", &*url, "--format", "json"];
@@ -33,7 +37,7 @@ async fn reconcile(setup: &Setup, pipeline: &mut Pipeline, more: &[&str]) -> (Op
 }
 
 /// Every difference that is told: sink, kind and key.
-fn told(report: &Value) -> BTreeSet<(String, String, String)> {
+pub fn told(report: &Value) -> BTreeSet<(String, String, String)> {
     let mut told = BTreeSet::new();
     for report in report["reports"].as_array().expect("reports") {
         assert_eq!(
@@ -70,7 +74,7 @@ fn index(folder: &std::path::Path) -> String {
     format!("[sinks.index]\ntype = \"tantivy\"\ninputs = [\"shop\"]\npath = {path:?}\n")
 }
 
-async fn caught_up(pipeline: &mut Pipeline, database: &Database) {
+pub async fn caught_up(pipeline: &mut Pipeline, database: &Database) {
     let end = end_of_log(database).await;
     pipeline.wait_visible("shop", &end, PATIENCE).await;
 }
