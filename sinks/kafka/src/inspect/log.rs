@@ -219,14 +219,11 @@ impl Log {
 
     /// A row, with the columns that it has.
     fn row(&mut self, image: &Image<'_>) -> Says {
-        let same = |shape: &Box<[Box<str>]>| {
-            shape.len() == image.unchanged.len()
-                && shape
-                    .iter()
-                    .zip(&image.unchanged)
-                    .all(|(one, other)| **one == **other)
+        let same = |shape: &[Box<str>]| {
+            let mut pairs = shape.iter().zip(&image.unchanged);
+            shape.len() == image.unchanged.len() && pairs.all(|(one, other)| **one == **other)
         };
-        let known = self.shapes.iter().position(same);
+        let known = self.shapes.iter().position(|shape| same(shape));
         let shape = known.unwrap_or_else(|| {
             let names = image.unchanged.iter().map(|name| Box::from(&**name));
             if self.shapes.len() < usize::from(SHAPES) {

@@ -428,3 +428,69 @@ async fn open_transactions_are_waited_for() {
     }
     sink.close().await.expect("closes");
 }
+
+/// What it costs. Run by hand:
+/// `cargo test --release -p lockstep-sink-kafka --test broker inspect -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+#[expect(clippy::print_stdout, reason = "tells what it measured")]
+async fn rate() {
+    require!(Component::Kafka);
+    let kafka = Kafka::shared().await;
+    let rows: u64 = std::env::var("LOCKSTEP_TEST_ROWS")
+        .ok()
+        .and_then(|rows| rows.parse().ok())
+        .unwrap_or(200_000);
+    let feed = Feed::new(&unique("rate"));
+    let config = config(kafka.bootstrap(), &feed.source.name, &json!({}));
+    let mut sink = open(&config, &config.progress_topic, &[&feed])
+        .await
+        .expect("opens");
+    let note = "a note of a hundred and fifty bytes or so".repeat(4);
+    let ids: Vec<u64> = (1..=rows).collect();
+    let chunks = || ids.chunks(20_000).zip(1_u64..);
+    for (chunk, commit) in chunks() {
+        let events: Vec<Event<'_>> = chunk.iter().map(|id| insert(*id, &note)).collect();
+        write(sink.as_mut(), &feed, commit * 100, &events).await;
+    }
+    let mut inspector = inspector(&config, &[&feed]).await;
+    let begun = std::time::Instant::now();
+    inspector.prepare(&feed.schema).await.expect("read");
+    println!("{rows} rows were read in {:?}", begun.elapsed());
+    for (name, shown) in [("same", note.as_str()), ("different", "x")] {
+        let begun = std::time::Instant::now();
+        for (chunk, _) in chunks() {
+            let events = chunk.iter().map(|id| event(Op::Read, *id, shown));
+            let batch = feed.batch(1 << 40, &events.collect::<Vec<_>>());
+            let held = inspector.compare(&batch).await.expect("compared");
+            assert!(
+                held.iter()
+                    .all(|held| (*held == Held::Same) == (name == "same"))
+            );
+        }
+        println!("{name}: compared in {:?}", begun.elapsed());
+    }
+    let begun = std::time::Instant::now();
+    for id in 1..=100 {
+        let batch = feed.batch(1 << 40, &[event(Op::Read, id, &note)]);
+        inspector.compare(&batch).await.expect("compared");
+    }
+    println!("a chunk of one row takes {:?}", begun.elapsed() / 100);
+    let begun = std::time::Instant::now();
+    let batch = feed.batch(
+        1 << 40,
+        &(1..=500)
+            .map(|id| event(Op::Read, id * (rows / 500), "x"))
+            .collect::<Vec<_>>(),
+    );
+    inspector.compare(&batch).await.expect("compared");
+    println!(
+        "500 that differ, spread over all, take {:?}",
+        begun.elapsed()
+    );
+    let begun = std::time::Instant::now();
+    let (keys, _) = keys(inspector.as_mut(), &feed.schema).await;
+    assert_eq!(keys.len() as u64, rows);
+    println!("its keys were listed in {:?}", begun.elapsed());
+    sink.close().await.expect("closes");
+}
