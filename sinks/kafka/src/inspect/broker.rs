@@ -25,7 +25,7 @@ const STABLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence in the middle of a topic.
 const QUIET: Duration = Duration::from_secs(30);
 /// Records that are read for nothing rather than to begin anew behind them.
-const SKIP: i64 = 500;
+const SKIP: i64 = 200;
 
 /// Whether to stop.
 pub(super) type Stop<'a> = &'a dyn Fn() -> bool;
@@ -49,10 +49,10 @@ pub(super) struct Bounds {
 impl Broker {
     pub(super) fn new(config: &Arc<KafkaConfig>) -> Result<Self, Failure> {
         let mut spot = client::reader(config, "read_uncommitted");
-        // One record is wanted, not what follows it.
-        spot.set("queued.min.messages", "1")
-            .set("queued.max.messages.kbytes", "1024")
-            .set("fetch.message.max.bytes", "65536");
+        // One record is wanted, and little of what follows it.
+        spot.set("queued.max.messages.kbytes", "1024")
+            .set("fetch.message.max.bytes", "65536")
+            .set("fetch.queue.backoff.ms", "1");
         Ok(Broker {
             config: Arc::clone(config),
             reader: reader(config)?,
@@ -201,7 +201,7 @@ pub(super) fn read(
     let mut from = TopicPartitionList::new();
     for part in parts.iter().filter(|part| !part.done) {
         from.add_partition_offset(topic, part.partition, Offset::Offset(part.next))
-            .map_err(|error| Failure::of(what(), &error))?;
+            .map_err(|error| failed(what(), &error))?;
     }
     let mut left = from.count();
     if left == 0 {
@@ -210,7 +210,7 @@ pub(super) fn read(
     // Assigned anew each time: what tells of an end that was reached before goes with the old assignment.
     consumer
         .assign(&from)
-        .map_err(|error| Failure::of(what(), &error))?;
+        .map_err(|error| failed(what(), &error))?;
     let _assigned = Assigned(consumer);
     let mut heard = Instant::now();
     while left > 0 {
@@ -242,7 +242,7 @@ pub(super) fn read(
                     left -= 1;
                 }
             }
-            Some(Err(error)) => return Err(Failure::of(what(), &error)),
+            Some(Err(error)) => return Err(failed(what(), &error)),
             None if heard.elapsed() > QUIET => {
                 return Err(Failure::new(
                     ErrorKind::Unavailable,
@@ -276,8 +276,24 @@ pub(super) fn reader(config: &KafkaConfig) -> Result<BaseConsumer<Quiet>, Failur
     // The bound on memory: records are taken about as fast as they come.
     client
         .set("queued.max.messages.kbytes", "8192")
-        .set("fetch.max.bytes", "4194304");
+        .set("fetch.max.bytes", "4194304")
+        // When its queue was full, it would wait a second before it fetches again.
+        .set("fetch.queue.backoff.ms", "1");
     made(&client)
+}
+
+/// What writing needs is not what reading does.
+fn failed(what: String, error: &KafkaError) -> Failure {
+    let failure = Failure::of(what, error);
+    match failure.kind {
+        ErrorKind::Permission => Failure {
+            remedy: Some(
+                "allow the user Read and Describe on the topics (kafka-acls --add --topic … --operation Read …)".to_owned(),
+            ),
+            ..failure
+        },
+        _ => failure,
+    }
 }
 
 fn made(client: &rdkafka::ClientConfig) -> Result<BaseConsumer<Quiet>, Failure> {
@@ -321,7 +337,7 @@ fn ask(
     which: Offset,
 ) -> Result<Vec<i64>, Failure> {
     let what = || format!("asking for the ends of `{topic}`");
-    let failed = |error: KafkaError| Failure::of(what(), &error);
+    let failed = |error: KafkaError| failed(what(), &error);
     let mut list = TopicPartitionList::new();
     for partition in 0..count {
         list.add_partition_offset(topic, partition, which)
