@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use lockstep_core::Result;
 use lockstep_core::check::Finding;
+use lockstep_core::query::Queries;
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
 use lockstep_core::source::{Source, SourceContext, SourceFactory};
 use lockstep_postgres::wire::connection::TextRow;
@@ -68,6 +69,10 @@ impl SourceFactory for Postgres {
         };
         server.terminate().await;
         Ok(Some(tables))
+    }
+
+    fn queries(config: &PostgresConfig) -> Result<Option<Arc<dyn Queries>>> {
+        PostgresFactory::queries(config)
     }
 }
 

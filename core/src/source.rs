@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::feedback::Feedback;
 use crate::memory::Budget;
 use crate::position::{Lsn, SourceInfo};
+use crate::query::Queries;
 use crate::schema::TableSchema;
 
 /// A stream of batches.
@@ -238,6 +239,14 @@ pub trait SourceFactory: Send + Sync + 'static {
     /// # Errors
     /// When the server cannot be asked, or has not what the section names.
     async fn tables(_config: &Self::Config, _name: &str) -> Result<Option<Vec<Arc<TableSchema>>>> {
+        Ok(None)
+    }
+
+    /// Asks the database itself, whether or not a source is open on it; `None` where there is no database to ask.
+    ///
+    /// # Errors
+    /// Of kind `Config`, when the section does not say where it is.
+    fn queries(_config: &Self::Config) -> Result<Option<Arc<dyn Queries>>> {
         Ok(None)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use lockstep_core::check::Finding;
+use lockstep_core::query::Queries;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::source::{Source, SourceContext, SourceFactory};
@@ -29,6 +30,8 @@ pub trait SourceComponent: Send + Sync {
     async fn preflight(&self, pipeline: &str, name: &str, state: &Path) -> Vec<Finding>;
     /// See [`SourceFactory::tables`].
     async fn tables(&self, name: &str) -> Result<Option<Vec<Arc<TableSchema>>>>;
+    /// See [`SourceFactory::queries`].
+    fn queries(&self) -> Result<Option<Arc<dyn Queries>>>;
 }
 
 /// A transform with its section parsed and checked.
@@ -208,6 +211,10 @@ impl<F: SourceFactory> SourceComponent for TypedSource<F> {
 
     async fn tables(&self, name: &str) -> Result<Option<Vec<Arc<TableSchema>>>> {
         F::tables(&self.0, name).await
+    }
+
+    fn queries(&self) -> Result<Option<Arc<dyn Queries>>> {
+        F::queries(&self.0)
     }
 }
 

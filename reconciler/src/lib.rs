@@ -10,6 +10,7 @@
 
 pub mod audit;
 mod bookmark;
+pub mod invariants;
 mod pass;
 pub mod report;
 mod row;

@@ -5,7 +5,7 @@
 //! `opening` decides what to do about it, `snapshot` copies tables, `stream` follows the log, `streamed` keeps transactions that are
 //! still in progress, `reload` loads tables again
 //! inside it, `ledger` records how far all that came,
-//! `assemble` turns messages into batches, `lookout` sees what the stream never says. Everything that is plain SQL goes through `tokio-postgres`.
+//! `query` asks what invariants ask, `assemble` turns messages into batches, `lookout` sees what the stream never says. Everything that is plain SQL goes through `tokio-postgres`.
 
 #[doc(hidden)]
 pub mod assemble;
@@ -20,6 +20,7 @@ mod opening;
 pub mod pgoutput;
 mod preflight;
 mod publication;
+mod query;
 mod reload;
 mod server;
 mod slot;

@@ -11,6 +11,7 @@ use lockstep_core::batch::{Batch, BatchBuilder, Op, Phase, Transaction};
 use lockstep_core::check::Finding;
 use lockstep_core::error::{At, Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
+use lockstep_core::query::Queries;
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::source::{Checks, Reloads, Source, SourceContext, SourceFactory, SourcePhase};
 use tokio::sync::mpsc;
@@ -24,6 +25,7 @@ use crate::extent::{self, Recorder};
 use crate::ledger::Ledger;
 use crate::lookout::{self, Lookout};
 use crate::opening::{Opening, Start};
+use crate::query::Asking;
 use crate::reload::{Asked, Counter, Desk, Merge, Reader, counter, reload_budget};
 use crate::server::identify;
 use crate::snapshot::Copy;
@@ -63,6 +65,10 @@ impl SourceFactory for PostgresFactory {
         state: &Path,
     ) -> Vec<Finding> {
         preflight::run(config, name, state).await
+    }
+
+    fn queries(config: &PostgresConfig) -> Result<Option<Arc<dyn Queries>>> {
+        Ok(Some(Arc::new(Asking::new(config.target()?))))
     }
 }
 

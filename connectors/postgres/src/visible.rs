@@ -1,6 +1,7 @@
 //! Which transactions a snapshot sees.
 
 use lockstep_core::error::Result;
+use lockstep_core::query::Snapshot;
 
 use crate::error::protocol;
 
@@ -44,6 +45,15 @@ impl Visible {
 }
 
 impl Visible {
+    /// The same for those who know transactions by all 64 bits.
+    pub fn into_snapshot(self) -> Snapshot {
+        Snapshot {
+            xmin: self.xmin,
+            xmax: self.xmax,
+            running: self.running,
+        }
+    }
+
     /// Whether every transaction that this snapshot saw running has ended for a later one.
     pub fn are_done(&self, later: &Visible) -> bool {
         let ended = |xid: &u64| *xid < later.xmin || !later.running.contains(xid);
