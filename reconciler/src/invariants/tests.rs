@@ -71,7 +71,7 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Transactions of two phases, some of them stuck between the phases for long, are never told as violations. What is broken is,
     /// and nothing else.
@@ -140,6 +140,21 @@ fn a_branch_left_prepared_is_told_by_its_name_and_decided_it_is_not() {
         world.put(1, "o2", 3);
         let report = look(&invariant, &world, &mut book).await;
         assert!(report.holds() && report.ended == 1, "{report:#?}");
+    });
+}
+
+#[test]
+fn a_branch_prepared_between_the_snapshots_is_waited_for() {
+    run(async {
+        let world = World::new(7, 2);
+        world.still();
+        world.straddle("o1");
+        let invariant = reserved();
+        let mut book = book(&invariant);
+        let report = look(&invariant, &world, &mut book).await;
+        assert_eq!((report.in_doubt, report.violated), (1, 0), "{report:#?}");
+        world.finish();
+        assert!(look(&invariant, &world, &mut book).await.holds());
     });
 }
 

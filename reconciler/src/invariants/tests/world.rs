@@ -55,6 +55,8 @@ struct Inner {
     /// Nobody touches these.
     ruined: BTreeSet<String>,
     restless: Option<String>,
+    /// See [`World::straddle`].
+    straddle: Option<String>,
     answer: Option<Vec<Row>>,
 }
 
@@ -209,6 +211,7 @@ impl World {
             still: sides == 1,
             ruined: BTreeSet::new(),
             restless: None,
+            straddle: None,
             answer: None,
         })))
     }
@@ -255,6 +258,12 @@ impl World {
         let mut inner = self.lock();
         inner.restless = Some(key.to_owned());
         inner.still = true;
+    }
+
+    /// As soon as the first database has taken a snapshot, a branch is prepared in it, and its sibling in the second database
+    /// committed.
+    pub fn straddle(&self, key: &str) {
+        self.lock().straddle = Some(key.to_owned());
     }
 
     /// What the first database answers from now on.
@@ -362,11 +371,18 @@ impl QuerySession for Session {
         let side = &world.sides[self.side];
         self.frozen = side.rows.clone();
         let running: Vec<u64> = side.open.iter().map(|one| one.xid).collect();
-        Ok(Snapshot {
+        let snapshot = Snapshot {
             xmin: running.iter().min().copied().unwrap_or(side.next + 1),
             xmax: side.next + 1,
             running,
-        })
+        };
+        drop(world);
+        let straddle = self.world.lock().straddle.take();
+        if let Some(key) = straddle {
+            self.world.prepare(0, "straddler", &key, 1);
+            self.world.put(1, &key, 1);
+        }
+        Ok(snapshot)
     }
 
     async fn in_progress(&mut self) -> Result<Vec<InProgress>> {
