@@ -1,5 +1,5 @@
 //! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/api/status`, `/api/visible`, `/api/snapshot`,
-//! `/api/dead-letters`.
+//! `/api/reconcile`, `/api/invariants`, `/api/dead-letters`.
 //!
 //! `/healthz` and `/readyz` never ask for the token: probes cannot carry one, and they tell no names.
 
@@ -70,6 +70,7 @@ fn router(handle: Handle, token: Option<Secret>) -> Router {
         .route("/api/visible", get(visible))
         .route("/api/snapshot", get(reloads).post(reload))
         .route("/api/reconcile", get(reconciles).post(reconcile))
+        .route("/api/invariants", get(invariants).post(evaluate))
         .route("/api/dead-letters", get(dead_letters))
         .route("/api/dead-letters/{id}", get(dead_letter))
         .route("/api/dead-letters/replay", post(replay))
@@ -129,6 +130,7 @@ async fn index(State(handle): State<Handle>) -> String {
          /api/visible   ?source=S&lsn=X: where commits up to X are durable\n\
          /api/snapshot  tables that are loaded again; POST {{\"source\": S, \"table\": T, \"where\": C}} loads one\n\
          /api/reconcile  comparisons of sinks with their sources; POST {{\"table\": T, \"sink\": S}} begins one\n\
+         /api/invariants  what must hold between sources, and does not; POST {{\"invariant\": I}} looks\n\
          /api/dead-letters  rows put aside; /{{id}}; POST replay, discard\n",
         env!("CARGO_PKG_VERSION"),
         handle.status().pipeline,
@@ -207,6 +209,20 @@ async fn reconcile(State(handle): State<Handle>, Json(wanted): Json<Value>) -> R
             .remedy("send {\"source\": …, \"table\": \"schema.table\", \"sink\": …}, or {} for all")
     });
     let begun = request.and_then(|request| handle.reconcile(request));
+    answer(begun.map(|id| json!({ "id": id })))
+}
+
+async fn invariants(State(handle): State<Handle>) -> Response {
+    Json(handle.invariants()).into_response()
+}
+
+async fn evaluate(State(handle): State<Handle>, Json(wanted): Json<Value>) -> Response {
+    let request = serde_json::from_value(wanted).map_err(|error| {
+        Error::new(ErrorKind::Invalid, "the request is not understood")
+            .source(error)
+            .remedy("send {\"invariant\": name}, or {} for all")
+    });
+    let begun = request.and_then(|request| handle.evaluate(request));
     answer(begun.map(|id| json!({ "id": id })))
 }
 

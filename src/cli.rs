@@ -8,8 +8,10 @@ use lockstep_pipelines::{Pipeline, ReconcileRequest, Registry, Share};
 
 use crate::client::Client;
 use crate::dead_letters::DeadLetters;
+use crate::here::Here;
 use crate::progress::Bars;
-use crate::{Outcome, check, demo, explain, reconcile, run, schema, snapshot, status};
+use crate::reconcile::Wanted;
+use crate::{Outcome, check, demo, explain, invariants, reconcile, run, schema, snapshot, status};
 
 /// Keeps Kafka, Redis and search in lockstep with PostgreSQL.
 #[derive(Debug, Parser)]
@@ -99,8 +101,8 @@ pub enum Command {
         #[arg(long, env = "LOCKSTEP_ADMIN_URL")]
         url: Option<String>,
     },
-    /// Compare what sinks hold with their sources, through a running pipeline and while it goes on; exit 0 when all is equal,
-    /// 3 when something differs, 1 when it cannot be told.
+    /// Compare what sinks hold with their sources, and look at what must hold between sources, through a running pipeline and while
+    /// it goes on; exit 0 when all is as it should be, 3 when something is not, 1 when it cannot be told.
     Reconcile {
         /// The pipeline file of the running pipeline; it says where to ask.
         file: PathBuf,
@@ -126,6 +128,12 @@ pub enum Command {
         /// stream where nothing newer of it has passed. Without it, what would be mended is only told.
         #[arg(long)]
         repair: bool,
+        /// Only look at this invariant; compare nothing.
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["table", "sink", "source", "repair"])]
+        invariant: Option<String>,
+        /// Only look at the invariants; compare nothing.
+        #[arg(long, conflicts_with_all = ["table", "sink", "source", "repair"])]
+        invariants_only: bool,
         /// How the answer looks.
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
@@ -211,21 +219,27 @@ impl Command {
                 sample,
                 once,
                 repair,
+                invariant,
+                invariants_only,
                 format,
                 url,
             } => {
                 let pipeline = load(&file, registry)?;
-                let wanted = ReconcileRequest {
-                    source,
-                    table,
-                    sink,
-                    condition,
-                    sample,
-                    repair,
-                    by: Some(reconcile::asker()),
+                let wanted = Wanted {
+                    request: ReconcileRequest {
+                        source,
+                        table,
+                        sink,
+                        condition,
+                        sample,
+                        repair,
+                        by: Some(reconcile::asker()),
+                    },
+                    invariant,
+                    invariants_only,
                 };
                 if once {
-                    return reconcile::once(pipeline, wanted, format).await;
+                    return Here::start(pipeline).await?.ask(wanted, format).await;
                 }
                 let (url, token) = snapshot::endpoint(&pipeline, url)?;
                 let token = token.map(|token| token.reveal());

@@ -11,6 +11,8 @@ mod dead_letters;
 pub mod demo;
 mod explain;
 mod figures;
+mod here;
+mod invariants;
 mod logging;
 mod output;
 mod postgres;

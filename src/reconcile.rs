@@ -1,18 +1,17 @@
 //! `lockstep reconcile`: compares what sinks hold with their sources, through a running pipeline.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::ProgressBar;
 use lockstep_core::{Error, ErrorKind};
-use lockstep_pipelines::{Pipeline, ReconcileRequest};
-use serde_json::Value;
-use tokio_util::sync::CancellationToken;
+use lockstep_pipelines::ReconcileRequest;
+use serde_json::{Value, json};
 
 use crate::cli::Format;
 use crate::client::Client;
 use crate::figures::count;
-use crate::run::stop_on_signals;
+use crate::invariants::{self, Verdict};
 use crate::{Outcome, output};
 
 /// Between two looks at how far it is.
@@ -28,76 +27,50 @@ pub fn asker() -> String {
     std::env::var("USER").unwrap_or_else(|_| "the command line".to_owned())
 }
 
-/// Compares through a running pipeline, and waits for the end. Exit code 0 when all is equal, 3 when something differs, 1
-/// when it cannot be told.
+/// What is asked for.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// What is to be compared.
+    pub request: ReconcileRequest,
+    /// Only this invariant, and no comparison.
+    pub invariant: Option<String>,
+    /// Only the invariants.
+    pub invariants_only: bool,
+}
+
+/// Asks a running pipeline, and waits for the end. Exit code 0 when all is equal and holds, 3 when something does not, 1 when
+/// it cannot be told.
 ///
 /// # Errors
 /// When the pipeline cannot be asked, or is restarted meanwhile.
-pub async fn reconcile(
-    endpoint: &Client<'_>,
-    wanted: &ReconcileRequest,
-    format: Format,
-) -> Outcome {
-    let body = serde_json::to_value(wanted).map_err(unprintable)?;
+pub async fn reconcile(endpoint: &Client<'_>, wanted: &Wanted, format: Format) -> Outcome {
+    let request = &wanted.request;
+    // Who asks for a part of the tables asks for that.
+    let is_part = [&request.table, &request.sink, &request.source];
+    let invariants = match is_part.iter().any(|part| part.is_some()) {
+        true => None,
+        false => invariants::evaluate(endpoint, wanted.invariant.as_deref()).await?,
+    };
+    if wanted.invariants_only || wanted.invariant.is_some() {
+        return only_invariants(invariants.ok_or_else(invariants::none)?, format);
+    }
+    let body = serde_json::to_value(request).map_err(unprintable)?;
     let taken = endpoint.post("/api/reconcile", &body).await?;
-    let id = taken["id"].as_u64().unwrap_or_default();
-    let one = follow(id, async || endpoint.get("/api/reconcile").await).await?;
-    tell(&one, format)
+    let one = follow(endpoint, &taken["id"]).await?;
+    tell(one, invariants, format)
 }
 
-/// Runs the pipeline in this process, compares, and drains it.
-///
-/// # Errors
-/// The pipeline's; `Busy` when another process runs it.
-pub async fn once(mut pipeline: Pipeline, wanted: ReconcileRequest, format: Format) -> Outcome {
-    // This one only.
-    pipeline.reconcile = None;
-    let shutdown = CancellationToken::new();
-    stop_on_signals(shutdown.clone())?;
-    let running = lockstep_pipelines::start(&pipeline, shutdown.clone()).await?;
-    let handle = running.handle();
-    let compared = async {
-        let id = loop {
-            match handle.reconcile(wanted.clone()) {
-                Ok(id) => break id,
-                Err(error) if handle.ready().is_ok() => return Err(error),
-                Err(_) => tokio::time::sleep(LOOK).await,
-            }
-        };
-        let all = async || serde_json::to_value(handle.reconciles()).map_err(unprintable);
-        follow(id, all).await
-    };
-    let one = {
-        let mut ended = std::pin::pin!(running.wait());
-        let one = tokio::select! {
-            one = compared => one,
-            ended = &mut ended => {
-                ended?;
-                let message = "the pipeline ended before all was compared";
-                return Err(Error::new(ErrorKind::Unavailable, message));
-            }
-        };
-        shutdown.cancel();
-        ended.await?;
-        one?
-    };
-    tell(&one, format)
-}
-
-/// Waits for the end of a comparison, of which `all` gives the state.
-async fn follow(
-    id: u64,
-    mut all: impl AsyncFnMut() -> Result<Value, Error>,
-) -> Result<Value, Error> {
+/// Waits for the end of a comparison.
+async fn follow(endpoint: &Client<'_>, id: &Value) -> Result<Value, Error> {
     // On a terminal only.
     let bar = ProgressBar::new_spinner();
     loop {
-        let all = all().await?;
+        let all = endpoint.get("/api/reconcile").await?;
         let found = all
             .as_array()
             .into_iter()
             .flatten()
-            .find(|one| one["id"] == id);
+            .find(|one| one["id"] == *id);
         let Some(one) = found else {
             let what = format!("comparison {id} is not known any more");
             return Err(Error::new(ErrorKind::Unavailable, what)
@@ -113,19 +86,57 @@ async fn follow(
     }
 }
 
+fn tell(mut one: Value, invariants: Option<Value>, format: Format) -> Outcome {
+    let told = code(judge(&one), invariants.as_ref());
+    match (format, invariants) {
+        (Format::Json, invariants) => {
+            if let Some(invariants) = invariants {
+                one["invariants"] = invariants;
+            }
+            print_json(&one)?;
+        }
+        (Format::Table, invariants) => {
+            output::print(&table(&one));
+            if let Some(invariants) = invariants {
+                output::print(&format!(
+                    "\n{}",
+                    invariants::table(&invariants, now_micros())
+                ));
+            }
+        }
+    }
+    Ok(told)
+}
+
 fn unprintable(error: serde_json::Error) -> Error {
     Error::new(ErrorKind::Protocol, "the report cannot be printed").source(error)
 }
 
-fn tell(one: &Value, format: Format) -> Outcome {
+/// Tells what is known of invariants, and nothing else.
+///
+/// # Errors
+/// When the report cannot be printed.
+fn only_invariants(one: Value, format: Format) -> Outcome {
+    let told = code(Verdict::default(), Some(&one));
     match format {
-        Format::Json => {
-            let text = serde_json::to_string_pretty(one).map_err(unprintable)?;
-            output::print(&format!("{text}\n"));
-        }
-        Format::Table => output::print(&table(one)),
+        Format::Json => print_json(&json!({ "invariants": one }))?,
+        Format::Table => output::print(&invariants::table(&one, now_micros())),
     }
-    Ok(judge(one))
+    Ok(told)
+}
+
+fn print_json(one: &Value) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(one).map_err(unprintable)?;
+    output::print(&format!("{text}\n"));
+    Ok(())
+}
+
+/// Microseconds since the Unix epoch.
+fn now_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    })
 }
 
 fn reports(one: &Value) -> impl Iterator<Item = &Value> {
@@ -163,7 +174,17 @@ fn left(sink: &Value) -> u64 {
     differing(sink).saturating_sub(number(&sink["repaired"]))
 }
 
-fn judge(one: &Value) -> ExitCode {
+fn code(compared: Verdict, invariants: Option<&Value>) -> ExitCode {
+    let invariants = invariants.map(invariants::judge).unwrap_or_default();
+    let violated = compared.violated || invariants.violated;
+    match (violated, compared.partial || invariants.partial) {
+        (true, _) => ExitCode::from(DRIFT),
+        (false, true) => ExitCode::FAILURE,
+        (false, false) => ExitCode::SUCCESS,
+    }
+}
+
+fn judge(one: &Value) -> Verdict {
     let drift = reports(one).flat_map(sinks).any(|(_, sink)| left(sink) > 0);
     let is_partial = |report: &Value| {
         report["state"] != "done"
@@ -172,10 +193,9 @@ fn judge(one: &Value) -> ExitCode {
     };
     let partial =
         reports(one).any(is_partial) || reports(one).count() as u64 != number(&one["tables"]);
-    match (drift, partial) {
-        (true, _) => ExitCode::from(DRIFT),
-        (false, true) => ExitCode::FAILURE,
-        (false, false) => ExitCode::SUCCESS,
+    Verdict {
+        violated: drift,
+        partial,
     }
 }
 
@@ -278,7 +298,7 @@ mod tests {
                 "sinks": {"cache": sink},
             }]})
         };
-        let code = |one: &Value| format!("{:?}", judge(one));
+        let code = |one: &Value| format!("{:?}", code(judge(one), None));
         let is = |one: &Value, expected: ExitCode| assert_eq!(code(one), format!("{expected:?}"));
         is(&report(sink(0, Value::Null), 0), ExitCode::SUCCESS);
         is(&report(sink(0, Value::Null), 1), ExitCode::FAILURE);

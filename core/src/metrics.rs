@@ -55,6 +55,11 @@ metrics! {
     RECONCILE_REPAIRED = "lockstep_reconcile_repaired_total" ["source", "table", "sink"] "How many of them were mended?";
     RECONCILE_DIFFERING = "lockstep_reconcile_differing_rows" ["source", "table", "sink"] "How many rows did the last comparison leave that differ?";
     RECONCILE_VERIFIED = "lockstep_reconcile_verified_timestamp_seconds" ["source", "table", "sink"] "When did the last comparison begin that found all rows equal?";
+    INVARIANT_EVALUATIONS = "lockstep_invariant_evaluations_total" ["invariant", "outcome"] "How often was the invariant evaluated, and how did that end?";
+    INVARIANT_VIOLATIONS = "lockstep_invariant_violations" ["invariant"] "How many keys are proven to violate the invariant?";
+    INVARIANT_IN_DOUBT = "lockstep_invariant_in_doubt" ["invariant"] "How many keys do not hold while a prepared transaction is not decided?";
+    INVARIANT_UNDECIDED = "lockstep_invariant_undecided" ["invariant"] "How many keys did not hold at the last look, and nothing is proven of?";
+    INVARIANT_VERIFIED = "lockstep_invariant_verified_timestamp_seconds" ["invariant"] "When did the last evaluation begin that found the invariant to hold?";
     MEMORY_BUDGET_BYTES = "lockstep_memory_budget_bytes" [] "How many bytes may batches hold?";
     MEMORY_USED_BYTES = "lockstep_memory_used_bytes" [] "How many bytes do batches hold?";
     BUILD_INFO = "lockstep_build_info" ["version"] "Which version runs?";

@@ -19,5 +19,6 @@ pub use file::{Mistake, Mistakes, Pipeline};
 pub use lockstep_reconciler as reconciler;
 pub use registry::Registry;
 pub use run::{
-    Handle, Offline, Reconcile, ReconcileRequest, Report, Reports, Running, Share, start,
+    Evaluation, Handle, InvariantRequest, InvariantsView, Offline, Reconcile, ReconcileRequest,
+    Report, Reports, Running, Share, start,
 };

@@ -12,6 +12,7 @@ use lockstep_core::metrics::{self as names, Metric};
 use lockstep_core::position::Lsn;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_reconciler::invariants::InvariantReport;
 use lockstep_reconciler::{State, TableReport};
 use prometheus::core::Collector;
 use prometheus::{
@@ -60,6 +61,7 @@ pub struct Metrics {
     pub(crate) sink_in_flight: IntGaugeVec,
     sink_setbacks: IntCounterVec,
     reconciles: ReconcileMetrics,
+    invariants: InvariantMetrics,
     sink_errors: IntCounterVec,
     pub(crate) sink_up: IntGaugeVec,
     latency: HistogramVec,
@@ -165,6 +167,13 @@ impl Metrics {
                 differing: make.gauges(names::RECONCILE_DIFFERING)?,
                 verified: make.gauges(names::RECONCILE_VERIFIED)?,
             },
+            invariants: InvariantMetrics {
+                evaluations: make.counters(names::INVARIANT_EVALUATIONS)?,
+                violations: make.gauges(names::INVARIANT_VIOLATIONS)?,
+                in_doubt: make.gauges(names::INVARIANT_IN_DOUBT)?,
+                undecided: make.gauges(names::INVARIANT_UNDECIDED)?,
+                verified: make.gauges(names::INVARIANT_VERIFIED)?,
+            },
             sink_setbacks: make.counters(names::SINK_SETBACKS)?,
             sink_errors: make.counters(names::SINK_ERRORS)?,
             sink_up: make.gauges(names::SINK_UP)?,
@@ -218,6 +227,11 @@ impl Metrics {
     /// Those of comparisons.
     pub(crate) fn reconciles(&self) -> ReconcileMetrics {
         self.reconciles.clone()
+    }
+
+    /// Those of invariants.
+    pub(crate) fn invariants(&self) -> InvariantMetrics {
+        self.invariants.clone()
     }
 
     /// The counters of one sink.
@@ -424,6 +438,61 @@ impl ReconcileMetrics {
     }
 }
 
+/// What evaluations of invariants have found. Clones share it.
+#[derive(Clone)]
+pub(crate) struct InvariantMetrics {
+    evaluations: IntCounterVec,
+    violations: IntGaugeVec,
+    in_doubt: IntGaugeVec,
+    undecided: IntGaugeVec,
+    verified: IntGaugeVec,
+}
+
+impl InvariantMetrics {
+    /// An evaluation has ended.
+    pub fn evaluated(&self, report: &InvariantReport) {
+        let outcome = match report {
+            _ if report.state != State::Done => "failed",
+            _ if report.violated > 0 => "violated",
+            _ if report.in_doubt > 0 => "in_doubt",
+            _ if report.undecided > 0 => "undecided",
+            _ => "holds",
+        };
+        let name = &*report.invariant;
+        self.evaluations.with_label_values(&[name, outcome]).inc();
+        // What one that failed has seen is not all there is.
+        if report.state != State::Done {
+            return;
+        }
+        for (gauge, keys) in [
+            (&self.violations, report.violated),
+            (&self.in_doubt, report.in_doubt),
+            (&self.undecided, report.undecided),
+        ] {
+            let keys = i64::try_from(keys).unwrap_or(i64::MAX);
+            gauge.with_label_values(&[name]).set(keys);
+        }
+        if report.holds() {
+            self.verified_at(name, report.began_micros);
+        }
+    }
+
+    /// What is known from before this process began.
+    pub fn known(&self, name: &str, violated: usize, verified_micros: Option<i64>) {
+        let violated = i64::try_from(violated).unwrap_or(i64::MAX);
+        self.violations.with_label_values(&[name]).set(violated);
+        if let Some(micros) = verified_micros {
+            self.verified_at(name, micros);
+        }
+    }
+
+    fn verified_at(&self, name: &str, micros: i64) {
+        self.verified
+            .with_label_values(&[name])
+            .set(micros / 1_000_000);
+    }
+}
+
 /// The counters of one sink, for its lane.
 pub(crate) struct SinkMetrics {
     name: Arc<str>,
@@ -507,6 +576,11 @@ mod tests {
             metrics.reconciles.repaired.desc(),
             metrics.reconciles.differing.desc(),
             metrics.reconciles.verified.desc(),
+            metrics.invariants.evaluations.desc(),
+            metrics.invariants.violations.desc(),
+            metrics.invariants.in_doubt.desc(),
+            metrics.invariants.undecided.desc(),
+            metrics.invariants.verified.desc(),
             metrics.sink_errors.desc(),
             metrics.sink_up.desc(),
             metrics.latency.desc(),

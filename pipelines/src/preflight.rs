@@ -7,10 +7,11 @@ use futures_util::future::join_all;
 use lockstep_core::check::Finding;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_reconciler::invariants::{Ends, Invariant, shape};
 
 use crate::file::Pipeline;
-use crate::run::directory;
 use crate::run::rehearsal::{Rehearsed, rehearse};
+use crate::run::{directory, now_micros};
 
 /// A component that has not answered by then gets a finding that says so.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,10 +23,11 @@ type Tables = Option<Vec<Arc<TableSchema>>>;
 /// transforms. Changes nothing on any server, nor in the pipeline's state. The answers come in the order of the graph,
 /// each with its place (`sources.orders`).
 pub async fn preflight(pipeline: &Pipeline) -> Vec<(String, Vec<Finding>)> {
-    let (sources, servers, mut sinks) = tokio::join!(
+    let (sources, servers, mut sinks, invariants) = tokio::join!(
         ask_sources(pipeline),
         ask_transforms(pipeline),
-        ask_sinks(pipeline)
+        ask_sinks(pipeline),
+        ask_invariants(pipeline)
     );
     let (mut answers, tables): (Vec<_>, Vec<Tables>) = sources.into_iter().unzip();
     let Rehearsed {
@@ -41,7 +43,46 @@ pub async fn preflight(pipeline: &Pipeline) -> Vec<(String, Vec<Finding>)> {
         findings.extend(unsuited);
     }
     answers.extend(sinks);
+    answers.extend(invariants);
     answers
+}
+
+/// Whether the databases understand the queries, and these yield what the rules are about.
+async fn ask_invariants(pipeline: &Pipeline) -> Vec<(String, Vec<Finding>)> {
+    join_all(pipeline.invariants.iter().map(|declared| async move {
+        let invariant = &declared.invariant;
+        let findings = in_time(async {
+            let rule = invariant.rule.as_str();
+            vec![match shaped(pipeline, invariant).await {
+                Ok(()) => Finding::pass(rule, "every database understands its query"),
+                Err(error) => {
+                    let remedy = error.remedy_text().unwrap_or("see the message");
+                    Finding::fail(rule, error.to_string(), remedy)
+                }
+            }]
+        });
+        let place = format!("reconcile.invariants.{}", invariant.name);
+        (place, findings.await)
+    }))
+    .await
+}
+
+async fn shaped(pipeline: &Pipeline, invariant: &Invariant) -> Result<()> {
+    let mut databases = Vec::new();
+    for side in &invariant.sides {
+        let at = pipeline
+            .plan
+            .sources
+            .iter()
+            .position(|name| *name == side.source);
+        let queries = at.map(|at| pipeline.sources[at].queries()).transpose()?;
+        databases.extend(queries.flatten());
+    }
+    let ends = Ends {
+        databases: &databases,
+        now: &now_micros,
+    };
+    shape(invariant, ends).await.map(drop)
 }
 
 async fn ask_sources(pipeline: &Pipeline) -> Vec<((String, Vec<Finding>), Tables)> {

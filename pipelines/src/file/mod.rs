@@ -3,6 +3,7 @@
 
 mod environment;
 mod fingerprint;
+mod invariants;
 mod lines;
 mod mistake;
 mod path;
@@ -23,11 +24,12 @@ pub use mistake::{Mistake, Mistakes, nearest};
 pub use path::{KeyPath, PathPart};
 pub use settings::{
     Admin, DEFAULT_ADMIN_LISTEN, DEFAULT_MAX_LETTER_BYTES, DEFAULT_MAX_LETTERS, DEFAULT_MEMORY,
-    DEFAULT_SHUTDOWN_TIMEOUT, EmbeddedLetters, Later, OnError, Reconciling, Section, Settings,
-    SinkPolicy, State,
+    DEFAULT_SHUTDOWN_TIMEOUT, EmbeddedLetters, InvariantSection, Later, OnError, Reconciling,
+    Section, Settings, SinkPolicy, State,
 };
 
 pub use self::fingerprint::Fingerprint;
+pub use self::invariants::DeclaredInvariant;
 use self::lines::Lines;
 use self::report::Report;
 use crate::letters::Limits;
@@ -47,6 +49,8 @@ pub struct Pipeline {
     pub state: PathBuf,
     /// Comparisons that it makes by itself.
     pub reconcile: Option<Reconciling>,
+    /// What must hold between the sources' databases.
+    pub invariants: Vec<DeclaredInvariant>,
     /// Bytes that batches may hold.
     pub memory: ByteSize,
     /// How long a drain may take.
@@ -142,6 +146,7 @@ fn check(
     );
     let sinks = nodes("sinks", &settings.sinks, registry.sinks(), report);
     let dead_letters = dead_letters(settings.dead_letters, registry.sinks(), report);
+    let invariants = invariants::declared(settings.reconcile.as_ref(), &sources, report);
     let plan = match Plan::build(&sources.declared, &transforms.declared, &sinks.declared) {
         Ok(plan) => plan,
         Err(errors) => {
@@ -170,6 +175,7 @@ fn check(
         admin: settings.admin,
         state,
         reconcile: settings.reconcile,
+        invariants,
         memory: settings.memory,
         shutdown_timeout: settings.shutdown_timeout,
         plan,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lockstep_core::config::{ByteSize, Duration, Secret};
+use lockstep_reconciler::invariants::Rule;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -26,6 +27,9 @@ pub const DEFAULT_MAX_LETTER_BYTES: ByteSize = ByteSize(1 << 30);
 /// How often sinks are compared with their sources, when the section does not say: a difference is known before most people
 /// would have met it, and reading the tables so often is no burden.
 pub const DEFAULT_RECONCILE_EVERY: Duration = Duration(std::time::Duration::from_secs(15 * 60));
+
+/// How long a query of an invariant may take, when the invariant does not say: one that takes longer holds back VACUUM.
+pub const DEFAULT_INVARIANT_TIMEOUT: Duration = Duration(std::time::Duration::from_secs(10 * 60));
 
 /// A section of a source, transform or sink: `type`, `inputs`, and the keys of its kind.
 pub type Section = Map<String, Value>;
@@ -80,7 +84,7 @@ pub struct Admin {
 }
 
 /// Comparisons of sinks with their sources.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reconciling {
     /// From the beginning of one to the beginning of the next, or until it has ended. Default `15m`.
@@ -89,6 +93,43 @@ pub struct Reconciling {
     /// Whether what differs is mended. Default `false`: it is told, by the log, metrics and `/api/reconcile`.
     #[serde(default)]
     pub repair: bool,
+    /// What must hold in the sources' databases, and between them.
+    #[serde(default)]
+    pub invariants: Vec<InvariantSection>,
+    /// Comparisons are made when they are asked for, and not by themselves. Not in the file.
+    #[serde(skip)]
+    pub when_asked: bool,
+}
+
+/// What must hold in one database, or between two.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InvariantSection {
+    /// Its name in reports and metrics: lower-case letters, digits, `_` and `-`.
+    #[schemars(regex(pattern = "^[a-z0-9_-]+$"))]
+    pub name: String,
+    /// How the rows of one key relate.
+    pub rule: Rule,
+    /// The columns that rows are joined by, which every query yields.
+    #[schemars(length(min = 1))]
+    pub key: Vec<String>,
+    /// One SELECT for each source that it is about, by the source's name.
+    pub queries: BTreeMap<String, String>,
+    /// The source whose rows are looked at, of a rule with a direction: `at_most`, `subset`, `exists_within`.
+    #[serde(default)]
+    pub for_each: Option<String>,
+    /// The columns that the rule is about. Default: all but the key.
+    #[serde(default)]
+    pub compare: Option<Vec<String>>,
+    /// How long a key may not hold, its rows unchanged, before that is a violation. Default `0s`; `exists_within` has to say.
+    #[serde(default)]
+    pub within: Option<Duration>,
+    /// From the beginning of one evaluation to the beginning of the next. Default: `every` of the section.
+    #[serde(default)]
+    pub every: Option<Duration>,
+    /// How long a query may take. Default `10m`.
+    #[serde(default = "default_invariant_timeout")]
+    pub timeout: Duration,
 }
 
 /// Where state is kept.
@@ -152,6 +193,10 @@ fn default_max() -> u64 {
 
 fn default_max_bytes() -> ByteSize {
     DEFAULT_MAX_LETTER_BYTES
+}
+
+fn default_invariant_timeout() -> Duration {
+    DEFAULT_INVARIANT_TIMEOUT
 }
 
 fn default_every() -> Duration {

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::copying::remaining;
+use super::invariants::{InvariantRequest, Invariants, InvariantsView};
 use super::lane_state::LaneState;
 use super::node::Node;
 use super::reconcile::{Reconcile, ReconcileRequest, Reconciler};
@@ -109,6 +110,8 @@ pub(super) struct Inner {
     pub keeper: Trouble,
     /// Compares sinks with sources.
     pub reconciler: Reconciler,
+    /// Looks at what must hold between databases.
+    pub invariants: Invariants,
 }
 
 impl Handle {
@@ -250,6 +253,20 @@ impl Handle {
     #[must_use]
     pub fn reconciles(&self) -> Vec<Reconcile> {
         self.0.reconciler.list()
+    }
+
+    /// Begins to evaluate invariants, and returns the number of this.
+    ///
+    /// # Errors
+    /// Of kind `Invalid` when there is no such invariant, `Overloaded` when many wait already.
+    pub fn evaluate(&self, request: InvariantRequest) -> Result<u64> {
+        self.0.invariants.begin(request)
+    }
+
+    /// What the last evaluations of the invariants have found.
+    #[must_use]
+    pub fn invariants(&self) -> InvariantsView {
+        self.0.invariants.view()
     }
 
     /// Asks a source to load a table again while it streams; the one source there is when none is named. Returns the

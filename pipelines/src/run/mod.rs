@@ -19,6 +19,7 @@ mod flow;
 mod handle;
 mod inbox;
 mod inspector;
+mod invariants;
 mod keeper;
 mod lane;
 mod lane_state;
@@ -34,6 +35,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use course::{Refused, Report};
 pub use handle::{Handle, Running};
+pub use invariants::{Evaluation, InvariantRequest, InvariantsView};
 pub use reconcile::{Reconcile, ReconcileRequest, Share};
 pub use replay::{Offline, Reports};
 pub(crate) use supervisor::directory;

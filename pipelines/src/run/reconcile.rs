@@ -398,6 +398,9 @@ impl Reconciler {
 
     /// Compares everything again and again until the pipeline stops.
     pub async fn run(self, section: Reconciling) {
+        if section.when_asked {
+            return;
+        }
         let request = ReconcileRequest {
             repair: section.repair,
             by: Some("[reconcile]".to_owned()),

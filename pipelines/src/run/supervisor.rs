@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::aside::Aside;
 use super::flow::Flow;
 use super::handle::{Handle, Inner, Running};
+use super::invariants::{self, Invariants};
 use super::keeper::Keeper;
 use super::lane::{self, Lane};
 use super::lane_state::LaneState;
@@ -84,6 +85,13 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         stopping: draining.clone(),
     };
     let reconciler = Reconciler::new(parts, &pipeline.state);
+    let parts = invariants::Parts {
+        declared: pipeline.invariants.clone(),
+        sources: sources.clone(),
+        metrics: metrics.invariants(),
+        stopping: draining.clone(),
+    };
+    let invariants = Invariants::new(parts, &pipeline.state);
     let handle = Handle::new(Inner {
         fingerprint: Mutex::new(pipeline.fingerprint.clone()),
         pipeline: Arc::clone(&pipeline.name),
@@ -96,6 +104,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         desk: dead_letters,
         keeper: keeper.trouble.clone(),
         reconciler,
+        invariants: invariants.clone(),
     });
     let mut supervisor = Supervisor {
         handle: handle.clone(),
@@ -115,7 +124,8 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
     };
     supervisor.spawn(pipeline)?;
     handle.inner().reconciler.go_on();
-    if let Some(section) = pipeline.reconcile {
+    tokio::spawn(invariants.run());
+    if let Some(section) = pipeline.reconcile.clone() {
         let reconciler = handle.inner().reconciler.clone();
         tokio::spawn(reconciler.run(section));
     }
