@@ -11,7 +11,7 @@ use crate::dead_letters::DeadLetters;
 use crate::here::Here;
 use crate::progress::Bars;
 use crate::reconcile::Wanted;
-use crate::{Outcome, check, demo, explain, invariants, reconcile, run, schema, snapshot, status};
+use crate::{Outcome, check, demo, explain, reconcile, run, schema, snapshot, status};
 
 /// Keeps Kafka, Redis and search in lockstep with PostgreSQL.
 #[derive(Debug, Parser)]

@@ -70,12 +70,24 @@ struct Session {
     rows: Option<Pin<Box<RowStream>>>,
 }
 
-/// Those of other databases of the server are left out where that can be seen.
-const IN_PROGRESS: &str = "SELECT x::text, p.gid, (extract(epoch FROM p.prepared) * 1000000)::int8
-    FROM pg_catalog.pg_snapshot_xip(pg_catalog.pg_current_snapshot()) x
-    LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = x::xid
-    LEFT JOIN pg_catalog.pg_stat_activity a ON a.backend_xid = x::xid
+/// Those of other databases of the server are left out where that can be seen. A snapshot does not list what began after the last
+/// transaction that has ended, so those that are prepared or have a backend are asked for besides. Numbers of 32 bits are those
+/// nearest to the last column.
+const IN_PROGRESS: &str = "WITH present AS MATERIALIZED (SELECT pg_catalog.pg_current_snapshot() AS snapshot), all_there AS (
+      SELECT x::xid AS xid FROM present, pg_catalog.pg_snapshot_xip(snapshot) x
+      UNION SELECT transaction FROM pg_catalog.pg_prepared_xacts
+      UNION SELECT backend_xid FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL)
+    SELECT t.xid::text, p.gid, (extract(epoch FROM p.prepared) * 1000000)::int8, pg_catalog.pg_snapshot_xmax(snapshot)::text
+    FROM present, all_there t
+    LEFT JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = t.xid
+    LEFT JOIN pg_catalog.pg_stat_activity a ON a.backend_xid = t.xid
     WHERE coalesce(p.database, a.datname, current_database()) = current_database()";
+
+/// The 64 bits of a transaction's number, of which the lower half is known, and another one near it.
+fn widened(xid: u32, near: u64) -> Option<u64> {
+    let behind = (near as u32).wrapping_sub(xid).cast_signed();
+    near.checked_add_signed(-i64::from(behind))
+}
 
 #[async_trait]
 impl QuerySession for Session {
@@ -97,9 +109,9 @@ impl QuerySession for Session {
         let doing = "list the transactions in progress";
         let rows = sql::query(&self.present, doing, IN_PROGRESS, &[]).await?;
         let read = |row: &tokio_postgres::Row| {
-            let text: &str = row.get(0);
+            let (xid, near): (&str, &str) = (row.get(0), row.get(3));
             Some(InProgress {
-                xid: text.parse().ok()?,
+                xid: widened(xid.parse().ok()?, near.parse().ok()?)?,
                 gid: row.get(1),
                 prepared_micros: row.get(2),
             })
@@ -298,6 +310,15 @@ mod tests {
             ),
             "{some}"
         );
+    }
+
+    #[test]
+    fn numbers_of_32_bits_are_those_near_the_snapshot() {
+        let epoch = 7_u64 << 32;
+        assert_eq!(widened(5, epoch + 3), Some(epoch + 5));
+        assert_eq!(widened(u32::MAX, epoch + 3), Some(epoch - 1));
+        assert_eq!(widened(2, epoch - 1), Some(epoch + 2));
+        assert_eq!(widened(u32::MAX, 3), None);
     }
 
     #[test]

@@ -58,7 +58,8 @@ async fn a_pipeline_at_work_shows_every_metric_its_status_and_what_is_visible() 
             + "[transforms.once]\ntype = \"dedupe\"\ninputs = [\"shop\"]\nkey = [\"once\"]\naction = \"dead_letter\"\n"
             + &cache(redis.url(), &name).replace("[\"shop\"]", "[\"once\"]")
             + &files(folder)
-            + "[reconcile]\nevery = \"2s\"\n"
+            + "[reconcile]\nevery = \"2s\"\n[[reconcile.invariants]]\nname = \"ids\"\nrule = \"unique\"\nkey = [\"id\"]\n\
+               queries = { shop = \"SELECT id FROM t\" }\n"
     });
     let mut pipeline = setup.start_ready().await;
     pipeline.wait_streaming("shop").await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use lockstep_core::metrics;
 use lockstep_e2e::child::PATIENCE;
 use lockstep_e2e::{Pipeline, Setup, topics};
 use lockstep_kit::Component::{
@@ -204,18 +205,21 @@ async fn shop() {
     let inventory = inventory.database("inventory").await;
     orders
         .execute(
-            "CREATE TABLE orders (id int PRIMARY KEY, customer text);
-             CREATE TABLE order_items (order_id int, line int, sku text, PRIMARY KEY (order_id, line));
-             CREATE TABLE payments (id int PRIMARY KEY, idempotency_key text, amount numeric);
-             CREATE TABLE refunds (id int PRIMARY KEY, idempotency_key text, amount numeric);
-             INSERT INTO orders VALUES (1, 'Ada'); INSERT INTO payments VALUES (1, 'once', 9.90)",
+            "CREATE TABLE orders (id int PRIMARY KEY, customer text, status text NOT NULL DEFAULT 'paid');
+             CREATE TABLE order_items (order_id int, line int, sku text, quantity int NOT NULL DEFAULT 1, PRIMARY KEY (order_id, line));
+             CREATE TABLE payments (id int PRIMARY KEY, order_id int NOT NULL DEFAULT 1, idempotency_key text, amount numeric,
+                                    status text NOT NULL DEFAULT 'captured');
+             CREATE TABLE refunds (id int PRIMARY KEY, payment_id int, idempotency_key text, amount numeric);
+             INSERT INTO orders VALUES (1, 'Ada'); INSERT INTO payments VALUES (1, 1, 'once', 9.90)",
         )
         .await;
     inventory
         .execute(
-            "CREATE TABLE stock (sku text PRIMARY KEY, on_hand int);
-             CREATE TABLE reservations (id int PRIMARY KEY, sku text);
-             INSERT INTO stock VALUES ('SKU-1', 7)",
+            "CREATE TABLE stock (sku text PRIMARY KEY, warehouse text NOT NULL DEFAULT 'AMS', on_hand int,
+                                 reserved int NOT NULL DEFAULT 0);
+             CREATE TABLE reservations (id int PRIMARY KEY, order_id int NOT NULL DEFAULT 1, sku text,
+                                        quantity int NOT NULL DEFAULT 1);
+             INSERT INTO stock (sku, on_hand) VALUES ('SKU-1', 7)",
         )
         .await;
     let (kafka, opensearch) = tokio::join!(Kafka::shared(), OpenSearch::shared());
@@ -232,10 +236,10 @@ async fn shop() {
     pipeline.wait_streaming("orders").await;
     // Sent again: not a second payment.
     orders
-        .execute("INSERT INTO payments VALUES (2, 'once', 9.90), (3, 'another', 1)")
+        .execute("INSERT INTO payments VALUES (2, 1, 'once', 9.90), (3, 1, 'another', 1)")
         .await;
     inventory
-        .execute("INSERT INTO reservations VALUES (1, 'SKU-1')")
+        .execute("INSERT INTO reservations VALUES (1, 1, 'SKU-1')")
         .await;
     for (source, database) in [("orders", &orders), ("inventory", &inventory)] {
         let end = end_of_log(database).await;
@@ -270,5 +274,13 @@ async fn shop() {
         let expected = format!("\"count\":{documents},");
         assert!(code == 200 && body.contains(&expected), "{table}: {body}");
     }
+    pipeline
+        .until(PATIENCE, "all invariants to hold", async |pipeline| {
+            let (_, metrics) = pipeline.get("/metrics").await.map_err(|e| e.to_string())?;
+            let verified = metrics::INVARIANT_VERIFIED.name;
+            let there = metrics.lines().filter(|line| line.starts_with(verified));
+            (there.count() == 5).then_some(()).ok_or(metrics)
+        })
+        .await;
     stop(pipeline).await;
 }
