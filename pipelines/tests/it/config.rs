@@ -275,6 +275,114 @@ fn types_and_values() {
 }
 
 #[test]
+fn invariants_are_checked_against_their_rule_and_the_sources() {
+    // The section begins at line 18.
+    let invariant = |rule: &str, more: &str| {
+        let head = "[sources.inventory]\ntype = \"scripted\"\nscript = \"y\"\n[sinks.b]\ntype = \"rich\"\ninputs = [\"inventory\"]\nurl = \"redis://h\"\n";
+        let body = format!("[[reconcile.invariants]]\nname = \"one\"\nrule = \"{rule}\"\n{more}");
+        format!("{GOOD}{head}{body}\n")
+    };
+    const TWO: &str = "queries = { orders = \"SELECT 1\", inventory = \"SELECT 2\" }";
+    let key = "key = [\"id\"]\n";
+    let good = invariant("equal", &format!("{key}{TWO}"));
+    let pipeline = Loader::new(&[]).load("shop.toml", &good).expect("good");
+    let declared = &pipeline.invariants[0];
+    assert_eq!(declared.every.to_string(), "15m");
+    // By name.
+    let sources: Vec<&str> = declared
+        .invariant
+        .sides
+        .iter()
+        .map(|side| &*side.source)
+        .collect();
+    assert_eq!(sources, ["inventory", "orders"]);
+    let directed = invariant("subset", &format!("{key}for_each = \"orders\"\n{TWO}"));
+    let pipeline = Loader::new(&[]).load("shop.toml", &directed).expect("good");
+    assert_eq!(pipeline.invariants[0].invariant.for_each, 1);
+
+    for (rule, more, line, part) in [
+        (
+            "equal",
+            format!("{key}queries = {{ orders = \"SELECT 1\" }}"),
+            22,
+            "`equal` is about two sources, and here is a query of 1",
+        ),
+        (
+            "unique",
+            format!("{key}queries = {{}}"),
+            22,
+            "there is no query",
+        ),
+        (
+            "unique",
+            format!("{key}queries = {{ ordrs = \"SELECT 1\" }}"),
+            22,
+            "there is no source `ordrs`; did you mean `orders`?",
+        ),
+        (
+            "subset",
+            format!("{key}{TWO}"),
+            18,
+            "whose rows are looked at",
+        ),
+        (
+            "equal",
+            format!("{key}{TWO}\nfor_each = \"orders\""),
+            23,
+            "`equal` has no direction",
+        ),
+        (
+            "subset",
+            format!("{key}{TWO}\nfor_each = \"order\""),
+            23,
+            "did you mean `orders`?",
+        ),
+        (
+            "exists_within",
+            format!("{key}{TWO}\nfor_each = \"orders\""),
+            18,
+            "within what time",
+        ),
+        (
+            "exists_within",
+            format!("{key}{TWO}\nfor_each = \"orders\"\nwithin = \"1m\"\ncompare = [\"n\"]"),
+            25,
+            "looks at the key only",
+        ),
+        (
+            "equal",
+            format!("key = []\n{TWO}"),
+            21,
+            "no column to join rows by",
+        ),
+        (
+            "equal",
+            format!("key = [\"a\", \"a\"]\n{TWO}"),
+            21,
+            "named twice",
+        ),
+        (
+            "equal",
+            format!("{key}{TWO}\nevery = \"10ms\""),
+            23,
+            "`10ms` is too short; 1s or longer",
+        ),
+        (
+            "equal",
+            format!("{key}{TWO}\nwthin = \"1m\""),
+            23,
+            "did you mean `within`?",
+        ),
+        ("same", format!("{key}{TWO}"), 20, "sum_equal"),
+    ] {
+        check(&invariant(rule, &more), &[(line, part)]);
+    }
+    let twice =
+        format!("{good}[[reconcile.invariants]]\nname = \"one\"\nrule = \"equal\"\n{key}{TWO}\n");
+    check(&twice, &[(24, "another invariant has the name `one`")]);
+}
+
+#[test]
 fn what_a_factory_refuses_has_the_line_of_the_key() {
     check(
         &with("partitions = 0"),

@@ -11,6 +11,7 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, Op, Phase, Transaction};
 use lockstep_core::check::Finding;
 use lockstep_core::feedback::Feedback;
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
+use lockstep_core::query::{Queries, QueryColumn, QuerySession};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
 use lockstep_core::source::{Source, SourceContext, SourceFactory, SourcePhase, SourceStatus};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -262,6 +263,24 @@ impl SourceFactory for ScriptedSource {
 
     async fn preflight(_: &Config, pipeline: &str, name: &str, _: &Path) -> Vec<Finding> {
         vec![Finding::pass("reachable", format!("{pipeline}/{name}"))]
+    }
+
+    fn queries(_: &Config) -> Result<Option<Arc<dyn Queries>>> {
+        Ok(Some(Arc::new(Away)))
+    }
+}
+
+/// A database that does not answer.
+struct Away;
+
+#[async_trait]
+impl Queries for Away {
+    async fn describe(&self, _: &str) -> Result<Vec<QueryColumn>> {
+        Err(error(ErrorKind::Unavailable))
+    }
+
+    async fn open(&self, _: Duration) -> Result<Box<dyn QuerySession>> {
+        Err(error(ErrorKind::Unavailable))
     }
 }
 
