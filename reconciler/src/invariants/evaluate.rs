@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use lockstep_core::Result;
 use lockstep_core::error::At as _;
-use lockstep_core::query::{Queries, Question};
+use lockstep_core::query::{Queries, QueryColumn, Question, Row};
+use lockstep_core::{Error, ErrorKind, Result};
 
 use super::book::{Book, Found, LOOKS, Moment};
 use super::merge::Merge;
@@ -55,16 +55,13 @@ fn place(source: &str) -> String {
     format!("queries.{source}")
 }
 
-fn key_first(
-    mut columns: Vec<lockstep_core::query::QueryColumn>,
-    key: &[String],
-) -> Result<Vec<lockstep_core::query::QueryColumn>> {
+fn key_first(mut columns: Vec<QueryColumn>, key: &[String]) -> Result<Vec<QueryColumn>> {
     let mut first = Vec::new();
     for name in key {
         let at = columns.iter().position(|column| column.name == *name);
         let at = at.ok_or_else(|| {
             let message = format!("the query has no column {name}, which is in the key");
-            lockstep_core::Error::new(lockstep_core::ErrorKind::Config, message)
+            Error::new(ErrorKind::Config, message)
                 .remedy("select it, or give a column that name with AS")
         })?;
         first.push(columns.remove(at));
@@ -192,7 +189,7 @@ async fn look(
 }
 
 /// The same in another process of the same version: what is unchanged over a restart is known to be.
-fn digest(sides: &[Vec<lockstep_core::query::Row>]) -> u64 {
+fn digest(sides: &[Vec<Row>]) -> u64 {
     let mut hasher = DefaultHasher::new();
     sides.hash(&mut hasher);
     hasher.finish()

@@ -52,7 +52,8 @@ impl Broker {
         // One record is wanted, and little of what follows it.
         spot.set("queued.max.messages.kbytes", "1024")
             .set("fetch.message.max.bytes", "65536")
-            .set("fetch.queue.backoff.ms", "1");
+            .set("fetch.queue.backoff.ms", "1")
+            .set("socket.nagle.disable", "true");
         Ok(Broker {
             config: Arc::clone(config),
             reader: reader(config)?,
@@ -278,7 +279,8 @@ pub(super) fn reader(config: &KafkaConfig) -> Result<BaseConsumer<Quiet>, Failur
         .set("queued.max.messages.kbytes", "8192")
         .set("fetch.max.bytes", "4194304")
         // When its queue was full, it would wait a second before it fetches again.
-        .set("fetch.queue.backoff.ms", "1");
+        .set("fetch.queue.backoff.ms", "1")
+        .set("socket.nagle.disable", "true");
     made(&client)
 }
 

@@ -175,7 +175,6 @@ async fn two_phase_shopping_is_silent_and_what_is_broken_by_hand_is_told() {
     let mut random = Random::from_environment();
     let (orders, inventory) = (Postgres::shared(15).await, Postgres::shared(17).await);
     let shop = Shop::create(orders, inventory).await;
-    // Both ways round: which side a straddler is seen on depends on it.
     let setup = setup(&shop, "1s", "2s");
     let check = setup.lockstep("check", &[]).await;
     assert_eq!(check.code(), Some(0), "{check:?}");
