@@ -433,7 +433,6 @@ async fn open_transactions_are_waited_for() {
 /// `cargo test --release -p lockstep-sink-kafka --test broker inspect -- --ignored --nocapture`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
-#[expect(clippy::print_stdout, reason = "tells what it measured")]
 async fn rate() {
     require!(Component::Kafka);
     let kafka = Kafka::shared().await;
