@@ -11,8 +11,8 @@ use lockstep_core::batch::{Batch, Change, Phase};
 
 /// Changes that are written together, about.
 const MOST_CHANGES: usize = 4_000;
-/// Bytes that are copied to do so.
-const MOST_BYTES: usize = 4 << 20;
+/// Bytes that are copied to do so. Larger batches gain nothing by it, and would cost memory.
+const MOST_BYTES: usize = 512 << 10;
 
 /// Batches that are to be one, in the order of the stream.
 pub(crate) struct Together {

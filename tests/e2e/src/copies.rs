@@ -43,6 +43,10 @@ impl Compare<'_> {
         let pipeline = pipeline.expect("the pipeline file");
         let mut copies = Vec::new();
         for (plan, sink) in std::iter::zip(&pipeline.plan.sinks, &pipeline.sinks) {
+            // A topic has rows as they were when they were written, without what `rules` say of columns that came later.
+            if !sink.keeps_rows() {
+                continue;
+            }
             let context = SinkContext {
                 pipeline: Arc::clone(&pipeline.name),
                 name: Arc::clone(&plan.name),
