@@ -8,6 +8,5 @@ mod document;
 pub mod opensearch;
 #[cfg(feature = "tantivy")]
 pub mod tantivy;
-mod together;
 
 pub use document::Incomplete;
