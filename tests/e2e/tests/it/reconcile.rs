@@ -124,7 +124,7 @@ async fn under_load_nothing_is_reported_that_is_not_so_and_all_that_is() {
     }
 
     // So little that every sink keeps up on any machine: a place of the stream is reached when all before it is written.
-    let writers = Work::start_at(&database, random.below(1_000), 3.0).await;
+    let writers = Work::start_at(&database, random.below(1_000), 1.0).await;
     for _ in 0..3 {
         let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
         assert_eq!(told(&report), BTreeSet::new(), "{report:#}");
