@@ -121,6 +121,10 @@ pub enum Command {
         /// Only so many of the rows, others each time: `1%`. Rows that should not be there are not looked for then.
         #[arg(long, value_name = "PERCENT")]
         sample: Option<Share>,
+        /// Only the row with this key, and others that are named alike: its value as PostgreSQL writes it, or a JSON array of
+        /// such values where the key has several columns.
+        #[arg(long = "key", value_name = "KEY", requires = "table", conflicts_with_all = ["condition", "sample"])]
+        keys: Vec<String>,
         /// Where no process runs this pipeline: run it here until all is compared, then drain it.
         #[arg(long, conflicts_with = "url")]
         once: bool,
@@ -217,6 +221,7 @@ impl Command {
                 source,
                 condition,
                 sample,
+                keys,
                 once,
                 repair,
                 invariant,
@@ -232,6 +237,7 @@ impl Command {
                         sink,
                         condition,
                         sample,
+                        keys: keys.iter().map(|text| reconcile::key(text)).collect(),
                         repair,
                         by: Some(reconcile::asker()),
                     },

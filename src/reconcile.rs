@@ -27,6 +27,12 @@ pub fn asker() -> String {
     std::env::var("USER").unwrap_or_else(|_| "the command line".to_owned())
 }
 
+/// A key that was given on the command line: a JSON array of texts, or the text of one value.
+#[must_use]
+pub fn key(text: &str) -> Vec<String> {
+    serde_json::from_str(text).unwrap_or_else(|_| vec![text.to_owned()])
+}
+
 /// What is asked for.
 #[derive(Debug, Default)]
 pub struct Wanted {
@@ -282,6 +288,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_key_is_a_value_or_several() {
+        assert_eq!(key("17"), ["17"]);
+        assert_eq!(key("a, b"), ["a, b"]);
+        assert_eq!(key(r#"["a, b", "17"]"#), ["a, b", "17"]);
+        assert_eq!(key("[1,2]"), ["[1,2]"], "an array of the database");
+    }
 
     #[test]
     fn a_report_is_told_by_table_sink_and_row() {

@@ -1,27 +1,21 @@
 //! How long after its commit a row can be read from Redis, while another thousand changes a second go the same way.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lockstep_core::source::SourcePhase;
 use lockstep_kit::Component;
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
-use lockstep_pipelines::{Handle, Registry};
-use lockstep_postgres::PostgresFactory;
-use lockstep_sink_redis::RedisFactory;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
 
+use crate::Result;
+use crate::pipeline::Pipeline;
 use crate::report::median;
-use crate::{Result, measure};
 
 /// For `--only`.
 pub const NAME: &str = "latency/lockstep > redis";
@@ -119,7 +113,7 @@ async fn measure(
     folder: &Path,
     samples: usize,
 ) -> Result<Sample> {
-    let mut pipeline = start(database, redis, folder).await?;
+    let pipeline = Pipeline::start(database, &["load", "probe"], redis, folder).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let load = tokio::spawn(load(database.client().await, Arc::clone(&stop)));
     let client = database.client().await;
@@ -144,14 +138,8 @@ async fn measure(
     stop.store(true, Ordering::Relaxed);
     let rate = load.await??;
     times.sort_unstable();
-    let process = pipeline.id().unwrap_or_default().to_string();
-    let peak_kib = measure::high_water_kib(&process).unwrap_or(0);
-    // The end of its input asks it to end.
-    drop(pipeline.stdin.take());
-    let status = pipeline.wait().await?;
-    if !status.success() {
-        return Err(format!("the pipeline ended with {status}").into());
-    }
+    let peak_kib = pipeline.peak_kib();
+    pipeline.end().await?;
     Ok(Sample {
         rate,
         times,
@@ -192,70 +180,6 @@ impl Asker {
         self.0.read_exact(&mut answer).await?;
         Ok(&answer == b":1\r\n")
     }
-}
-
-/// Starts this program again as a pipeline, and waits until it streams.
-async fn start(database: &Database, redis: &Redis, folder: &Path) -> Result<Child> {
-    let file = folder.join("pipeline.toml");
-    let text = format!(
-        "name = \"bench\"\n[state]\ndir = \"{}\"\n\
-         [sources.shop]\ntype = \"postgres\"\nurl = \"{}?sslmode=disable\"\ntables = [\"public.load\", \"public.probe\"]\n\
-         [sinks.cache]\ntype = \"redis\"\ninputs = [\"shop\"]\nurl = \"{}\"\nkey = \"bench:{{table}}:{{key}}\"\n",
-        folder.join("state").display(),
-        database.url(),
-        redis.url()
-    );
-    std::fs::write(&file, text)?;
-    let mut child = Command::new(std::env::current_exe()?)
-        .arg("pipeline")
-        .arg(&file)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let output = child.stdout.take().ok_or("no output")?;
-    let mut lines = BufReader::new(output).lines();
-    match lines.next_line().await? {
-        Some(line) if line == READY => Ok(child),
-        other => Err(format!("the pipeline did not start: {other:?}").into()),
-    }
-}
-
-const READY: &str = "ready";
-
-/// Runs a pipeline file in this process, says when it streams, and ends with its input.
-///
-/// # Errors
-/// What ended the pipeline.
-pub async fn pipeline(file: &str) -> Result<()> {
-    let registry = Registry::new()
-        .with_source::<PostgresFactory>()
-        .with_sink::<RedisFactory>();
-    let pipeline = lockstep_pipelines::file::load(Path::new(file), &registry)
-        .map_err(lockstep_core::Error::from)?;
-    let stop = CancellationToken::new();
-    let running = lockstep_pipelines::start(&pipeline, stop.clone()).await?;
-    let handle = running.handle();
-    let mut ended = std::pin::pin!(running.wait());
-    let told = async {
-        while !streams(&handle) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        println!("{READY}");
-        tokio::task::spawn_blocking(|| std::io::read_to_string(std::io::stdin())).await
-    };
-    tokio::select! {
-        ended = &mut ended => return Ok(ended?),
-        told = told => told?.map(drop)?,
-    }
-    stop.cancel();
-    Ok(ended.await?)
-}
-
-fn streams(handle: &Handle) -> bool {
-    let status = handle.status();
-    let mut sources = status.sources.values();
-    status.ready && sources.all(|source| source.state.phase == SourcePhase::Streaming)
 }
 
 #[cfg(test)]

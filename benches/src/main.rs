@@ -5,11 +5,13 @@
 // Its output is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod compare;
 mod contender;
 mod drain;
 mod latency;
 mod machine;
 mod measure;
+mod pipeline;
 mod report;
 mod server;
 mod stages;
@@ -91,7 +93,7 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(async {
         match command.hidden {
             Some(Hidden::Drain { task }) => drain::run(&task).await,
-            Some(Hidden::Pipeline { file }) => latency::pipeline(&file).await,
+            Some(Hidden::Pipeline { file }) => pipeline::run(&file).await,
             None => bench(&command.options).await,
         }
     });
@@ -160,6 +162,9 @@ async fn bench(options: &Options) -> Result<()> {
     }
     if wanted(latency::NAME) {
         latency::print(options.postgres, options.runs, options.quick).await?;
+    }
+    if wanted(compare::NAME) {
+        compare::print(options.postgres, options.runs, options.quick).await?;
     }
     let plan = plan(&options.only);
     if plan.is_empty() {

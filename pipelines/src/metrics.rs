@@ -398,8 +398,8 @@ pub(crate) struct ReconcileMetrics {
 }
 
 impl ReconcileMetrics {
-    /// A comparison has ended.
-    pub fn compared(&self, report: &TableReport) {
+    /// A comparison has ended: of the whole table, or of some rows, which prove nothing of the others.
+    pub fn compared(&self, report: &TableReport, whole: bool) {
         for (sink, told) in report.sinks.iter().filter(|(_, told)| !told.unreadable) {
             let labels = &[&*report.source, &*report.table, &**sink];
             self.compared
@@ -417,10 +417,12 @@ impl ReconcileMetrics {
                 self.drift.with_label_values(labels).inc_by(rows);
             }
         }
-        self.known(report);
+        if whole {
+            self.known(report);
+        }
     }
 
-    /// What is known from a comparison that has ended, perhaps before this process began.
+    /// What is known from a comparison of a whole table that has ended, perhaps before this process began.
     pub fn known(&self, report: &TableReport) {
         let is_whole = report.state == State::Done && report.undecided == 0;
         for (sink, told) in &report.sinks {

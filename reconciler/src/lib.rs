@@ -19,6 +19,7 @@ mod seen;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use lockstep_core::Result;
 use lockstep_core::error::Error;
 use lockstep_core::sink::{Held, Listing};
@@ -35,11 +36,21 @@ pub trait Ends: Send + Sync {
     /// The sinks that rows of the table reach, by name.
     fn sinks(&self) -> Vec<Arc<str>>;
 
-    /// Sends rows of the table to be compared with these sinks, and waits for all of them.
+    /// Sends rows of the table to be compared with these sinks. Others may be sent before the sinks have answered.
     ///
     /// # Errors
     /// See [`lockstep_core::source::Checks::check`].
-    async fn check(&self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Compared>;
+    async fn send<'a>(&'a self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Sent<'a>>;
+
+    /// Sends rows of the table to be compared with these sinks, and waits for all of them.
+    ///
+    /// # Errors
+    /// As for [`Ends::send`], and when the stream was interrupted before all sinks had answered.
+    async fn check(&self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Compared> {
+        let Sent { checked, answers } = self.send(rows, sinks).await?;
+        let answers = answers.await?;
+        Ok(Compared { checked, answers })
+    }
 
     /// Writes rows of the table into one sink as they are, or takes them out of it where there are none, at a place of the stream
     /// where nothing newer of them has passed; then compares them once more.
@@ -53,6 +64,14 @@ pub trait Ends: Send + Sync {
     /// # Errors
     /// When the sink cannot be reached.
     async fn list(&self, sink: &str) -> Result<Vec<Box<dyn Listing>>>;
+}
+
+/// What was sent to be compared, and what sinks will say.
+pub struct Sent<'a> {
+    /// What was sent.
+    pub checked: Checked,
+    /// See [`Compared::answers`]. When it is dropped, nobody waits for them any more.
+    pub answers: BoxFuture<'a, Result<Vec<Answer>>>,
 }
 
 /// What was sent to be compared, and what each sink said.

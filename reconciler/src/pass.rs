@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,13 +11,14 @@ use lockstep_core::position::Lsn;
 use lockstep_core::sink::Held;
 use lockstep_core::source::CheckRows;
 use lockstep_core::{Error, Result};
+use tokio::time::Instant;
 
 use crate::audit::{Audit, Entry, Stage};
 use crate::bookmark::Bookmark;
 use crate::report::{Difference, Drift, SinkReport, State, TableReport};
 use crate::row::differing;
 use crate::seen::Seen;
-use crate::{Compared, Ends, Outcome, Verdict};
+use crate::{Compared, Ends, Outcome, Sent, Verdict};
 
 /// Keys that are looked at in one go.
 const AT_ONCE: usize = 1_000;
@@ -30,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const TRIES: u32 = 3;
 /// Before another try of what may pass.
 const AGAIN: Duration = Duration::from_secs(1);
+/// What a pace may be ahead of itself.
+const AHEAD: Duration = Duration::from_millis(100);
 
 type Key = Vec<String>;
 
@@ -51,6 +55,10 @@ pub struct Pass {
     progress: Arc<Mutex<Progress>>,
     /// Differences are mended, and who is told.
     audit: Option<Arc<dyn Audit>>,
+    /// The rows that are compared; all of the table without.
+    only: Option<Arc<[Key]>>,
+    /// Rows per second that are read at most.
+    pace: Option<NonZeroU32>,
 }
 
 /// What was found in one sink, to be mended.
@@ -106,7 +114,24 @@ impl Pass {
                 seen: Seen::default(),
             })),
             audit: None,
+            only: None,
+            pace: None,
         }
+    }
+
+    /// One over rows with these keys, whether or not the source or a sink has them, and no others.
+    #[must_use]
+    pub fn over(self, keys: Vec<Vec<String>>) -> Self {
+        Pass {
+            only: Some(keys.into()),
+            ..self
+        }
+    }
+
+    /// One that reads so many rows of the table per second at most.
+    #[must_use]
+    pub fn paced(self, rows: Option<NonZeroU32>) -> Self {
+        Pass { pace: rows, ..self }
     }
 
     /// One that mends what differs. `audit` is told before and after.
@@ -170,6 +195,13 @@ impl Pass {
         }
         let mut all = ends.sinks();
         all.retain(|sink| !self.cannot_be_read(sink));
+        if let Some(keys) = &self.only {
+            let unknown = keys.to_vec();
+            let rows = Purpose::Rows;
+            return self
+                .verify(ends, Suspects::new(), unknown, rows, &all)
+                .await;
+        }
         if !begin.all_rows {
             self.rows(ends, begin.after, &mut all).await?;
         }
@@ -189,10 +221,11 @@ impl Pass {
         mut after: Option<Key>,
         sinks: &mut Vec<Arc<str>>,
     ) -> Result<()> {
+        let mut sent = None;
+        let mut due = Instant::now();
         loop {
-            let compared = self
-                .ask(ends, CheckRows::Behind(after.take()), sinks)
-                .await?;
+            let (compared, following) = self.chunk(ends, after.take(), sent, sinks).await?;
+            sent = following;
             let checked = &compared.checked;
             let suspects = self.note(&compared);
             self.lock().report.rows += checked.keys.len() as u64;
@@ -209,7 +242,41 @@ impl Pass {
             if after.is_none() {
                 return Ok(());
             }
+            if let Some(rows) = self.pace {
+                let read = compared.checked.keys.len() + compared.checked.unsteady.len();
+                let took = Duration::from_secs_f64(read as f64 / f64::from(rows.get()));
+                due = due.max(Instant::now()) + took;
+                // What follows is being read already.
+                tokio::time::sleep_until(due - took.min(AHEAD)).await;
+            }
         }
+    }
+
+    /// The rows behind a key, which may have been sent already, and what sinks say of them. Those that follow are read meanwhile.
+    async fn chunk<'e>(
+        &self,
+        ends: &'e dyn Ends,
+        after: Option<Key>,
+        mut sent: Option<Sent<'e>>,
+        sinks: &[Arc<str>],
+    ) -> Result<(Compared, Option<Sent<'e>>)> {
+        let both = async |sent: Option<Sent<'e>>| {
+            let Sent { checked, answers } = match sent {
+                Some(sent) => sent,
+                None => ends.send(CheckRows::Behind(after.clone()), sinks).await?,
+            };
+            let following = async {
+                let next = CheckRows::Behind(Some(checked.next.clone()?));
+                // What keeps them from being sent is met again when it is their turn.
+                ends.send(next, sinks).await.ok()
+            };
+            let (answers, following) = tokio::join!(answers, following);
+            let answers = answers?;
+            Ok((Compared { checked, answers }, following))
+        };
+        let (compared, following) = patiently(|| both(sent.take())).await?;
+        self.failures(&compared);
+        Ok((compared, following))
     }
 
     /// Takes in what the one before had mended beyond its bookmark, and finds out what became of what it was about to mend.
@@ -664,9 +731,9 @@ fn suspects_of(compared: &Compared) -> Suspects {
 }
 
 /// Does something again and again while it fails for reasons that may pass.
-async fn patiently<F>(mut work: impl FnMut() -> F) -> Result<Compared>
+async fn patiently<T, F>(mut work: impl FnMut() -> F) -> Result<T>
 where
-    F: Future<Output = Result<Compared>>,
+    F: Future<Output = Result<T>>,
 {
     let mut logged = None;
     loop {

@@ -59,6 +59,10 @@ pub struct PostgresConfig {
     /// `pg_read_all_stats`. Default: no limit.
     #[serde(default)]
     pub snapshot_max_load: Option<u32>,
+    /// Copies and loads pause while a physical standby has more bytes of WAL than this to replay. Default: no limit. Needs
+    /// `pg_read_all_stats`.
+    #[serde(default)]
+    pub snapshot_max_replica_lag: Option<ByteSize>,
     /// What to do when changes can no longer be read without a gap: the slot was dropped, given up by the server or made
     /// again, or the server is another one or was restored to an earlier point. Default: `stop`.
     #[serde(default)]

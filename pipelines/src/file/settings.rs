@@ -1,6 +1,7 @@
 //! The pipeline file's own keys; the sections of sources, transforms and sinks belong to their factories.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use lockstep_core::config::{ByteSize, Duration, Secret};
 use lockstep_reconciler::invariants::Rule;
@@ -93,6 +94,9 @@ pub struct Reconciling {
     /// Whether what differs is mended. Default `false`: it is told, by the log, metrics and `/api/reconcile`.
     #[serde(default)]
     pub repair: bool,
+    /// Rows of a table that a comparison reads per second at most. Default: no limit but those of the source.
+    #[serde(default)]
+    pub rows_per_second: Option<NonZeroU32>,
     /// What must hold in the sources' databases, and between them.
     #[serde(default)]
     pub invariants: Vec<InvariantSection>,

@@ -13,7 +13,7 @@ use lockstep_core::sink::{Held, Inspect, Listing};
 use lockstep_core::source::{CheckRequest, CheckRows, Checks, Purpose, Sample};
 use lockstep_core::transform::Comparable;
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_reconciler::{Answer, Compared, Ends, Outcome, Verdict};
+use lockstep_reconciler::{Answer, Compared, Ends, Outcome, Sent, Verdict};
 use tokio::sync::mpsc;
 
 use super::aside::Aside;
@@ -167,6 +167,29 @@ impl Route {
         (tables, compares.copied().unwrap_or_default())
     }
 
+    /// Whether these can be keys of the table.
+    ///
+    /// # Errors
+    /// Of kind `Invalid`, naming the first that cannot.
+    pub fn accept(&self, keys: &[Vec<String>]) -> Result<()> {
+        let lanes = self.lanes.iter().map(|(lane, _)| lane);
+        let table = lanes.flat_map(|lane| self.tables_in(lane).0).next();
+        let Some(table) = table else {
+            return Ok(());
+        };
+        let Some(other) = keys.iter().find(|key| key.len() != table.key.len()) else {
+            return Ok(());
+        };
+        let columns: Vec<&str> = table.key_columns().map(|column| &*column.name).collect();
+        let message = format!(
+            "{other:?} is no key of {}, which has the key columns {}",
+            self.table,
+            columns.join(", ")
+        );
+        Err(Error::new(ErrorKind::Invalid, message)
+            .remedy("give the value of each, in this order: `--key 17`, `--key '[\"17\",\"a\"]'`"))
+    }
+
     fn lane(&self, sink: &str) -> Option<&(Arc<LaneState>, Arc<dyn SinkComponent>)> {
         self.lanes.iter().find(|(lane, _)| *lane.name == *sink)
     }
@@ -194,8 +217,11 @@ impl Route {
             return Ok(());
         };
         let opened = lane.inspectors.get(component.as_ref(), context).await?;
-        if let Some(inspector) = opened {
-            let mut inspector = inspector.lock().await;
+        let Some(inspector) = opened else {
+            return Ok(());
+        };
+        // While the lane compares it has what it needs.
+        if let Ok(mut inspector) = inspector.try_lock() {
             for table in self.tables_in(lane).0 {
                 inspector.prepare(&table).await?;
             }
@@ -215,6 +241,38 @@ impl Route {
     fn is_still(&self, checks: &Arc<dyn Checks>) -> bool {
         let now = self.source.checks();
         now.is_some_and(|now| Arc::ptr_eq(&now, checks))
+    }
+
+    /// Waits for what these sinks say, and puts it behind what is known already.
+    async fn answers(
+        &self,
+        checks: &Arc<dyn Checks>,
+        mut asked: Vec<Arc<str>>,
+        mut answered: mpsc::UnboundedReceiver<Answer>,
+        mut answers: Vec<Answer>,
+    ) -> Result<Vec<Answer>> {
+        while !asked.is_empty() {
+            match tokio::time::timeout(LOOK, answered.recv()).await {
+                Ok(Some(answer)) => {
+                    asked.retain(|sink| *sink != answer.sink);
+                    answers.push(answer);
+                }
+                // The source has been opened anew: what it had handed on may have gone with it.
+                Err(_) if !self.is_still(checks) => return Err(interrupted()),
+                // One that has failed meanwhile looks at it when it is open again, which nobody waits for.
+                Err(_) => asked.retain(|sink| {
+                    let failed = self.without_asking(sink).map(|outcome| Answer {
+                        sink: Arc::clone(sink),
+                        outcome,
+                    });
+                    let waits = failed.is_none();
+                    answers.extend(failed);
+                    waits
+                }),
+                Ok(None) => return Err(interrupted()),
+            }
+        }
+        Ok(answers)
     }
 
     fn is_wanted(&self, sink: &str) -> bool {
@@ -249,7 +307,7 @@ impl Ends for Route {
         self.check(CheckRows::Keys(keys), only).await
     }
 
-    async fn check(&self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Compared> {
+    async fn send<'a>(&'a self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Sent<'a>> {
         let checks = self.checks()?;
         let mut answers = Vec::new();
         let mut asked = Vec::new();
@@ -268,8 +326,8 @@ impl Ends for Route {
                 },
             }
         }
-        let (number, mut answered) = self.desk.open(asked.clone());
-        let _closed = Closed(&self.desk, number);
+        let (number, answered) = self.desk.open(asked.clone());
+        let closed = Closed(&self.desk, number);
         // Keys are looked at because of what they are.
         let (condition, sample) = match &rows {
             CheckRows::Behind(_) => (self.condition.clone(), self.sample),
@@ -284,28 +342,14 @@ impl Ends for Route {
             sample,
         };
         let checked = checks.check(request).await?;
-        while !checked.keys.is_empty() && !asked.is_empty() {
-            match tokio::time::timeout(LOOK, answered.recv()).await {
-                Ok(Some(answer)) => {
-                    asked.retain(|sink| *sink != answer.sink);
-                    answers.push(answer);
-                }
-                // The source has been opened anew: what it had handed on may have gone with it.
-                Err(_) if !self.is_still(&checks) => return Err(interrupted()),
-                // One that has failed meanwhile looks at it when it is open again, which nobody waits for.
-                Err(_) => asked.retain(|sink| {
-                    let failed = self.without_asking(sink).map(|outcome| Answer {
-                        sink: Arc::clone(sink),
-                        outcome,
-                    });
-                    let waits = failed.is_none();
-                    answers.extend(failed);
-                    waits
-                }),
-                Ok(None) => return Err(interrupted()),
-            }
+        if checked.keys.is_empty() {
+            asked.clear();
         }
-        Ok(Compared { checked, answers })
+        let answers = Box::pin(async move {
+            let _closed = closed;
+            self.answers(&checks, asked, answered, answers).await
+        });
+        Ok(Sent { checked, answers })
     }
 
     async fn list(&self, sink: &str) -> Result<Vec<Box<dyn Listing>>> {

@@ -5,6 +5,7 @@ mod audit;
 mod history;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -28,6 +29,8 @@ use history::{History, Unfinished};
 
 /// Comparisons that may wait for their turn.
 const MOST: usize = 10;
+/// Keys that one may name.
+const MOST_KEYS: usize = 1_000;
 /// Between two looks whether the pipeline is open far enough to be compared.
 const LOOK: Duration = Duration::from_secs(2);
 /// How often it is kept how far a comparison is.
@@ -48,10 +51,41 @@ pub struct ReconcileRequest {
     pub condition: Option<String>,
     /// Only some of the rows, others each time: `1%`. Rows that should not be there are not looked for then.
     pub sample: Option<Share>,
+    /// Only the rows with these keys, of one table: the values of the key columns, in key order, as PostgreSQL writes them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<Vec<String>>,
     /// What differs is mended; else it is only told.
     pub repair: bool,
     /// Who asks, for the record of repairs.
     pub by: Option<String>,
+}
+
+impl ReconcileRequest {
+    /// Whether it is about all rows of its tables.
+    fn is_whole(&self) -> bool {
+        self.condition.is_none() && self.sample.is_none() && self.keys.is_empty()
+    }
+
+    /// Whether it asks for one thing.
+    fn check(&self) -> Result<()> {
+        let invalid = |message: &str| Err(Error::new(ErrorKind::Invalid, message));
+        if self.keys.is_empty() {
+            return Ok(());
+        }
+        if self.table.is_none() {
+            return invalid("keys are those of one table: name it");
+        }
+        if self.condition.is_some() || self.sample.is_some() {
+            return invalid("rows are chosen by their keys, by a condition, or as a sample");
+        }
+        if self.keys.len() > MOST_KEYS {
+            return invalid(&format!(
+                "{} keys are more than {MOST_KEYS}, which may be named at a time",
+                self.keys.len()
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// A part of the rows, of which a text like `1%` or `0.05%` tells how large it is. In millionths.
@@ -167,6 +201,8 @@ pub(super) struct Parts {
     pub sinks: Vec<Arc<dyn SinkComponent>>,
     pub desk: Arc<CheckDesk>,
     pub metrics: ReconcileMetrics,
+    /// Rows per second that a comparison reads at most.
+    pub pace: Option<NonZeroU32>,
     /// The pipeline stops.
     pub stopping: CancellationToken,
 }
@@ -187,7 +223,7 @@ impl Reconciler {
     /// With the history that the state directory has, and the comparisons that have not ended.
     pub fn new(parts: Parts, state: &Path) -> Self {
         let history = History::open(state.join("reconciles.json"));
-        for one in &history.ended {
+        for one in history.ended.iter().filter(|one| one.request.is_whole()) {
             one.reports
                 .iter()
                 .for_each(|report| parts.metrics.known(report));
@@ -294,7 +330,7 @@ impl Reconciler {
             self.keep().await;
             self.run_pass(&pass, route).await;
             let report = pass.report();
-            self.parts.metrics.compared(&report);
+            self.parts.metrics.compared(&report, request.is_whole());
             log(&report);
             if let Some(job) = lock(&self.jobs).open.iter_mut().find(|job| job.id == id) {
                 job.reports.push(report);
@@ -332,6 +368,10 @@ impl Reconciler {
         }
         let interrupted = job.now.take().filter(|pass| is_ours(&pass.report()));
         let mut pass = interrupted.unwrap_or_else(|| Pass::new(&route.source.name, &route.table));
+        pass = pass.paced(self.parts.pace);
+        if !request.keys.is_empty() {
+            pass = pass.over(request.keys.clone());
+        }
         if request.repair {
             pass = pass.mending(Arc::new(Kept {
                 path: self.repairs.to_path_buf(),
@@ -432,6 +472,7 @@ impl Reconciler {
     }
 
     fn routes(&self, request: &ReconcileRequest) -> Result<Vec<Route>> {
+        request.check()?;
         let parts = &self.parts;
         let is_table = |name: &str| {
             request
@@ -486,6 +527,7 @@ impl Reconciler {
                     table,
                 };
                 if is_source && is_table(&route.table) && !route.sinks().is_empty() {
+                    route.accept(&request.keys)?;
                     routes.push(route);
                 }
             }

@@ -82,6 +82,10 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         sinks: pipeline.sinks.clone(),
         desk: Arc::default(),
         metrics: metrics.reconciles(),
+        pace: pipeline
+            .reconcile
+            .as_ref()
+            .and_then(|section| section.rows_per_second),
         stopping: draining.clone(),
     };
     let reconciler = Reconciler::new(parts, &pipeline.state);

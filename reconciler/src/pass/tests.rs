@@ -99,14 +99,17 @@ impl Ends for Model {
         vec!["cache".into()]
     }
 
-    async fn check(&self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Compared> {
+    async fn send<'a>(&'a self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Sent<'a>> {
         assert_eq!(sinks, self.sinks());
         if self.0.lock().expect("not poisoned").is_cut() {
             std::future::pending::<()>().await;
         }
         let mut world = self.0.lock().expect("not poisoned");
-        if world.failures > 0 {
-            world.failures -= 1;
+        let fails = world.failures > 0;
+        world.failures = world.failures.saturating_sub(1);
+        // Every other one after it was sent.
+        let answers_fail = fails && world.failures % 2 == 0;
+        if fails && !answers_fail {
             return Err(Error::new(ErrorKind::Unavailable, "for now"));
         }
         let number = |key: &Key| key[0].parse::<u32>().expect("a number");
@@ -155,9 +158,13 @@ impl Ends for Model {
             sink: "cache".into(),
             outcome,
         });
-        Ok(Compared {
+        let answers = match answers_fail {
+            true => Err(Error::new(ErrorKind::Unavailable, "interrupted")),
+            false => Ok(answers.into_iter().collect()),
+        };
+        Ok(Sent {
             checked,
-            answers: answers.into_iter().collect(),
+            answers: Box::pin(std::future::ready(answers)),
         })
     }
 

@@ -1,9 +1,10 @@
 //! Walks over the keys that match a pattern, on every primary.
 
-use lockstep_core::Result;
+use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_redis::{Command, Link, Node};
 use redis::Value;
 use redis::cluster_routing::Slot;
+use tokio::task::JoinHandle;
 
 /// Keys the server looks at per step; it bounds how long a step blocks it.
 const STEP: usize = 1000;
@@ -14,8 +15,12 @@ pub(crate) struct Scan {
     pattern: Vec<u8>,
     primaries: Vec<Primary>,
     at: usize,
-    cursor: Vec<u8>,
+    /// The step that is under way.
+    ahead: Option<Step>,
 }
+
+/// A step that the server has been asked for. It changes nothing, so it may go to waste.
+type Step = JoinHandle<Result<Value>>;
 
 /// A primary of a cluster: its id, and a slot that it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +37,7 @@ impl Scan {
             pattern,
             primaries: primaries(link).await?,
             at: 0,
-            cursor: b"0".to_vec(),
+            ahead: None,
         })
     }
 
@@ -48,23 +53,34 @@ impl Scan {
             self.at = 0;
             return Ok(Some(Vec::new()));
         };
-        let mut cmd = redis::cmd("SCAN");
-        cmd.arg(&self.cursor)
-            .arg("MATCH")
-            .arg(&self.pattern)
-            .arg("COUNT")
-            .arg(STEP);
         let node = primary.node;
-        let reply = self.link.expect_one(Command { cmd, node }).await?;
-        let (cursor, keys) = match parse(reply) {
+        let step = self.ahead.take();
+        let step = step.unwrap_or_else(|| self.step(b"0", node));
+        let failed = |cause| Error::new(ErrorKind::Protocol, "a step was not made").source(cause);
+        let (cursor, keys) = match parse(step.await.map_err(failed)??) {
             Ok(step) => step,
             Err(reply) => return Err(self.link.unexpected("SCAN", &reply)),
         };
         if cursor == b"0" {
             self.at += 1;
+        } else {
+            // While the keys of this one are looked at. It is on its way only when others have had a turn on this thread.
+            self.ahead = Some(self.step(&cursor, node));
+            tokio::task::yield_now().await;
         }
-        self.cursor = cursor;
         Ok(Some(keys))
+    }
+
+    fn step(&self, cursor: &[u8], node: Node) -> Step {
+        let mut cmd = redis::cmd("SCAN");
+        cmd.arg(cursor)
+            .arg("MATCH")
+            .arg(&self.pattern)
+            .arg("COUNT")
+            .arg(STEP);
+        let link = self.link.clone();
+        let asked = async move { link.expect_one(Command { cmd, node }).await };
+        tokio::spawn(asked)
     }
 }
 

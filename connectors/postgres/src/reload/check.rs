@@ -1,5 +1,6 @@
 //! Rows that sinks are to be compared with: read as chunks of a load are, fenced as they are, and sent to be compared.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use lockstep_core::batch::{Batch, BatchBuilder, Cell, CellRef, Change, OldImage, Op, Phase};
@@ -110,40 +111,11 @@ impl Wanted {
             found.push(key_of(&rows, change)?);
         }
         checked.next = found.last().filter(|_| !self.whole).cloned();
-        let there: std::collections::HashSet<&Vec<String>> = found.iter().collect();
-        let absent: Vec<&Vec<String>> = self
-            .keys
-            .iter()
-            .filter(|key| !there.contains(key))
-            .collect();
-        if !self.whole {
-            checked
-                .unsteady
-                .extend(absent.iter().map(|key| (*key).clone()));
-        }
-        let absent: Vec<&Vec<String>> = absent.into_iter().filter(|_| self.whole).collect();
-        let mut picked: Vec<(usize, Change)> = Vec::new();
-        let mut take = |part: usize, change: &Change, key: Vec<String>| {
-            if !is_steady(&key) {
-                checked.unsteady.push(key);
-                return;
-            }
-            checked.keys.push(key);
-            let ordinal = checked.keys.len() as u64;
-            picked.push((part, change.at(ordinal)));
+        let batch = match self.keys.is_empty() {
+            true => steady(&rows, found, &mut checked, is_steady),
+            false => self.asked_for(rows, &found, schema, &mut checked, is_steady)?,
         };
-        let absent_rows = absent_of(&rows, &absent, schema)?;
-        if !self.only_absent {
-            for (change, key) in rows.changes().iter().zip(&found) {
-                take(0, change, key.clone());
-            }
-        }
-        for (change, key) in absent_rows.changes().iter().zip(absent) {
-            take(1, change, key.clone());
-        }
-        let parts = [Arc::new(rows), Arc::new(absent_rows)];
-        let joined = Batch::join(&parts, &picked)?;
-        let batch = joined.filter(|batch| !batch.changes().is_empty());
+        let batch = Some(batch).filter(|batch| !batch.changes().is_empty());
         Ok(Made {
             batch: batch.map(|mut batch| {
                 batch.phase = match self.purpose {
@@ -156,6 +128,64 @@ impl Wanted {
             checked,
         })
     }
+
+    /// The rows that were asked for by their keys, and that there are none with the others.
+    fn asked_for(
+        &self,
+        rows: Batch,
+        found: &[Vec<String>],
+        schema: &Arc<TableSchema>,
+        checked: &mut Checked,
+        is_steady: impl Fn(&[String]) -> bool,
+    ) -> Result<Batch> {
+        let there: HashSet<&Vec<String>> = found.iter().collect();
+        let absent = self.keys.iter().filter(|key| !there.contains(key));
+        let mut absent: Vec<&Vec<String>> = absent.collect();
+        if !self.whole {
+            checked.unsteady.extend(absent.drain(..).cloned());
+        }
+        let mut picked: Vec<(usize, Change)> = Vec::new();
+        let mut take = |part: usize, change: &Change, key: &Vec<String>| {
+            if !is_steady(key) {
+                checked.unsteady.push(key.clone());
+                return;
+            }
+            checked.keys.push(key.clone());
+            let ordinal = checked.keys.len() as u64;
+            picked.push((part, change.at(ordinal)));
+        };
+        let absent_rows = absent_of(&rows, &absent, schema)?;
+        if !self.only_absent {
+            for (change, key) in rows.changes().iter().zip(found) {
+                take(0, change, key);
+            }
+        }
+        for (change, key) in absent_rows.changes().iter().zip(absent) {
+            take(1, change, key);
+        }
+        let parts = [Arc::new(rows), Arc::new(absent_rows)];
+        let joined = Batch::join(&parts, &picked)?;
+        joined.ok_or_else(|| protocol("two batches have made none"))
+    }
+}
+
+/// All rows that were found, but for those that are not steady.
+fn steady(
+    rows: &Batch,
+    found: Vec<Vec<String>>,
+    checked: &mut Checked,
+    is_steady: impl Fn(&[String]) -> bool,
+) -> Batch {
+    let mut kept = Vec::with_capacity(found.len());
+    for (change, key) in rows.changes().iter().zip(found) {
+        if is_steady(&key) {
+            checked.keys.push(key);
+            kept.push(change.at(checked.keys.len() as u64));
+        } else {
+            checked.unsteady.push(key);
+        }
+    }
+    rows.with_changes(kept)
 }
 
 fn key_of(batch: &Batch, change: &Change) -> Result<Vec<String>> {

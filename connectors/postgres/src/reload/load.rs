@@ -30,6 +30,8 @@ use crate::wire::{Connection, Mode};
 const FIRST_ROWS: usize = 500;
 /// The most rows of a chunk.
 const MOST_ROWS: usize = 20_000;
+/// The most rows of a chunk that is compared: lanes stand still for it, and two of them are in memory.
+const MOST_COMPARED: usize = 10_000;
 /// Bytes a chunk is to have, about.
 const CHUNK: usize = 4 << 20;
 /// Bytes after which a chunk ends, whatever it was to have: rows may be larger than those before.
@@ -58,6 +60,8 @@ pub(super) struct Load<'a> {
     compares: bool,
     /// Only the key is read, and NULL for all else.
     keys_only: bool,
+    /// The last condition that the server has understood.
+    tried: Option<String>,
     /// Transactions that must be seen.
     must_see: Vec<u32>,
     shape: Shape,
@@ -96,7 +100,7 @@ struct Chunk {
 }
 
 impl<'a> Load<'a> {
-    /// From where its entry says that it has come.
+    /// From where its entry says that it has come. `condition`: one that the server understands.
     ///
     /// # Errors
     /// `Setup` when the table has another key than when the source was opened; the server's.
@@ -107,6 +111,7 @@ impl<'a> Load<'a> {
         at_open: &'a Arc<TableSchema>,
         before: &'a Visible,
         compares: bool,
+        condition: Option<&str>,
     ) -> Result<Self> {
         let mut connection = Connection::open(&reader.target, Mode::Sql).await?;
         let must_see = watch(reader, at_open, compares);
@@ -120,6 +125,7 @@ impl<'a> Load<'a> {
             before,
             compares,
             keys_only: false,
+            tried: condition.map(str::to_owned),
             must_see,
             shape,
             passed: VecDeque::new(),
@@ -173,9 +179,10 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// Whether it is of this table.
-    pub(super) fn is_of(&self, table: &Arc<TableSchema>) -> bool {
-        Arc::ptr_eq(self.at_open, table)
+    /// Whether it is of this table, and may go on with a condition that became part of a statement before.
+    pub(super) fn goes_on(&self, table: &Arc<TableSchema>, condition: Option<&str>) -> bool {
+        let is_tried = condition.is_none() || condition == self.tried.as_deref();
+        Arc::ptr_eq(self.at_open, table) && is_tried
     }
 
     /// Says goodbye.
@@ -343,7 +350,7 @@ impl<'a> Load<'a> {
                 latest,
                 read,
                 permit,
-            } = self.found(&conditions, MOST_ROWS).await?;
+            } = self.found(&conditions, MOST_COMPARED).await?;
             if !Arc::ptr_eq(&shape, &self.shape.schema) {
                 // The conditions are about the table as it was.
                 continue;
@@ -354,7 +361,7 @@ impl<'a> Load<'a> {
                 purpose: request.purpose,
                 keys: keys.clone(),
                 only_absent,
-                whole: read.whole && read.rows.count() < MOST_ROWS,
+                whole: read.whole && read.rows.count() < MOST_COMPARED,
             };
             let rows = Some(read.rows);
             let offer = self.offer(

@@ -142,7 +142,7 @@ impl Reader {
         let condition = entry.request.condition.clone();
         let work = async {
             let from = self.origin(published, condition.as_deref()).await?;
-            let load = Load::begin(self, from, published, at_open, before, false).await?;
+            let load = Load::begin(self, from, published, at_open, before, false, None).await?;
             load.finish(entry).await
         };
         work.await.at(format!("table {table}"))
@@ -158,12 +158,15 @@ impl Reader {
         let place = format!("table {}", request.table);
         let (published, at_open) = self.table(&request.table)?;
         let work = async {
-            let is_open = session.as_ref().is_some_and(|load| load.is_of(at_open));
-            if !is_open || request.condition.is_some() {
+            let condition = request.condition.as_deref();
+            let goes_on = session
+                .as_ref()
+                .is_some_and(|load| load.goes_on(at_open, condition));
+            if !goes_on {
                 self.rest(session).await;
-                let condition = request.condition.as_deref();
                 let from = self.origin(published, condition).await?;
-                let load = Load::begin(self, from, published, at_open, before, true).await?;
+                let load =
+                    Load::begin(self, from, published, at_open, before, true, condition).await?;
                 *session = Some(load);
             }
             match session {

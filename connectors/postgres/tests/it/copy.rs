@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lockstep_core::batch::{Op, Phase};
 use lockstep_core::position::Lsn;
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
-use lockstep_kit::wait_for;
+use lockstep_kit::{Component, require_own, wait_for};
 use lockstep_postgres::PostgresConfig;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -442,6 +442,39 @@ async fn a_copy_keeps_to_its_rate_and_pauses_while_the_server_is_busy() {
     busy.await.expect("ends");
     opened.seen.clear();
     while opened.seen.len() < 10_000 {
+        opened.next().await.expect("the copy goes on");
+    }
+    opened.close().await;
+}
+
+#[tokio::test]
+async fn a_copy_waits_for_a_standby_that_is_behind() {
+    require_own!(Component::Postgres(16));
+    let primary = Postgres::start(PostgresOptions::new(16)).await;
+    let database = primary.database("lagging").await;
+    let standby = Postgres::start(PostgresOptions::standby_of(&primary)).await;
+    standby.execute("SELECT pg_wal_replay_pause()").await;
+    database
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); \
+             INSERT INTO t SELECT g, repeat('v', 200) FROM generate_series(1, 20000) g",
+        )
+        .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let more = json!({ "snapshot_max_replica_lag": "1MiB" });
+    let section = config(database.url(), &["public.t"], more);
+    let mut opened = Opened::open(&section, state.path()).await;
+    let asks = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_stat_replication%' \
+                AND application_name LIKE 'lockstep%' AND datname = current_database() AND state = 'idle'";
+    wait_for(DEADLINE, "a look at the standby", async || {
+        database.value(asks).await.ok_or("not yet")
+    })
+    .await;
+    let early = tokio::time::timeout(std::time::Duration::from_millis(300), opened.next()).await;
+    assert!(early.is_err(), "{} rows have come", opened.seen.len());
+    standby.execute("SELECT pg_wal_replay_resume()").await;
+    opened.seen.clear();
+    while opened.seen.len() < 20_000 {
         opened.next().await.expect("the copy goes on");
     }
     opened.close().await;
