@@ -193,26 +193,39 @@ fn visit(
 /// When it is not taken within a minute.
 pub async fn produce(bootstrap: &str, topic: &str, key: Option<&str>, value: Option<&str>) {
     let own = |text: Option<&str>| text.map(str::to_owned);
+    produce_all(bootstrap, topic, vec![(own(key), own(value))]).await;
+}
+
+/// Writes records with these keys and values, in order, as [`produce`] does.
+///
+/// # Panics
+/// When they are not taken within a minute.
+pub async fn produce_all(
+    bootstrap: &str,
+    topic: &str,
+    records: Vec<(Option<String>, Option<String>)>,
+) {
     let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
-    let (key, value) = (own(key), own(value));
     let produce = move || {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap)
             .set("partitioner", "murmur2_random")
             .create()
             .expect("a producer");
-        let record: BaseRecord<'_, String, String> = BaseRecord {
-            topic: &topic,
-            partition: None,
-            payload: value.as_ref(),
-            key: key.as_ref(),
-            timestamp: None,
-            headers: None,
-            delivery_opaque: (),
-        };
-        producer
-            .send(record)
-            .unwrap_or_else(|(error, _)| panic!("{error}"));
+        for (key, value) in &records {
+            let record: BaseRecord<'_, String, String> = BaseRecord {
+                topic: &topic,
+                partition: None,
+                payload: value.as_ref(),
+                key: key.as_ref(),
+                timestamp: None,
+                headers: None,
+                delivery_opaque: (),
+            };
+            producer
+                .send(record)
+                .unwrap_or_else(|(error, _)| panic!("{error}"));
+        }
         producer.flush(DEADLINE).expect("delivered");
     };
     tokio::task::spawn_blocking(produce)

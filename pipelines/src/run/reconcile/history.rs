@@ -11,7 +11,7 @@ use super::{Reconcile, ReconcileRequest};
 
 /// Comparisons that are kept.
 const MOST: usize = 20;
-/// Rows that are kept of what differed, for each table and sink.
+/// Rows that are kept of what differed, for each table and sink, once another one has ended.
 const ROWS: usize = 100;
 
 /// A comparison that has not ended, and where it stands.
@@ -69,11 +69,9 @@ impl History {
     }
 
     /// Another one has ended.
-    pub(super) fn push(&mut self, mut one: Reconcile) {
-        let sinks = one
-            .reports
-            .iter_mut()
-            .flat_map(|report| report.sinks.values_mut());
+    pub(super) fn push(&mut self, one: Reconcile) {
+        let before = self.ended.iter_mut().flat_map(|one| &mut one.reports);
+        let sinks = before.flat_map(|report| report.sinks.values_mut());
         for sink in sinks {
             sink.drift.truncate(ROWS);
         }

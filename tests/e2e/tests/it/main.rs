@@ -19,6 +19,7 @@ mod kills;
 mod lost;
 mod memory;
 mod reconcile;
+mod reconcile_faults;
 mod reconcile_kafka;
 mod reload;
 mod resume;

@@ -57,19 +57,19 @@ pub fn told(report: &Value) -> BTreeSet<(String, String, String)> {
     told
 }
 
-fn hashes(url: &str, prefix: &str) -> String {
+pub fn hashes(url: &str, prefix: &str) -> String {
     format!(
         "[sinks.hashes]\ntype = \"redis\"\ninputs = [\"shop\"]\nurl = \"{url}\"\nkey = \"{prefix}:h:{{table}}:{{key}}\"\nvalue = \"hash\"\n"
     )
 }
 
-fn search(url: &str, prefix: &str) -> String {
+pub fn search(url: &str, prefix: &str) -> String {
     format!(
         "[sinks.search]\ntype = \"opensearch\"\ninputs = [\"shop\"]\nurl = \"{url}\"\nindex = \"{prefix}-{{table}}\"\n"
     )
 }
 
-fn index(folder: &std::path::Path) -> String {
+pub fn index(folder: &std::path::Path) -> String {
     let path = folder.join("index");
     format!("[sinks.index]\ntype = \"tantivy\"\ninputs = [\"shop\"]\npath = {path:?}\n")
 }
