@@ -1,16 +1,22 @@
 //! What is known of the keys that do not hold, from look to look.
 //!
 //! **The proof.** Let a look take its snapshots of all databases, and *then* ask each of them which transactions are in progress.
-//! A key is proven when a later look, whose snapshots see the end of all of these, finds it broken with the same rows.
+//! A *window* begins with a look, and ends with a later one whose snapshots see the end of all of these. A key is proven when all
+//! looks over two windows, one behind the other, have found it broken with the same rows.
 //!
-//! Take a global transaction `g` that the earlier look saw in A and not in B. Its branch in A was committed, so that in B had been
-//! prepared before: it was in progress in B when that was asked, or had ended by then. Either way the later look sees it. So all
-//! that the earlier look saw by half, the later one sees whole. If the rows of the key have not changed in either database from
-//! one look to the other, no transaction that the later look sees by half has touched them either, for it would have changed
-//! them in the database where it is seen. What is left are transactions seen whole or not at all: a state that there should not be.
+//! Take a global transaction `g` that the first look of a window saw in A and not in B. Its branch in A was committed, so that in B
+//! had been prepared before: it was in progress in B when that was asked, or had ended by then. Either way the last look of the
+//! window sees it. So all that the first look saw by half, the last one sees whole.
 //!
-//! **Its limit** is that "the same rows" stands for "not changed". A counter may go up and come down again, and be caught by half
-//! both times. [`LOOKS`] looks make that unlikely; a column that only ever changes to new values (a version, a time) makes
+//! Suppose the last look of the second window sees a transaction `h` by half that has touched the key: in B, and not in A. It was
+//! committed in B within this window, or it would be seen whole. The key's rows in B are those from before all the same. Rows that are there do not return
+//! to what they were, so there are none, and `h` has taken away what some `g` had put there within the window, too. What `g` wrote of the key in
+//! A is what both windows have seen there: it was committed before the first of them, and seen by half when that began. Then it was
+//! whole when the second began, and did not put anything into B within that. So there is no such `h`: what the last look says is the work
+//! of transactions that are whole, a state that there should not be.
+//!
+//! **Its limit** is that rows do not return to what they were. A counter may go up and come down again, and be caught by half
+//! each time. [`LOOKS`] looks make that unlikely; a column that only ever changes to new values (a version, a time) makes
 //! it impossible, since all columns of the queries are compared for this, whichever the rule is about.
 //!
 //! With one database there is no half: a look is a proof.
@@ -27,6 +33,8 @@ use super::report::{Broken, Standing, Waiting};
 
 /// Looks that must find the same, across databases.
 pub(super) const LOOKS: u32 = 4;
+/// Windows that must have come to their end.
+const WINDOWS: u32 = 2;
 /// Keys that are followed; more are counted.
 const MOST: usize = 10_000;
 /// Keys that are told with their rows.
@@ -73,8 +81,10 @@ struct Suspect {
     digest: u64,
     /// How often it was seen like this, by this process.
     looks: u32,
-    /// What was in progress after the first of these looks.
+    /// What was in progress after the first look of the window.
     after: Option<Arc<Vec<Vec<InProgress>>>>,
+    /// Windows that have come to their end.
+    windows: u32,
     waits_for: Vec<Waiting>,
     is_proven: bool,
     /// It has been told as violated.
@@ -120,6 +130,7 @@ impl Book {
                 digest: kept.digest,
                 looks: 0,
                 after: None,
+                windows: 0,
                 waits_for: Vec::new(),
                 is_proven: false,
                 told: kept.told,
@@ -175,6 +186,7 @@ impl Book {
             digest: found.digest,
             looks: 0,
             after: None,
+            windows: 0,
             waits_for: Vec::new(),
             is_proven: false,
             told: false,
@@ -186,6 +198,7 @@ impl Book {
             suspect.digest = found.digest;
             suspect.looks = 0;
             suspect.after = None;
+            suspect.windows = 0;
         }
         suspect.looks += 1;
         suspect.look = self.look;
@@ -206,7 +219,11 @@ impl Book {
                 prepared_micros: one.prepared_micros,
             }));
         }
-        suspect.is_proven = alone || (suspect.looks >= LOOKS && suspect.waits_for.is_empty());
+        if suspect.waits_for.is_empty() {
+            suspect.windows += 1;
+            suspect.after = Some(Arc::clone(&moment.after));
+        }
+        suspect.is_proven = alone || (suspect.looks >= LOOKS && suspect.windows >= WINDOWS);
         // Prepared ones first: a person may have to decide them.
         suspect.waits_for.sort_by_key(|one| one.gid.is_none());
         suspect.waits_for.truncate(WAITING);

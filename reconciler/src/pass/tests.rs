@@ -386,3 +386,43 @@ async fn a_row_that_never_holds_still_is_told_as_undecided() {
     assert_eq!((report.rows, report.undecided), (1, 1));
     assert!(!report.has_drift() && report.is_partial());
 }
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_are_named_are_compared_and_no_others() {
+    let world = World {
+        source: (0..40).map(|row| (row, "as it is".to_owned())).collect(),
+        sink: (5..45).map(|row| (row, "as it was".to_owned())).collect(),
+        chunk: 10,
+        ..World::default()
+    };
+    let model = Model(Mutex::new(world));
+    let pass = Pass::new("shop", "public.t").over(vec![key(1), key(7), key(42), key(99)]);
+    pass.run(&model).await;
+    let report = pass.report();
+    let told: Vec<&Key> = report.sinks["cache"]
+        .drift
+        .iter()
+        .map(|drift| &drift.key)
+        .collect();
+    assert_eq!(told, [&key(1), &key(7), &key(42)], "{report:?}");
+    assert_eq!((report.state, report.rows), (State::Done, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pace_is_kept() {
+    let rows: Rows = (0..1_000).map(|row| (row, "same".to_owned())).collect();
+    for (pace, least, most) in [(None, 0, 100), (NonZeroU32::new(100), 9_000, 11_000)] {
+        let world = World {
+            source: rows.clone(),
+            sink: rows.clone(),
+            chunk: 50,
+            ..World::default()
+        };
+        let begun = tokio::time::Instant::now();
+        let pass = Pass::new("shop", "public.t").paced(pace);
+        pass.run(&Model(Mutex::new(world))).await;
+        assert_eq!(pass.report().rows, 1_000);
+        let took = begun.elapsed().as_millis();
+        assert!((least..most).contains(&took), "{pace:?}: {took} ms");
+    }
+}

@@ -403,8 +403,55 @@ async fn it_compares_and_mends_by_itself() {
     );
     assert!(pipeline.terminate(PATIENCE).await.success());
 
+    // Rows that are named, and no others: they prove nothing of the rest.
+    setup.change("every = \"1s\"\nrepair = true", "every = \"7d\"");
+    let mut pipeline = setup.start_ready().await;
+    let proven = metric(&mut pipeline, &verified).await;
+    for id in [7, 8] {
+        let key = format!("{name}:t:{id}");
+        redis
+            .command(&["SET", &key, "{}"])
+            .await
+            .expect("Redis answers");
+    }
+    let named = ["--table", "t", "--key", "7", "--key", "60"];
+    let seven = BTreeSet::from([(
+        "cache".to_owned(),
+        "different".to_owned(),
+        format!("{name}:t:7"),
+    )]);
+    for (more, expected) in [(None, Some(3)), (Some("--repair"), Some(0))] {
+        let arguments: Vec<&str> = named.into_iter().chain(more).collect();
+        let (code, report) = reconcile(&setup, &mut pipeline, &arguments).await;
+        assert_eq!(
+            (code, told(&report)),
+            (expected, seven.clone()),
+            "{report:#}"
+        );
+        assert_eq!(report["reports"][0]["rows"], 2, "{report:#}");
+    }
+    let url = pipeline.url().await;
+    let file = setup.file().display().to_string();
+    for (more, words) in [
+        (
+            ["--table", "t", "--key", r#"["7","8"]"#].as_slice(),
+            "has the key columns id",
+        ),
+        (&["--key", "7"], "--table"),
+    ] {
+        let arguments = [&["reconcile", &file, "--url", &url], more].concat();
+        let ended = setup.lockstep_with(&arguments, &[]).await;
+        assert!(
+            ended.code() != Some(0) && ended.stderr.contains(words),
+            "{ended:?}"
+        );
+    }
+    assert_eq!(metric(&mut pipeline, &verified).await, proven);
+    let (_, report) = reconcile(&setup, &mut pipeline, &["--repair"]).await;
+    assert_eq!(told(&report).len(), 1, "{report:#}");
+    assert!(pipeline.terminate(PATIENCE).await.success());
+
     // What has been found is known after a restart, too.
-    setup.change("every = \"1s\"", "every = \"7d\"");
     let mut pipeline = setup.start_ready().await;
     metric(&mut pipeline, &verified).await;
     let (_, text) = pipeline.get("/api/reconcile").await.expect("an answer");
