@@ -187,6 +187,17 @@ impl Pass {
         report.problem = ended.err().map(|error| error.to_string());
     }
 
+    /// Tells that nothing of the table can be compared with these sinks.
+    pub fn cannot_be_made(&self, sinks: &[Arc<str>]) {
+        let report = &mut self.lock().report;
+        for sink in sinks {
+            let sink = report.sinks.entry(sink.to_string()).or_default();
+            sink.unreadable = true;
+        }
+        report.ended_micros = Some(now_micros());
+        report.state = State::Done;
+    }
+
     async fn compare(&self, ends: &dyn Ends) -> Result<()> {
         let begin = self.bookmark();
         match begin.audited {

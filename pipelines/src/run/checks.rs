@@ -142,6 +142,8 @@ pub(super) struct Route {
     pub index: usize,
     /// `schema.table`.
     pub table: String,
+    /// Rows can be told apart; else none can be compared.
+    pub has_key: bool,
     /// The lanes of the source, and what opens their sinks.
     pub lanes: Vec<(Arc<LaneState>, Arc<dyn SinkComponent>)>,
     /// The sinks that are asked for; all when there are none.

@@ -4,7 +4,7 @@
 mod audit;
 mod history;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::str::FromStr;
@@ -328,7 +328,10 @@ impl Reconciler {
                 continue;
             };
             self.keep().await;
-            self.run_pass(&pass, route).await;
+            match route.has_key {
+                true => self.run_pass(&pass, route).await,
+                false => pass.cannot_be_made(&route.sinks()),
+            }
             let report = pass.report();
             self.parts.metrics.compared(&report, request.is_whole());
             log(&report);
@@ -497,22 +500,21 @@ impl Reconciler {
                 .filter(|(lane, _)| lane.sources.contains(&index))
                 .map(|(lane, sink)| (Arc::clone(lane), Arc::clone(sink)))
                 .collect();
-            let mut tables = BTreeSet::new();
+            let mut tables = BTreeMap::new();
             for (lane, _) in &lanes {
                 let reached = lane.reached_by(index);
                 let all = reached.iter().flat_map(|reached| &reached.tables);
-                let ours = all.filter(|table| !table.key.is_empty());
-                tables.extend(ours.map(|table| table.origin.to_string()));
+                tables.extend(all.map(|table| (table.origin.to_string(), !table.key.is_empty())));
             }
             let is_source = request
                 .source
                 .as_deref()
                 .is_none_or(|wanted| *source.name == *wanted);
             let named = tables
-                .iter()
+                .keys()
                 .map(|table| format!("{}.{table}", source.name));
             tables_there.extend(named);
-            for table in tables {
+            for (table, has_key) in tables {
                 let route = Route {
                     desk: Arc::clone(&parts.desk),
                     source: Arc::clone(source),
@@ -525,6 +527,7 @@ impl Reconciler {
                         seed: 0,
                     }),
                     table,
+                    has_key,
                 };
                 if is_source && is_table(&route.table) && !route.sinks().is_empty() {
                     route.accept(&request.keys)?;

@@ -349,12 +349,16 @@ async fn it_compares_and_mends_by_itself() {
     let (postgres, redis) = tokio::join!(Postgres::shared(17), Redis::shared());
     let database = postgres.database("shop").await;
     database
-        .execute("CREATE TABLE t (id int PRIMARY KEY, note text); INSERT INTO t SELECT g, 'x' FROM generate_series(1, 50) g")
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY, note text); INSERT INTO t SELECT g, 'x' FROM generate_series(1, 50) g;
+             CREATE TABLE without_key (note text)",
+        )
         .await;
     let name = unique("itself");
-    let setup = Setup::new(&name, |_| {
-        source(database.url(), &name, &["t"])
-            + &cache(redis.url(), &name)
+    let setup = Setup::new(&name, |folder| {
+        source(database.url(), &name, &["t", "without_key"])
+            + &cache(redis.url(), &name).replace("[\"shop\"]", "[\"shop:public.t\"]")
+            + &files(folder)
             + "[reconcile]\nevery = \"1s\"\nrepair = true\n"
     });
     let mut pipeline = setup.start_ready().await;
@@ -401,6 +405,9 @@ async fn it_compares_and_mends_by_itself() {
         (Some(0), BTreeSet::new()),
         "{report:#}"
     );
+    let other = &report["reports"][1];
+    assert_eq!(other["table"], "public.without_key", "{report:#}");
+    assert_eq!(other["sinks"]["files"]["unreadable"], true, "{report:#}");
     assert!(pipeline.terminate(PATIENCE).await.success());
 
     // Rows that are named, and no others: they prove nothing of the rest.
