@@ -108,7 +108,7 @@ impl Ends for Model {
         let fails = world.failures > 0;
         world.failures = world.failures.saturating_sub(1);
         // Every other one after it was sent.
-        let answers_fail = fails && world.failures % 2 == 0;
+        let answers_fail = fails && world.failures.is_multiple_of(2);
         if fails && !answers_fail {
             return Err(Error::new(ErrorKind::Unavailable, "for now"));
         }
@@ -418,7 +418,7 @@ async fn a_pace_is_kept() {
             chunk: 50,
             ..World::default()
         };
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let pass = Pass::new("shop", "public.t").paced(pace);
         pass.run(&Model(Mutex::new(world))).await;
         assert_eq!(pass.report().rows, 1_000);

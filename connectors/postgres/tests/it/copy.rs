@@ -53,7 +53,7 @@ pub async fn truth(database: &Database) -> BTreeMap<i64, String> {
 #[tokio::test]
 async fn copy_then_stream_without_gap_or_overlap_on_every_version() {
     for major in MAJORS {
-        lockstep_kit::require!(lockstep_kit::Component::Postgres(major));
+        lockstep_kit::require!(Component::Postgres(major));
         let database = Postgres::shared(major).await.database("copy").await;
         database
             .execute(
@@ -318,7 +318,7 @@ async fn odd_names_and_values_survive() {
 #[tokio::test]
 async fn large_tables_are_cut_and_every_row_arrives_once() {
     for major in [14, 18] {
-        lockstep_kit::require!(lockstep_kit::Component::Postgres(major));
+        lockstep_kit::require!(Component::Postgres(major));
         let database = Postgres::shared(major).await.database("cut").await;
         database
             .execute(
@@ -386,7 +386,7 @@ async fn large_tables_are_cut_and_every_row_arrives_once() {
 /// Timings are no test, but what a rate forbids is: nothing may be quicker.
 #[tokio::test]
 async fn a_copy_keeps_to_its_rate_and_pauses_while_the_server_is_busy() {
-    lockstep_kit::require_own!(lockstep_kit::Component::Postgres(16));
+    require_own!(Component::Postgres(16));
     // Others that are active on a shared server would hold it back, too.
     let server = Postgres::start(PostgresOptions::new(16)).await;
     let database = server.database("held_back").await;

@@ -351,7 +351,7 @@ async fn it_compares_and_mends_by_itself() {
     database
         .execute(
             "CREATE TABLE t (id int PRIMARY KEY, note text); INSERT INTO t SELECT g, 'x' FROM generate_series(1, 50) g;
-             CREATE TABLE without_key (note text)",
+             CREATE TABLE without_key (note text); ALTER TABLE without_key REPLICA IDENTITY FULL",
         )
         .await;
     let name = unique("itself");
