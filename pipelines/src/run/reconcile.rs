@@ -3,18 +3,18 @@
 
 mod audit;
 mod history;
+mod job;
+mod request;
+mod routes;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lockstep_core::source::Sample;
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_reconciler::{Ends, Pass, TableReport};
-use serde::{Deserialize, Serialize};
+use lockstep_reconciler::{Ends as _, Pass, TableReport};
 use tokio_util::sync::CancellationToken;
 
 use super::checks::{CheckDesk, Route};
@@ -26,172 +26,17 @@ use crate::metrics::ReconcileMetrics;
 use crate::registry::SinkComponent;
 use audit::Kept;
 use history::{History, Unfinished};
+pub use job::Reconcile;
+use job::{Job, Jobs};
+pub use request::{ReconcileRequest, Share};
+use routes::routes;
 
 /// Comparisons that may wait for their turn.
 const MOST: usize = 10;
-/// Keys that one may name.
-const MOST_KEYS: usize = 1_000;
 /// Between two looks whether the pipeline is open far enough to be compared.
 const LOOK: Duration = Duration::from_secs(2);
 /// How often it is kept how far a comparison is.
 const KEEP: Duration = Duration::from_secs(1);
-
-/// What is to be compared. Everything that is given must hold; nothing given means all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ReconcileRequest {
-    /// Tables of this source.
-    pub source: Option<String>,
-    /// This table, `schema.table` or the bare name.
-    pub table: Option<String>,
-    /// With this sink.
-    pub sink: Option<String>,
-    /// A condition in SQL that rows must meet. Rows that should not be there are not looked for then.
-    #[serde(rename = "where")]
-    pub condition: Option<String>,
-    /// Only some of the rows, others each time: `1%`. Rows that should not be there are not looked for then.
-    pub sample: Option<Share>,
-    /// Only the rows with these keys, of one table: the values of the key columns, in key order, as PostgreSQL writes them.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub keys: Vec<Vec<String>>,
-    /// What differs is mended; else it is only told.
-    pub repair: bool,
-    /// Who asks, for the record of repairs.
-    pub by: Option<String>,
-}
-
-impl ReconcileRequest {
-    /// Whether it is about all rows of its tables.
-    fn is_whole(&self) -> bool {
-        self.condition.is_none() && self.sample.is_none() && self.keys.is_empty()
-    }
-
-    /// Whether it asks for one thing.
-    fn check(&self) -> Result<()> {
-        let invalid = |message: &str| Err(Error::new(ErrorKind::Invalid, message));
-        if self.keys.is_empty() {
-            return Ok(());
-        }
-        if self.table.is_none() {
-            return invalid("keys are those of one table: name it");
-        }
-        if self.condition.is_some() || self.sample.is_some() {
-            return invalid("rows are chosen by their keys, by a condition, or as a sample");
-        }
-        if self.keys.len() > MOST_KEYS {
-            return invalid(&format!(
-                "{} keys are more than {MOST_KEYS}, which may be named at a time",
-                self.keys.len()
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// A part of the rows, of which a text like `1%` or `0.05%` tells how large it is. In millionths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Share(u32);
-
-impl FromStr for Share {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let percent = text
-            .strip_suffix('%')
-            .and_then(|text| text.parse::<f64>().ok());
-        let millionths = percent.map_or(0.0, |percent| percent * 10_000.0);
-        if !(1.0..=1_000_000.0).contains(&millionths) {
-            let message = format!("`{text}` is no share of rows");
-            return Err(Error::new(ErrorKind::Invalid, message)
-                .remedy("give a percentage from 0.0001% to 100%, such as `1%`"));
-        }
-        // In range, and a part of a millionth of the rows does not matter.
-        Ok(Share(millionths as u32))
-    }
-}
-
-impl TryFrom<String> for Share {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
-
-impl From<Share> for String {
-    fn from(share: Share) -> String {
-        format!("{}%", f64::from(share.0) / 10_000.0)
-    }
-}
-
-/// A comparison, and what it says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reconcile {
-    /// Its number, counted from 1 in the pipeline's state.
-    pub id: u64,
-    /// What was asked for.
-    #[serde(flatten)]
-    pub request: ReconcileRequest,
-    /// All of it has been looked at, or could not be.
-    pub done: bool,
-    /// How many tables there are.
-    pub tables: usize,
-    /// Those that have been looked at, and the one that is being.
-    pub reports: Vec<TableReport>,
-}
-
-struct Job {
-    id: u64,
-    request: ReconcileRequest,
-    tables: usize,
-    /// Tables that have been looked at.
-    reports: Vec<TableReport>,
-    /// The one that is being.
-    now: Option<Pass>,
-}
-
-impl Job {
-    fn told(&self, done: bool) -> Reconcile {
-        let reports = self.reports.iter().cloned();
-        Reconcile {
-            id: self.id,
-            request: self.request.clone(),
-            done,
-            tables: self.tables,
-            reports: reports.chain(self.now.as_ref().map(Pass::report)).collect(),
-        }
-    }
-
-    fn unfinished(&self) -> Unfinished {
-        Unfinished {
-            id: self.id,
-            request: self.request.clone(),
-            tables: self.tables,
-            reports: self.reports.clone(),
-            now: self.now.as_ref().map(Pass::bookmark),
-        }
-    }
-}
-
-impl From<Unfinished> for Job {
-    fn from(kept: Unfinished) -> Self {
-        Job {
-            id: kept.id,
-            request: kept.request,
-            tables: kept.tables,
-            reports: kept.reports,
-            now: kept.now.map(Pass::resumed),
-        }
-    }
-}
-
-struct Jobs {
-    /// Under way, or waiting for their turn.
-    open: VecDeque<Job>,
-    history: History,
-    last: u64,
-}
 
 /// What comparisons need of a running pipeline.
 pub(super) struct Parts {
@@ -271,7 +116,7 @@ impl Reconciler {
     /// # Errors
     /// Of kind `Invalid` when there is nothing to compare, `Overloaded` when many wait already.
     pub fn begin(&self, request: ReconcileRequest) -> Result<u64> {
-        let routes = self.routes(&request)?;
+        let routes = routes(&self.parts, &request)?;
         let id = {
             let mut jobs = lock(&self.jobs);
             if jobs.open.len() >= MOST {
@@ -348,7 +193,7 @@ impl Reconciler {
         loop {
             let all_open = parts.sources.iter().all(|source| source.checks().is_some())
                 && parts.lanes.iter().all(|lane| lane.context().is_some());
-            match self.routes(request) {
+            match routes(parts, request) {
                 Ok(routes) if all_open => return routes,
                 Err(error) if all_open => {
                     tracing::warn!(%error, "a comparison that was interrupted is given up");
@@ -472,78 +317,6 @@ impl Reconciler {
             () = self.parts.stopping.cancelled() => {}
             () = work => {}
         }
-    }
-
-    fn routes(&self, request: &ReconcileRequest) -> Result<Vec<Route>> {
-        request.check()?;
-        let parts = &self.parts;
-        let is_table = |name: &str| {
-            request
-                .table
-                .as_deref()
-                .is_none_or(|wanted| name == wanted || name.rsplit('.').next() == Some(wanted))
-        };
-        if let Some(sink) = &request.sink
-            && !parts.lanes.iter().any(|lane| *lane.name == **sink)
-        {
-            let names: Vec<&str> = parts.lanes.iter().map(|lane| &*lane.name).collect();
-            let error = Error::new(ErrorKind::Invalid, format!("there is no sink {sink}"));
-            return Err(error.remedy(format!("choose one of {}", names.join(", "))));
-        }
-        let mut routes = Vec::new();
-        let mut tables_there = BTreeSet::new();
-        for (index, source) in parts.sources.iter().enumerate() {
-            let lanes: Vec<_> = parts
-                .lanes
-                .iter()
-                .zip(&parts.sinks)
-                .filter(|(lane, _)| lane.sources.contains(&index))
-                .map(|(lane, sink)| (Arc::clone(lane), Arc::clone(sink)))
-                .collect();
-            let mut tables = BTreeMap::new();
-            for (lane, _) in &lanes {
-                let reached = lane.reached_by(index);
-                let all = reached.iter().flat_map(|reached| &reached.tables);
-                tables.extend(all.map(|table| (table.origin.to_string(), !table.key.is_empty())));
-            }
-            let is_source = request
-                .source
-                .as_deref()
-                .is_none_or(|wanted| *source.name == *wanted);
-            let named = tables
-                .keys()
-                .map(|table| format!("{}.{table}", source.name));
-            tables_there.extend(named);
-            for (table, has_key) in tables {
-                let route = Route {
-                    desk: Arc::clone(&parts.desk),
-                    source: Arc::clone(source),
-                    index,
-                    lanes: lanes.clone(),
-                    wanted: request.sink.clone(),
-                    condition: request.condition.clone(),
-                    sample: request.sample.map(|share| Sample {
-                        per_million: share.0,
-                        seed: 0,
-                    }),
-                    table,
-                    has_key,
-                };
-                if is_source && is_table(&route.table) && !route.sinks().is_empty() {
-                    route.accept(&request.keys)?;
-                    routes.push(route);
-                }
-            }
-        }
-        if routes.is_empty() {
-            let there: Vec<String> = tables_there.into_iter().collect();
-            let error = Error::new(ErrorKind::Invalid, "there is nothing to compare");
-            return Err(error.remedy(match there.is_empty() {
-                true => "wait until the pipeline's sources are open".to_owned(),
-                false => format!("there are {}", there.join(", ")),
-            }));
-        }
-        Ok(routes)
     }
 }
 
