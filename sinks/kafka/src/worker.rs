@@ -380,12 +380,18 @@ impl Worker {
         Ok(())
     }
 
-    /// The topic of each schema of the batch, created when it is new and missing.
+    /// The topic of each schema of the batch, created when it is new and missing. Nothing for those that no change has: a filter,
+    /// or the source itself, has taken all of them.
     fn topics_of(&mut self, batch: &Batch) -> Result<Vec<Arc<str>>> {
         let mut names = Vec::with_capacity(batch.schemas().len());
-        for schema in batch.schemas() {
+        for (index, schema) in batch.schemas().iter().enumerate() {
             if let Some(topic) = self.topics.known(schema) {
                 names.push(Arc::clone(&topic.name));
+                continue;
+            }
+            let mut changes = batch.changes().iter();
+            if !changes.any(|change| usize::from(change.schema) == index) {
+                names.push(Arc::default());
                 continue;
             }
             let name = self.topics.name(schema)?;

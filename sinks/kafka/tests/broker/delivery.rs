@@ -13,8 +13,9 @@ use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::Consumer;
 
-use crate::support::{DEADLINE, Event, Feed, config, insert, open, read};
+use crate::support::{DEADLINE, Event, Feed, config, consumer, insert, open, read};
 
 async fn everything_arrives(exactly_once: bool) {
     let kafka = Kafka::shared().await;
@@ -356,4 +357,31 @@ async fn a_time_that_the_broker_does_not_take_is_waited_out() {
         .await;
         assert_eq!(read(kafka.bootstrap(), &topic).await.len(), 2);
     }
+}
+
+/// A comparison's fences leave the schema of messages behind in batches, and nothing of it.
+#[tokio::test]
+async fn a_schema_without_changes_makes_no_topic() {
+    require!(Component::Kafka);
+    let kafka = Kafka::shared().await;
+    let prefix = unique("unused");
+    let (feed, other) = (Feed::new(&prefix), Feed::with_table(&prefix, "other"));
+    let config = config(kafka.bootstrap(), &prefix, &serde_json::json!({}));
+    let mut sink = open(&config, &prefix, &[&feed]).await.expect("opens");
+    let batch = feed.batch(100, &[insert(1, "one")]);
+    let unused = other.batch(100, &[insert(1, "one")]).schemas()[0].clone();
+    let schemas = batch.schemas().iter().cloned().chain([unused]).collect();
+    let batch = Arc::new(batch.with_parts(schemas, batch.changes().to_vec()));
+    let durable = sink.write(batch).await.expect("taken");
+    assert_eq!(durable.await.expect("durable").written, 1);
+    let is_there = |topic: &str| {
+        let client = consumer(kafka.bootstrap(), "read_committed");
+        let metadata = client.fetch_metadata(None, DEADLINE).expect("metadata");
+        metadata.topics().iter().any(|found| found.name() == topic)
+    };
+    assert!(is_there(&feed.topic()) && !is_there(&other.topic()));
+    let durable = sink.write(other.batch(200, &[insert(1, "one")])).await;
+    durable.expect("taken").await.expect("durable");
+    assert!(is_there(&other.topic()));
+    sink.close().await.expect("closes");
 }
