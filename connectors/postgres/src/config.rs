@@ -59,7 +59,7 @@ pub struct PostgresConfig {
     /// `pg_read_all_stats`. Default: no limit.
     #[serde(default)]
     pub snapshot_max_load: Option<u32>,
-    /// Copies and loads pause while a physical standby has more bytes of WAL than this to replay. Default: no limit. Needs
+    /// Copies, loads and comparisons pause while a physical standby has more bytes of WAL than this to replay. Default: no limit. Needs
     /// `pg_read_all_stats`.
     #[serde(default)]
     pub snapshot_max_replica_lag: Option<ByteSize>,

@@ -434,16 +434,12 @@ async fn a_copy_keeps_to_its_rate_and_pauses_while_the_server_is_busy() {
         database.value(asks).await
     })
     .await;
-    let early = tokio::time::timeout(std::time::Duration::from_millis(300), opened.next()).await;
-    assert!(early.is_err(), "{} rows have come", opened.seen.len());
+    nothing_comes(&mut opened).await;
     database
         .execute(&format!("SELECT pg_cancel_backend({pid})"))
         .await;
     busy.await.expect("ends");
-    opened.seen.clear();
-    while opened.seen.len() < 10_000 {
-        opened.next().await.expect("the copy goes on");
-    }
+    goes_on(&mut opened, 10_000).await;
     opened.close().await;
 }
 
@@ -470,12 +466,21 @@ async fn a_copy_waits_for_a_standby_that_is_behind() {
         database.value(asks).await.ok_or("not yet")
     })
     .await;
+    nothing_comes(&mut opened).await;
+    standby.execute("SELECT pg_wal_replay_resume()").await;
+    goes_on(&mut opened, 20_000).await;
+    opened.close().await;
+}
+
+async fn nothing_comes(opened: &mut Opened) {
     let early = tokio::time::timeout(std::time::Duration::from_millis(300), opened.next()).await;
     assert!(early.is_err(), "{} rows have come", opened.seen.len());
-    standby.execute("SELECT pg_wal_replay_resume()").await;
+}
+
+/// Reads so many rows.
+async fn goes_on(opened: &mut Opened, rows: usize) {
     opened.seen.clear();
-    while opened.seen.len() < 20_000 {
+    while opened.seen.len() < rows {
         opened.next().await.expect("the copy goes on");
     }
-    opened.close().await;
 }
