@@ -3,14 +3,17 @@
 
 KIT := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockstep-kit
 TORTURER := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockstep-torture
+SOAKER := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockstep-soak
 LOCKSTEP := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release/lockstep
 # FULL=1: OpenSearch instead of the embedded index.
 FULL ?=
 DEMO ?=
 # TORTURE='--minutes 60 --seed 7', '--contestants lockstep,debezium' to do the same to Debezium, or '--only keys/black-hole --seed 4711' for one cell: see `--help`.
 TORTURE ?=
+# SOAK='--minutes 5 --sinks kafka,redis-json': see `--help`.
+SOAK ?=
 
-.PHONY: demo test torture bench lint install-test
+.PHONY: demo test torture soak bench lint install-test
 
 demo:
 	tests/kit/install postgres redis kafka $(if $(FULL),opensearch)
@@ -34,6 +37,11 @@ torture:
 	tests/kit/install postgres redis kafka opensearch $(if $(findstring debezium,$(TORTURE)),debezium)
 	cargo build --release -p lockstep -p lockstep-torture
 	$(TORTURER) $(TORTURE)
+
+soak:
+	tests/kit/install postgres redis kafka opensearch
+	cargo build --release -p lockstep -p lockstep-torture
+	$(SOAKER) $(SOAK)
 
 bench:
 	tests/kit/install postgres redis kafka

@@ -15,5 +15,6 @@ pub mod program;
 pub mod report;
 pub mod servers;
 pub mod sinks;
+pub mod soak;
 mod topics;
 pub mod workload;

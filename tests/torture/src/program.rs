@@ -160,6 +160,14 @@ impl Program {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
+    /// Memory that it has now, in KiB.
+    pub fn resident_kib(&self) -> Option<u64> {
+        let child = self.child.as_ref()?;
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    }
+
     /// Where all this lies.
     pub fn folder(&self) -> &Path {
         &self.folder

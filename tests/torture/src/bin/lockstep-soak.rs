@@ -1,0 +1,201 @@
+//! `lockstep-soak`: a steady load for long, while every sink is compared with the table without a pause.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command talks to its terminal"
+)]
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use lockstep_kit::postgres::Database;
+use lockstep_torture::lockstep::{Lockstep, program};
+use lockstep_torture::sinks::Sink;
+use lockstep_torture::soak::load::{self, Load};
+use lockstep_torture::soak::passes::Passes;
+use lockstep_torture::soak::{self, Servers};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+/// Writes at a steady pace and lets lockstep compare all its sinks with the table again and again: whatever it tells is wrong.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep-soak")]
+struct Options {
+    /// How long it writes.
+    #[arg(long, default_value_t = 30.0)]
+    minutes: f64,
+    /// Rows of the table.
+    #[arg(long, default_value_t = 1_000_000)]
+    rows: u64,
+    /// Changes per second, five to a transaction; 0 for none.
+    #[arg(long, default_value_t = 2_000)]
+    changes: u64,
+    /// Only these sinks, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = sink)]
+    sinks: Vec<Sink>,
+    /// Decides which rows are written.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where the log and the state are kept.
+    #[arg(long, value_name = "FOLDER")]
+    keep: Option<PathBuf>,
+}
+
+/// How long the first copy may take.
+const COPY: Duration = Duration::from_secs(1_800);
+/// How long it may take until all that was written has arrived.
+const DRAIN: Duration = Duration::from_secs(600);
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+fn sink(name: &str) -> Result<Sink, String> {
+    let found = soak::SINKS.into_iter().find(|sink| sink.name() == name);
+    found.ok_or_else(|| {
+        let names = soak::SINKS.map(Sink::name).join(", ");
+        format!("there is no sink {name:?} that can be compared; there are {names}")
+    })
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(&Options::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lockstep-soak: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    let folder = options.keep.clone().unwrap_or_else(|| {
+        std::env::temp_dir().join(format!("lockstep-soak.{}", std::process::id()))
+    });
+    std::fs::create_dir_all(&folder)?;
+    let sinks = match options.sinks.as_slice() {
+        [] => soak::SINKS.to_vec(),
+        some => some.to_vec(),
+    };
+    let servers = Servers::start().await;
+    println!("{}", servers.versions().await);
+    let database = servers.postgres.database("soak").await;
+    load::create(&database, options.rows).await;
+    let file = soak::pipeline(&folder, &database, &servers, &sinks);
+    std::fs::write(folder.join("pipeline.toml"), file)?;
+    let mut lockstep = Lockstep::new(&program()?, folder.clone(), None, None);
+    let began = Instant::now();
+    lockstep.program.start();
+    let there = lockstep.program.says("admin endpoint", LOOK * 30).await;
+    if !there {
+        return Err(lockstep.program.tail(20).into());
+    }
+    arrived(&mut lockstep, &database, COPY).await?;
+    let copied = began.elapsed().as_secs_f64();
+    println!("{} rows in every sink after {copied:.0} s", options.rows);
+
+    let mut passes = Passes::behind(&ask(&lockstep, "/api/reconcile").await?);
+    let told = load(options, &database, &mut lockstep, &mut passes).await;
+    let (changes, rate) = told?;
+    // What is under way when the load ends is compared without it.
+    let behind = Instant::now();
+    arrived(&mut lockstep, &database, DRAIN).await?;
+    println!(
+        "\n{changes} changes at {rate:.0}/s, the last of them everywhere after {:.1} s; {} passes, {} rows compared, {} undecided",
+        behind.elapsed().as_secs_f64(),
+        passes.ended,
+        passes.compared(),
+        passes.undecided
+    );
+    print!("{passes}");
+    let ended = lockstep.program.terminate(DRAIN).await;
+    let is_well = ended.is_some_and(|status| status.success());
+    if !is_well {
+        println!("it ended with {ended:?}:\n{}", lockstep.program.tail(20));
+    }
+    drop(lockstep);
+    if options.keep.is_none() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    Ok(is_well && passes.are_clean())
+}
+
+/// Waits until every sink holds what the database holds now.
+async fn arrived(
+    lockstep: &mut Lockstep,
+    database: &Database,
+    deadline: Duration,
+) -> Result<(), String> {
+    let end = database.value("SELECT pg_current_wal_insert_lsn()").await;
+    let end = end.ok_or("the server does not say where its log ends")?;
+    let there = lockstep.visible(&end, deadline).await;
+    there.map_err(|seen| {
+        format!(
+            "not everything arrived: {seen}\n{}",
+            lockstep.program.tail(20)
+        )
+    })
+}
+
+async fn ask(lockstep: &Lockstep, path: &str) -> Result<Value, String> {
+    let answer = lockstep.get(path).await;
+    let answer = answer.map_err(|error| format!("{path}: {error}"))?;
+    serde_json::from_str(&answer).map_err(|error| format!("{path}: {error}"))
+}
+
+/// Writes until the time is over. Gives how many changes, and how many per second.
+async fn load(
+    options: &Options,
+    database: &Database,
+    lockstep: &mut Lockstep,
+    passes: &mut Passes,
+) -> Result<(u64, f64), String> {
+    let end = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
+    let load = match options.changes {
+        0 => None,
+        changes => Some(Load::start(database, options.rows, changes, options.seed).await),
+    };
+    let mut load = load;
+    let is_live = std::io::stdout().is_terminal();
+    let mut told = Instant::now();
+    while Instant::now() < end {
+        sleep(LOOK).await;
+        if !lockstep.program.runs() {
+            return Err(format!(
+                "lockstep has ended:\n{}",
+                lockstep.program.tail(40)
+            ));
+        }
+        if let Some(why) = load.as_mut().and_then(Load::ended) {
+            return Err(format!("the load has ended: {why}"));
+        }
+        for (path, compared) in [("/api/reconcile", true), ("/api/status", false)] {
+            let answer = ask(lockstep, path).await?;
+            match compared {
+                true => passes.take(&answer),
+                false => passes.lags(&answer),
+            }
+        }
+        if is_live || told.elapsed() > Duration::from_secs(60) {
+            told = Instant::now();
+            let left = end.saturating_duration_since(told).as_secs();
+            let begin = if is_live { "\r\x1b[K" } else { "" };
+            let stop = if is_live { "" } else { "\n" };
+            print!(
+                "{begin}{left} s left, {:.0} changes/s, {} passes, {} rows compared, {} differ, {} undecided, {} MB{stop}",
+                load.as_ref().map_or(0.0, Load::rate),
+                passes.ended,
+                passes.compared(),
+                passes.differing(),
+                passes.undecided,
+                lockstep.program.resident_kib().unwrap_or_default() / 1_000,
+            );
+            // A terminal that is gone is nobody's loss.
+            let _ = std::io::stdout().flush();
+        }
+    }
+    Ok(load.map_or((0, 0.0), |load| (load.changes(), load.rate())))
+}
