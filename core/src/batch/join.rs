@@ -9,13 +9,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::schema::TableSchema;
 
 impl Batch {
-    /// One batch of changes of several, in the order given. Each names the batch that it is of by index; all were made
-    /// from one batch by transforms, so that source, phase, progress and the share of memory are those of the first.
+    /// One batch of changes of several, in the order given. Each names the batch that it is of by index; all are of one
+    /// source and one phase. Progress and the share of memory are those of the first.
     ///
-    /// Change heads and cells are copied; bytes are not, but for those that transforms have made.
+    /// Change heads and cells are copied; bytes are not, but for those that the first does not have: of other blocks, and
+    /// made by transforms.
     ///
     /// # Errors
-    /// Kind `Protocol` when what transforms have made comes to 4 GiB.
+    /// Kind `Protocol` when what is copied comes to 4 GiB.
     pub fn join(parts: &[Arc<Batch>], picked: &[(usize, Change)]) -> Result<Option<Batch>> {
         let Some(first) = parts.first() else {
             return Ok(None);
@@ -105,7 +106,7 @@ impl Join {
             Ok(_) => Ok(begin as u32),
             Err(_) => Err(Error::new(
                 ErrorKind::Protocol,
-                "what transforms have made of one batch comes to 4 GiB",
+                "what is copied for one batch comes to 4 GiB",
             )),
         }
     }

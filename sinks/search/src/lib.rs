@@ -8,5 +8,6 @@ mod document;
 pub mod opensearch;
 #[cfg(feature = "tantivy")]
 pub mod tantivy;
+mod together;
 
 pub use document::Incomplete;

@@ -25,6 +25,7 @@ use super::progress::Progress;
 use super::toast::{Held, Wanted, fetch};
 use super::truncate::{remember, truncate};
 use crate::document::{Incomplete, fields};
+use crate::together::Together;
 
 /// How often the position is stored while batches keep coming.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -50,6 +51,8 @@ pub(super) struct Writer {
     client: Arc<Client>,
     config: Arc<Config>,
     inbox: mpsc::Receiver<Command>,
+    /// The command that comes next: taken from the inbox already.
+    next: Option<Command>,
     indexes: Indexes,
     epochs: Epochs,
     /// Of the source of the batch in hand.
@@ -82,6 +85,7 @@ impl Writer {
             client,
             config,
             inbox,
+            next: None,
             indexes,
             bulk: Bulk::default(),
             ledger: Ledger::default(),
@@ -123,7 +127,7 @@ impl Writer {
         loop {
             // All that waits goes into one request, as far as there is room.
             while open && !self.is_full() {
-                match self.inbox.try_recv() {
+                match self.waiting() {
                     Ok(command) => self.obey(command).await?,
                     Err(mpsc::error::TryRecvError::Empty) => break,
                     Err(mpsc::error::TryRecvError::Disconnected) => open = false,
@@ -154,13 +158,7 @@ impl Writer {
 
     async fn obey(&mut self, command: Command) -> Result<()> {
         match command {
-            Command::Write(batch, receipt) => {
-                let number = self.ledger.begin(receipt, mark(&batch));
-                self.encode(&batch, number).await?;
-                self.ledger.seal(number);
-                self.settle();
-                Ok(())
-            }
+            Command::Write(batch, receipt) => self.write(batch, receipt).await,
             Command::Flush(done) => {
                 self.asker = Some(done);
                 self.drain().await?;
@@ -172,6 +170,40 @@ impl Writer {
                 Ok(())
             }
         }
+    }
+
+    /// A command that has come.
+    fn waiting(&mut self) -> Result<Command, mpsc::error::TryRecvError> {
+        match self.next.take() {
+            Some(command) => Ok(command),
+            None => self.inbox.try_recv(),
+        }
+    }
+
+    /// Writes a batch, with those that wait behind it.
+    async fn write(&mut self, batch: Arc<Batch>, receipt: Receipt) -> Result<()> {
+        // The first answers for all items: those behind it wait for it anyway.
+        let first = self.ledger.begin(receipt, mark(&batch));
+        let mut numbers = vec![first];
+        let mut together = Together::new(batch);
+        while let Ok(command) = self.waiting() {
+            match command {
+                Command::Write(batch, receipt) if together.takes(&batch) => {
+                    numbers.push(self.ledger.begin(receipt, mark(&batch)));
+                    together.push(batch);
+                }
+                other => {
+                    self.next = Some(other);
+                    break;
+                }
+            }
+        }
+        self.encode(&*together.join()?, first).await?;
+        for number in numbers {
+            self.ledger.seal(number);
+        }
+        self.settle();
+        Ok(())
     }
 
     async fn save_progress(&mut self) -> Result<()> {

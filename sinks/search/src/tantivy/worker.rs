@@ -12,6 +12,7 @@ use lockstep_core::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use super::engine::Engine;
+use crate::together::Together;
 
 /// Pause after a commit, in units of what it took.
 const PAUSE: u32 = 4;
@@ -29,6 +30,8 @@ pub(super) type Fault = Arc<Mutex<Option<Error>>>;
 pub(super) struct Worker {
     engine: Engine,
     inbox: mpsc::Receiver<Command>,
+    /// The command that comes next: taken from the inbox already.
+    next: Option<Command>,
     fault: Fault,
     /// Bytes of documents that a commit may cover: what the engine has not indexed yet is in memory.
     most_bytes: usize,
@@ -59,6 +62,7 @@ impl Worker {
         Worker {
             engine,
             inbox,
+            next: None,
             fault,
             most_bytes,
             interval,
@@ -95,7 +99,7 @@ impl Worker {
     async fn work(&mut self) -> Result<()> {
         loop {
             match self.next().await {
-                Next::Command(Command::Write(batch, receipt)) => self.take(&batch, receipt)?,
+                Next::Command(Command::Write(batch, receipt)) => self.take(batch, receipt)?,
                 Next::Command(Command::Flush(done)) => {
                     self.commit()?;
                     // The one who asked may be gone.
@@ -115,7 +119,7 @@ impl Worker {
         if self.is_due() {
             return Next::Commit;
         }
-        match self.inbox.try_recv() {
+        match self.waiting_command() {
             Ok(command) => return Next::Command(command),
             Err(mpsc::error::TryRecvError::Disconnected) => return Next::Close,
             Err(mpsc::error::TryRecvError::Empty) => {}
@@ -138,18 +142,38 @@ impl Worker {
                 || self.engine.uncommitted_bytes() >= self.most_bytes)
     }
 
-    fn take(&mut self, batch: &Batch, receipt: Receipt) -> Result<()> {
+    /// A command that has come.
+    fn waiting_command(&mut self) -> Result<Command, mpsc::error::TryRecvError> {
+        match self.next.take() {
+            Some(command) => Ok(command),
+            None => self.inbox.try_recv(),
+        }
+    }
+
+    /// Applies a batch, with those that wait behind it.
+    fn take(&mut self, batch: Arc<Batch>, receipt: Receipt) -> Result<()> {
         if self.waiting.is_empty() {
             self.since = Instant::now();
         }
-        let applied = self.engine.apply(batch);
-        let delivered = applied
-            .as_ref()
-            .map_or_else(|_| Delivered::default(), |delivered| *delivered);
-        self.waiting.push((receipt, delivered));
-        applied?;
+        let first = self.waiting.len();
+        self.waiting.push((receipt, Delivered::default()));
+        let mut together = Together::new(batch);
+        while let Ok(command) = self.waiting_command() {
+            match command {
+                Command::Write(batch, receipt) if together.takes(&batch) => {
+                    self.waiting.push((receipt, Delivered::default()));
+                    together.push(batch);
+                }
+                other => {
+                    self.next = Some(other);
+                    break;
+                }
+            }
+        }
+        let delivered = self.engine.apply(&*together.join()?)?;
+        self.waiting[first].1 = delivered;
         // Nothing to write, and nothing before it that waits: a batch that only moves the position, or a replay.
-        if self.waiting.len() == 1 && delivered.written == 0 {
+        if first == 0 && delivered.written == 0 {
             self.answer();
         }
         Ok(())

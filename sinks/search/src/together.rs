@@ -1,0 +1,67 @@
+//! Batches that wait for a sink, as one.
+//!
+//! A sink that cannot keep up finds many small batches waiting. Written as one, only the last state of each row costs
+//! anything, and a row that is updated again and again without one of its values, which has to be read from the index, is
+//! read once and not once per batch.
+
+use std::sync::Arc;
+
+use lockstep_core::Result;
+use lockstep_core::batch::{Batch, Change, Phase};
+
+/// Changes that are written together, about.
+const MOST_CHANGES: usize = 4_000;
+/// Bytes that are copied to do so. Larger batches gain nothing by it, and would cost memory.
+const MOST_BYTES: usize = 512 << 10;
+
+/// Batches that are to be one, in the order of the stream.
+pub(crate) struct Together {
+    batches: Vec<Arc<Batch>>,
+    changes: usize,
+    bytes: usize,
+}
+
+impl Together {
+    pub(crate) fn new(first: Arc<Batch>) -> Self {
+        Together {
+            changes: first.changes().len(),
+            bytes: first.size(),
+            batches: vec![first],
+        }
+    }
+
+    /// Whether a batch that follows may go with them.
+    pub(crate) fn takes(&self, next: &Batch) -> bool {
+        let first = &self.batches[0];
+        let of_stream = |batch: &Batch| batch.phase == Phase::Stream && batch.check.is_none();
+        of_stream(first)
+            && of_stream(next)
+            && first.source == next.source
+            && self.changes + next.changes().len() <= MOST_CHANGES
+            && self.bytes + next.size() <= MOST_BYTES
+    }
+
+    pub(crate) fn push(&mut self, next: Arc<Batch>) {
+        self.changes += next.changes().len();
+        self.bytes += next.size();
+        self.batches.push(next);
+    }
+
+    /// All changes as one batch.
+    ///
+    /// # Errors
+    /// See [`Batch::join`].
+    pub(crate) fn join(mut self) -> Result<Arc<Batch>> {
+        if self.batches.len() == 1 {
+            return Ok(self.batches.remove(0));
+        }
+        let picked: Vec<(usize, Change)> = self
+            .batches
+            .iter()
+            .enumerate()
+            .flat_map(|(part, batch)| batch.changes().iter().map(move |change| (part, *change)))
+            .collect();
+        let joined = Batch::join(&self.batches, &picked)?;
+        Ok(joined.map_or_else(|| self.batches.remove(0), Arc::new))
+    }
+}
