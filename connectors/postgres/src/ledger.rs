@@ -8,6 +8,7 @@ use lockstep_core::position::Lsn;
 use tokio::task::JoinHandle;
 
 use crate::state::{Copied, Reached, State, StateFile, Witness};
+use crate::trail::Trail;
 
 /// The shortest time between two writes: each costs a disk flush.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -26,6 +27,7 @@ pub struct Ledger {
     begun_at: Option<Instant>,
     /// Why nothing can be put on record for now.
     trouble: Option<Error>,
+    trail: Trail,
 }
 
 /// What a stream knows that is to be put on record.
@@ -51,6 +53,7 @@ impl Ledger {
         // What committed below the slot's position does not come again.
         let expected = last.filter(|last| from <= last.commit && last.publication == publication);
         Ledger {
+            trail: Trail::new(file.directory()),
             file,
             state,
             copied_to,
@@ -112,6 +115,15 @@ impl Ledger {
         match &self.expected {
             Some(expected) if lsn > expected.commit => Err(another_log(expected)),
             _ => Ok(()),
+        }
+    }
+
+    /// Something of a transaction is about to be handed on: from here on any sink may hold it.
+    pub fn hand_on(&mut self, received: Lsn, transaction: &Transaction, publication: &str) {
+        // What is expected tells more than what comes before it again.
+        if self.expected.is_none() {
+            self.trail
+                .put(&self.state, received, transaction, publication);
         }
     }
 
@@ -201,12 +213,7 @@ impl Ledger {
             return None;
         }
         let before = self.state.reached.clone().unwrap_or_default();
-        let last = seen.last.map(|last| Witness {
-            commit: last.commit,
-            xid: last.xid,
-            micros: last.commit_micros,
-            publication: seen.publication.to_owned(),
-        });
+        let last = seen.last.map(|last| Witness::of(last, seen.publication));
         let reached = Reached {
             timeline: before.timeline,
             confirmed: before.confirmed.max(seen.confirmed),

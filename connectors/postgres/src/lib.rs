@@ -32,6 +32,7 @@ mod state;
 mod stream;
 mod streamed;
 mod throttle;
+mod trail;
 mod types;
 mod visible;
 mod watch;

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use lockstep_core::batch::Transaction;
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceIdentity};
 use serde::{Deserialize, Serialize};
+
+use crate::trail;
 
 /// The state file's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +33,8 @@ pub struct State {
 /// Tables by `schema.table`, with their oids; negative for those that are not followed any more.
 pub type Known = BTreeMap<String, i64>;
 
-/// How far a log has been read. A crash leaves it up to a second old, which is why `confirmed` is on record before the
-/// server is told: a slot that stands further was not moved by us.
+/// How far a log has been read. A crash leaves the file up to a second old, which is why `confirmed` is on record before the
+/// server is told: a slot that stands further was not moved by us; and why [`trail`] tells what was handed on since.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reached {
@@ -65,6 +68,18 @@ pub struct Witness {
     pub micros: i64,
     /// What it was sent for: another publication may leave it out.
     pub publication: String,
+}
+
+impl Witness {
+    /// A transaction, and what it was sent for.
+    pub fn of(transaction: &Transaction, publication: &str) -> Self {
+        Witness {
+            commit: transaction.commit,
+            xid: transaction.xid,
+            micros: transaction.commit_micros,
+            publication: publication.to_owned(),
+        }
+    }
 }
 
 /// How far the initial copy is.
@@ -107,11 +122,21 @@ impl StateFile {
         StateFile(directory.join("source.json"))
     }
 
-    /// Reads it; `None` when there is none.
+    /// Where it lies: the source's state directory.
+    pub fn directory(&self) -> &Path {
+        self.0.parent().unwrap_or_else(|| Path::new("."))
+    }
+
+    /// Reads it, with what was handed on since it was written; `None` when there is none.
     ///
     /// # Errors
     /// Of kind `Storage` when it cannot be read or is damaged: starting over silently is not an option.
     pub fn read(&self) -> Result<Option<State>> {
+        let read = self.read_alone()?;
+        Ok(read.map(|state| trail::follow(self.directory(), state)))
+    }
+
+    fn read_alone(&self) -> Result<Option<State>> {
         match std::fs::read(&self.0) {
             Ok(bytes) => {
                 serde_json::from_slice(&bytes).map(Some).map_err(|error| {

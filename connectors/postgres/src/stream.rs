@@ -478,6 +478,17 @@ impl Receiver {
 
     /// Waits for room in the budget and in the channel.
     async fn hand_on(&mut self, batch: Batch) -> Result<()> {
+        // What is written outside transactions has no commit that another log could lack.
+        let mut transactions = batch.transactions().iter();
+        if let Some(last) = transactions.rfind(|transaction| transaction.xid != 0) {
+            let received = self.received.max(last.commit);
+            let Stream {
+                ledger,
+                publication,
+                ..
+            } = &mut self.stream;
+            ledger.hand_on(received, last, publication);
+        }
         let size = batch.size();
         let budget = self.stream.budget.clone();
         let sender = self.stream.batches.clone();

@@ -157,6 +157,58 @@ async fn a_server_restored_to_an_earlier_point_under_resync() {
     assert!(running.terminate(PATIENCE).await.success());
 }
 
+/// What was handed on in the last moment before a kill counts, although the state file does not have it yet.
+#[tokio::test]
+async fn a_server_restored_into_the_last_moment_before_a_kill() {
+    require_own!(NeedsPostgres(16));
+    require!(NeedsRedis);
+    let redis = Redis::shared().await;
+    let server = Postgres::start(PostgresOptions::new(16)).await;
+    let database = server.database("shop").await;
+    database.execute(ROWS).await;
+    let slot = unique("moment");
+    let resync = "on_slot_lost = \"resync\"";
+    let setup = Setup::new(&slot, |folder| {
+        pipeline(database.url(), &slot, resync, redis, folder)
+    });
+    let mut running = setup.start_ready().await;
+    copied(&mut running).await;
+    assert!(running.terminate(PATIENCE).await.success());
+    let saved = server.stop_and_save().await;
+    server.restart().await;
+    let mut running = setup.start_ready().await;
+    let log = log_of(&mut running).await;
+
+    // From here on the state file stays as it is.
+    let next = setup.state().join("sources/shop/source.json.new");
+    wait_for(PATIENCE, "the state file to be held", async || {
+        std::os::unix::fs::symlink("/dev/full", &next).map_err(|error| error.to_string())
+    })
+    .await;
+    database
+        .execute("INSERT INTO t VALUES (100, 'lost'); DELETE FROM t WHERE id = 20")
+        .await;
+    visible(&mut running, &database).await;
+    running.kill9();
+    std::fs::remove_file(&next).expect("held until now");
+
+    // The log that has gone on from the earlier point is longer than the one that was read.
+    server.restore(&saved).await;
+    database
+        .execute(
+            "CREATE TABLE filler AS SELECT repeat('x', 1000) AS text FROM generate_series(1, 5000)",
+        )
+        .await;
+    database
+        .execute("UPDATE t SET note = 'again' WHERE id = 21")
+        .await;
+    let mut running = setup.start_ready().await;
+    reads_another(&mut running, &log).await;
+    visible(&mut running, &database).await;
+    assert_equal(&setup, &database).await;
+    assert!(running.terminate(PATIENCE).await.success());
+}
+
 /// The slot goes during an outage of the connection.
 #[tokio::test]
 async fn a_slot_dropped_during_an_outage() {
