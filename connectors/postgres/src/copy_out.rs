@@ -216,13 +216,12 @@ impl RowReader {
         let mut at = 0;
         let width = self.width + usize::from(self.writers.is_some());
         // A table without columns has rows of nothing.
-        while width > 0 {
+        let mut more = width > 0;
+        while more {
             let (cell, next) = field(&mut row[..length], at, start)?;
             self.cells.push(cell);
-            match next {
-                Some(next) => at = next,
-                None => break,
-            }
+            more = next.is_some();
+            at = next.unwrap_or(at);
         }
         let found = self.cells.len() - first;
         if found != width {
