@@ -95,12 +95,16 @@ async fn rows_are_known_to_be_written_behind_checkpoints_and_fences() {
     let mut opened = open(&database, state.path()).await;
     let ids = ["1", "2", "3"];
     // It is asked for while the source opens.
-    let told = loop {
-        let told = changed_after(&mut opened, &ids).await;
-        if told[1].is_some() {
-            break told;
+    let asked = async {
+        loop {
+            let told = changed_after(&mut opened, &ids).await;
+            if told[1].is_some() {
+                return told;
+            }
         }
     };
+    let told = tokio::time::timeout(DEADLINE, asked).await;
+    let told = told.expect("a checkpoint in time");
     assert!(redo >= before);
     assert_eq!(
         told,
