@@ -172,7 +172,8 @@ fn progress(one: &Value) -> String {
 }
 
 fn differing(sink: &Value) -> u64 {
-    number(&sink["missing"]) + number(&sink["different"]) + number(&sink["extra"])
+    let kinds = ["missing", "different", "stale", "extra"];
+    kinds.iter().map(|kind| number(&sink[*kind])).sum()
 }
 
 /// What differs still.
@@ -211,8 +212,8 @@ fn text(value: &Value) -> &str {
 
 fn table(one: &Value) -> String {
     let mut out = format!(
-        "{:<28} {:<12} {:>12} {:>9} {:>9} {:>9}  result\n",
-        "table", "sink", "rows", "missing", "different", "extra"
+        "{:<28} {:<12} {:>12} {:>9} {:>9} {:>9} {:>9}  result\n",
+        "table", "sink", "rows", "missing", "different", "stale", "extra"
     );
     let mut drift = String::new();
     for report in reports(one) {
@@ -233,10 +234,11 @@ fn table(one: &Value) -> String {
                 rows => format!("; {} have dead letters", count(rows)),
             };
             out += &format!(
-                "{name:<28} {sink:<12} {:>12} {:>9} {:>9} {:>9}  {result}{aside}\n",
+                "{name:<28} {sink:<12} {:>12} {:>9} {:>9} {:>9} {:>9}  {result}{aside}\n",
                 count(number(&told["compared"])),
                 count(number(&told["missing"])),
                 count(number(&told["different"])),
+                count(number(&told["stale"])),
                 count(number(&told["extra"])),
             );
             let rows = told["drift"].as_array().into_iter().flatten();
@@ -272,11 +274,17 @@ fn table(one: &Value) -> String {
 
 fn row_line(row: &Value) -> String {
     let held_as = text(&row["held_as"]);
+    let columns = || {
+        let columns = row["columns"].as_array().into_iter().flatten();
+        columns.map(text).collect::<Vec<&str>>().join(", ")
+    };
     match text(&row["drift"]) {
-        "different" => {
-            let columns = row["columns"].as_array().into_iter().flatten();
-            let columns: Vec<&str> = columns.map(text).collect();
-            format!("{held_as} differs in {}", columns.join(", "))
+        "different" => format!("{held_as} differs in {}", columns()),
+        "stale" => {
+            let held = row["held"].as_str().unwrap_or("an earlier log");
+            let after = row["changed_after"].as_str();
+            let after = after.map_or_else(String::new, |after| format!(", changed after {after}"));
+            format!("{held_as} is stale in {}: of {held}{after}", columns())
         }
         "extra" => format!("{held_as} should not be there"),
         _ => format!("{held_as} is missing"),
@@ -295,6 +303,19 @@ mod tests {
         assert_eq!(key("a, b"), ["a, b"]);
         assert_eq!(key(r#"["a, b", "17"]"#), ["a, b", "17"]);
         assert_eq!(key("[1,2]"), ["[1,2]"], "an array of the database");
+    }
+
+    #[test]
+    fn a_stale_row_is_told_with_what_proves_it() {
+        let mut row = json!({
+            "held_as": "t:1", "drift": "stale", "columns": ["a", "b"], "held": "0/1A2B3C8", "changed_after": "0/1B00000",
+        });
+        let told = "t:1 is stale in a, b: of 0/1A2B3C8, changed after 0/1B00000";
+        assert_eq!(row_line(&row), told);
+        for key in ["held", "changed_after"] {
+            row.as_object_mut().expect("an object").remove(key);
+        }
+        assert_eq!(row_line(&row), "t:1 is stale in a, b: of an earlier log");
     }
 
     #[test]
@@ -320,6 +341,9 @@ mod tests {
         is(&json!({"tables": 2, "reports": []}), ExitCode::FAILURE);
         let drift = report(sink(22, Value::Null), 0);
         is(&drift, ExitCode::from(DRIFT));
+        let mut stale = report(sink(0, Value::Null), 0);
+        stale["reports"][0]["sinks"]["cache"]["stale"] = json!(1);
+        is(&stale, ExitCode::from(DRIFT));
         let told = table(&drift);
         assert!(
             told.contains("t:1 is missing") && told.contains("… and 2 more"),

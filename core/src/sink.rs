@@ -11,7 +11,7 @@ use crate::batch::Batch;
 use crate::check::Finding;
 use crate::durable::Durable;
 use crate::error::Result;
-use crate::position::{Position, SourceInfo};
+use crate::position::{Lsn, Position, SourceInfo};
 use crate::schema::TableSchema;
 
 /// A place that batches are written to.
@@ -206,6 +206,8 @@ pub enum Held {
         expected: String,
         /// What is there.
         actual: String,
+        /// The version under which it is there.
+        version: HeldVersion,
     },
     /// The sink would refuse the row as it is: there is nothing to compare.
     Refused {
@@ -219,4 +221,17 @@ pub enum Held {
         /// What is there.
         actual: String,
     },
+}
+
+/// The version under which a sink holds a row: what it compares with when it decides whether a write is too old.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeldVersion {
+    /// The sink keeps none, it is gone, or lockstep did not write it.
+    #[default]
+    Unknown,
+    /// Of a log that was given up for the one that is read now: older than all that the one of now has.
+    EarlierLog,
+    /// The row as of this place of the log that is read now: the commit of the transaction that changed it, or the place where
+    /// it was read.
+    At(Lsn),
 }

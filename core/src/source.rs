@@ -119,6 +119,9 @@ pub enum CheckRows {
 pub struct Checked {
     /// Keys of the rows in the batch, by ordinal from 1. No batch is sent when there are none.
     pub keys: Vec<Vec<String>>,
+    /// Of each of `keys`, a place of the log behind which its row was written last; none where that is not known, and where
+    /// there is no row. Empty unless [`CheckRows::Keys`] were to be compared.
+    pub changed_after: Vec<Option<Lsn>>,
     /// The place of the log where they stand.
     pub fence: Lsn,
     /// Keys of rows that changed while they were read.

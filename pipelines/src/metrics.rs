@@ -411,6 +411,7 @@ impl ReconcileMetrics {
             for (drift, rows) in [
                 ("missing", told.missing),
                 ("different", told.different),
+                ("stale", told.stale),
                 ("extra", told.extra),
             ] {
                 let labels = &[&*report.source, &*report.table, &**sink, drift];

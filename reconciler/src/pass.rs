@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lockstep_core::error::Policy;
 use lockstep_core::position::Lsn;
-use lockstep_core::sink::Held;
-use lockstep_core::source::CheckRows;
+use lockstep_core::sink::{Held, HeldVersion};
+use lockstep_core::source::{CheckRows, Checked};
 use lockstep_core::{Error, Result};
 use tokio::time::Instant;
 
@@ -441,13 +441,12 @@ impl Pass {
                     self.see(&compared);
                     self.count_first(&compared, &unsteady);
                 }
-                let fence = compared.checked.fence;
                 for (sink, key, verdict) in found(&compared) {
                     let known = suspects.get(sink).is_some_and(|keys| keys.contains(key));
                     if !known {
                         let suspects = next.entry(Arc::clone(sink)).or_default();
                         suspects.insert(key.clone());
-                    } else if let Some(drift) = self.prove(sink, key, verdict, fence) {
+                    } else if let Some(drift) = self.prove(sink, key, verdict, &compared.checked) {
                         proven.entry(Arc::clone(sink)).or_default().push(drift);
                     }
                 }
@@ -563,7 +562,7 @@ impl Pass {
     }
 
     /// A difference that has been seen twice; gives it when it is told for the first time.
-    fn prove(&self, sink: &str, key: &Key, verdict: &Verdict, fence: Lsn) -> Option<Drift> {
+    fn prove(&self, sink: &str, key: &Key, verdict: &Verdict, checked: &Checked) -> Option<Drift> {
         if !self.is_new(&(sink, key)) {
             return None;
         }
@@ -587,12 +586,23 @@ impl Pass {
                 key,
                 expected,
                 actual,
+                version,
             } => {
                 let columns = differing(&expected, &actual);
-                let difference = Difference::Different {
-                    columns,
-                    expected,
-                    actual,
+                let changed_after = changed_after(checked, verdict.ordinal);
+                let difference = match is_stale(version, changed_after) {
+                    false => Difference::Different {
+                        columns,
+                        expected,
+                        actual,
+                    },
+                    true => Difference::Stale {
+                        columns,
+                        expected,
+                        actual,
+                        held: place_of(version).map(|held| held.to_string()),
+                        changed_after: changed_after.map(|after| after.to_string()),
+                    },
                 };
                 (key, difference)
             }
@@ -600,7 +610,7 @@ impl Pass {
         let drift = Drift {
             key: key.clone(),
             held_as,
-            fence: Some(fence.to_string()),
+            fence: Some(checked.fence.to_string()),
             difference,
             repaired: false,
         };
@@ -707,11 +717,37 @@ impl SinkReport {
         match drift.difference {
             Difference::Missing => self.missing += 1,
             Difference::Different { .. } => self.different += 1,
+            Difference::Stale { .. } => self.stale += 1,
             Difference::Extra { .. } => self.extra += 1,
         }
         if self.drift.len() < TOLD {
             self.drift.push(drift.shortened());
         }
+    }
+}
+
+/// The place of the log behind which a row was written last, if it is known.
+fn changed_after(checked: &Checked, ordinal: u64) -> Option<Lsn> {
+    let at = usize::try_from(ordinal).ok()?.checked_sub(1)?;
+    checked.changed_after.get(at).copied().flatten()
+}
+
+/// The place of the log of which a sink has a row.
+fn place_of(version: HeldVersion) -> Option<Lsn> {
+    match version {
+        HeldVersion::At(place) => Some(place),
+        HeldVersion::EarlierLog | HeldVersion::Unknown => None,
+    }
+}
+
+/// Whether the row that a sink has is proven to be one from before its last change. Neither what is altered in place nor a version
+/// that somebody has taken away looks like it.
+fn is_stale(version: HeldVersion, changed_after: Option<Lsn>) -> bool {
+    match version {
+        HeldVersion::Unknown => false,
+        // The log of now began with a copy of all rows.
+        HeldVersion::EarlierLog => true,
+        HeldVersion::At(held) => changed_after.is_some_and(|after| held <= after),
     }
 }
 

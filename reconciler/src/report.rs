@@ -46,8 +46,11 @@ pub struct SinkReport {
     pub compared: u64,
     /// Rows that are not there.
     pub missing: u64,
-    /// Rows that are not as they should be.
+    /// Rows that are not as they should be, and not known to be stale.
     pub different: u64,
+    /// Rows that are as they were before their last change.
+    #[serde(default)]
+    pub stale: u64,
     /// Rows that should not be there.
     pub extra: u64,
     /// Rows that differ and have a dead letter.
@@ -97,6 +100,9 @@ impl Drift {
             Difference::Extra { actual } => cut(actual),
             Difference::Different {
                 expected, actual, ..
+            }
+            | Difference::Stale {
+                expected, actual, ..
             } => {
                 cut(expected);
                 cut(actual);
@@ -121,6 +127,21 @@ pub enum Difference {
         /// What is there.
         actual: String,
     },
+    /// It is from before the row's last change: that one was lost, or has been undone.
+    Stale {
+        /// The columns that differ; none where the row is not an object.
+        columns: Vec<String>,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        actual: String,
+        /// The place of the log that it is of, `16/B374D848`; none where it is of an earlier log.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held: Option<String>,
+        /// A place of the log behind which the row was changed last, and which is not before `held`; none where it is not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        changed_after: Option<String>,
+    },
     /// It should not be there.
     Extra {
         /// What is there.
@@ -132,7 +153,7 @@ impl SinkReport {
     /// Rows that differed when they were compared, and are not known to.
     #[must_use]
     pub fn differing(&self) -> u64 {
-        self.missing + self.different + self.extra
+        self.missing + self.different + self.stale + self.extra
     }
 
     /// Those of them that differ still.

@@ -94,6 +94,7 @@ impl Compared {
                 key,
                 expected,
                 actual,
+                ..
             } => {
                 self.different += 1;
                 self.example(|| first_difference(&key, &expected, &actual));

@@ -32,6 +32,8 @@ pub struct Rows {
     block: Vec<u8>,
     cells: Vec<Cell>,
     starts: Vec<usize>,
+    /// See [`CopyOut::with_writers`].
+    writers: Vec<u32>,
 }
 
 impl CopyOut {
@@ -52,6 +54,12 @@ impl CopyOut {
             parsed: 0,
             rows: RowReader::new(schema),
         })
+    }
+
+    /// Of a statement that has `xmin` behind the columns.
+    pub fn with_writers(mut self) -> Self {
+        self.rows.writers = Some(Vec::new());
+        self
     }
 
     /// Takes in what has come and waits for more; false when the copy has ended.
@@ -111,6 +119,11 @@ impl CopyOut {
             block,
             cells: std::mem::take(&mut self.rows.cells),
             starts: std::mem::take(&mut self.rows.starts),
+            writers: self
+                .rows
+                .writers
+                .as_mut()
+                .map_or_else(Vec::new, std::mem::take),
         }
     }
 }
@@ -123,7 +136,13 @@ impl Rows {
             block,
             cells,
             starts,
+            writers: Vec::new(),
         }
+    }
+
+    /// The transaction that wrote each row last; none unless they were asked for.
+    pub fn writers(&self) -> &[u32] {
+        &self.writers
     }
 
     /// How many there are.
@@ -172,6 +191,8 @@ struct RowReader {
     cells: Vec<Cell>,
     /// Where each row's cells begin.
     starts: Vec<usize>,
+    /// What stands behind the columns, where something does.
+    writers: Option<Vec<u32>>,
 }
 
 impl RowReader {
@@ -180,6 +201,7 @@ impl RowReader {
             width: usize::from(schema.width),
             cells: Vec::new(),
             starts: Vec::new(),
+            writers: None,
         }
     }
 
@@ -192,25 +214,32 @@ impl RowReader {
         };
         let length = row.len() - 1;
         let mut at = 0;
+        let width = self.width + usize::from(self.writers.is_some());
         // A table without columns has rows of nothing.
-        while self.width > 0 {
+        let mut more = width > 0;
+        while more {
             let (cell, next) = field(&mut row[..length], at, start)?;
             self.cells.push(cell);
-            match next {
-                Some(next) => at = next,
-                None => break,
-            }
+            more = next.is_some();
+            at = next.unwrap_or(at);
         }
         let found = self.cells.len() - first;
-        if found != self.width {
+        if found != width {
             return Err(protocol(format!(
-                "a row of a copy has {found} columns, not {}",
-                self.width
+                "a row of a copy has {found} columns, not {width}"
             )));
+        }
+        if let Some(writers) = &mut self.writers {
+            let xmin = self.cells.pop().and_then(|cell| number(cell, block));
+            writers.push(xmin.ok_or_else(|| protocol("an `xmin` is no number"))?);
         }
         self.starts.push(first);
         Ok(())
     }
+}
+
+fn number(cell: Cell, block: &[u8]) -> Option<u32> {
+    std::str::from_utf8(cell.bytes(block)?).ok()?.parse().ok()
 }
 
 /// The field at `at` of a row that lies at `offset` of its block, and where the next one begins.
@@ -270,6 +299,7 @@ mod tests {
             width,
             cells: Vec::new(),
             starts: Vec::new(),
+            writers: None,
         };
         let mut block = Vec::new();
         for row in rows {
@@ -284,6 +314,7 @@ mod tests {
             block,
             cells: reader.cells,
             starts: reader.starts,
+            writers: Vec::new(),
         };
         let source = Arc::new(SourceInfo {
             name: "s".into(),
@@ -326,6 +357,26 @@ mod tests {
             rows[2],
             [some("x\nn"), some("\\N"), some("\u{8}\u{c}\u{b}\r")]
         );
+    }
+
+    #[test]
+    fn who_wrote_a_row_stands_behind_its_columns() {
+        let reader = || RowReader {
+            width: 2,
+            cells: Vec::new(),
+            starts: Vec::new(),
+            writers: Some(Vec::new()),
+        };
+        let mut rows = reader();
+        let mut block = b"1\ta\t750\n2\t\\N\t4294967295\n".to_vec();
+        rows.take(&mut block, 0, 8).expect("a row");
+        rows.take(&mut block, 8, 24).expect("a row");
+        assert_eq!(rows.writers, Some(vec![750, u32::MAX]));
+        assert_eq!((rows.cells.len(), rows.starts), (4, vec![0, 2]));
+        for bad in ["1\t2\n", "1\t2\t\\N\n", "1\t2\tx\n", "1\t2\t3\t4\n"] {
+            let mut block = bad.as_bytes().to_vec();
+            assert!(reader().take(&mut block, 0, bad.len()).is_err(), "{bad}");
+        }
     }
 
     #[test]

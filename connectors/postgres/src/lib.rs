@@ -4,7 +4,7 @@
 //! `publication` and `slot` keep the server's side in order, `standing` judges whether the log can be continued,
 //! `opening` decides what to do about it, `snapshot` copies tables, `stream` follows the log, `streamed` keeps transactions that are
 //! still in progress, `reload` loads tables again
-//! inside it, `ledger` records how far all that came,
+//! inside it, `ledger` records how far all that came, `horizons` knows behind which place of the log a row was written,
 //! `query` asks what invariants ask, `assemble` turns messages into batches, `lookout` sees what the stream never says. Everything that is plain SQL goes through `tokio-postgres`.
 
 #[doc(hidden)]
@@ -14,6 +14,7 @@ mod config;
 mod copy_out;
 mod error;
 mod extent;
+mod horizons;
 mod ledger;
 mod lookout;
 mod opening;

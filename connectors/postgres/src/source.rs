@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, Described, Published, require_identity};
 use crate::config::{OnSlotLost, PostgresConfig, Streaming};
 use crate::extent::{self, Recorder};
+use crate::horizons::Horizons;
 use crate::ledger::Ledger;
 use crate::lookout::{self, Lookout};
 use crate::opening::{Opening, Start};
@@ -140,6 +141,7 @@ struct Driver {
     desk: Arc<Desk>,
     asked: Asked,
     merge: Merge,
+    horizons: Horizons,
     config: PostgresConfig,
     context: SourceContext,
     target: Target,
@@ -286,7 +288,16 @@ impl PostgresSource {
             .iter()
             .map(|(table, ..)| table.id.to_string());
         let desk = Arc::new(Desk::open(&context.state, names.collect())?);
-        let merge = Merge::default();
+        let received = decided.state.reached.as_ref();
+        let received = received.map_or(Lsn::ZERO, |reached| reached.received);
+        let horizons = Horizons::open(&context.state, &info.identity, received);
+        let from = match &decided.start {
+            Start::Stream { from } | Start::Resume { from, .. } => *from,
+            Start::Copy {
+                consistent_point, ..
+            } => *consistent_point,
+        };
+        let merge = Merge::new(horizons.clone(), from);
         let start = match decided.start {
             Start::Resume { from, rest } => {
                 // First what is left to do, then that the rest is done.
@@ -310,6 +321,7 @@ impl PostgresSource {
             asked,
             desk: Arc::clone(&desk),
             merge: merge.clone(),
+            horizons,
             config: config.clone(),
             context,
             target,
@@ -372,6 +384,7 @@ impl Driver {
             self.shutdown.clone(),
         );
         let resync = self.config.on_slot_lost() == OnSlotLost::Resync;
+        let horizons = self.horizons.clone();
         let result = tokio::select! {
             biased;
             result = self.drive(start) => result,
@@ -379,6 +392,8 @@ impl Driver {
             () = async { shutdown.cancelled().await; tokio::time::sleep(GIVE_UP_AFTER).await } => Ok(()),
         };
         status.update(|state| state.phase = SourcePhase::Stopped);
+        // A failure has been told.
+        let _ = tokio::task::spawn_blocking(move || horizons.save()).await;
         if let Err(error) = result
             && error.kind() != ErrorKind::Stopping
         {
@@ -404,6 +419,7 @@ impl Driver {
             self.context.clone(),
             tell,
             Arc::clone(&self.desk),
+            self.horizons.clone(),
             Lookout::new(
                 &self.config.publication,
                 &self.config.tables,
@@ -461,6 +477,7 @@ impl Driver {
             feedback: self.context.feedback.clone(),
             budget: reload_budget(),
             throttle: Arc::clone(&self.throttle),
+            horizons: self.horizons,
         };
         beside.spawn(reader.run(self.asked));
         let stream = Stream {

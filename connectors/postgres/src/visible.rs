@@ -32,15 +32,29 @@ impl Visible {
         parse().ok_or_else(|| protocol(format!("`{text}` is not a snapshot")))
     }
 
-    /// Whether the snapshot sees what a committed transaction wrote. The stream knows transactions by the lower 32 bits of
-    /// their ids: the one meant is the one nearest to the snapshot.
+    /// Whether the snapshot sees what a committed transaction wrote.
     pub fn sees(&self, xid: u32) -> bool {
-        let behind = (self.xmax as u32).wrapping_sub(xid).cast_signed();
-        let Some(xid) = self.xmax.checked_add_signed(-i64::from(behind)) else {
+        let Some(xid) = self.near(xid) else {
             // Before the first of all.
             return true;
         };
         xid < self.xmin || (xid < self.xmax && !self.running.contains(&xid))
+    }
+
+    /// All 64 bits of the id of a transaction. The stream knows transactions by the lower 32 bits: the one meant is the one
+    /// nearest to the snapshot. `None`: there is none so far back.
+    pub fn near(&self, xid: u32) -> Option<u64> {
+        let behind = (self.xmax as u32).wrapping_sub(xid).cast_signed();
+        self.xmax.checked_add_signed(-i64::from(behind))
+    }
+
+    /// All 64 bits of the id of the transaction that wrote a row which the snapshot sees; `None` when several may be meant. A row
+    /// keeps its `xmin` for as long as nobody writes it, also when it has been frozen (since PostgreSQL 9.4), and nothing that SQL
+    /// shows tells then how often the numbers have gone round since. So the nearest one will not do.
+    pub fn writer(&self, xmin: u32) -> Option<u64> {
+        let first = u64::from(xmin);
+        let is_only = first < self.xmax && self.xmax <= first + (1 << 32);
+        is_only.then_some(first)
     }
 }
 
@@ -100,5 +114,24 @@ mod tests {
         let snapshot = Visible::parse(&text).expect("a snapshot");
         assert!(snapshot.sees(u32::MAX - 10));
         assert!(snapshot.sees(0) && !snapshot.sees(1) && snapshot.sees(4) && !snapshot.sees(5));
+        assert_eq!(snapshot.near(u32::MAX - 10), Some(epoch - 11));
+        assert_eq!(snapshot.near(3), Some(epoch + 3));
+        let first = Visible::parse("10:20:").expect("a snapshot");
+        assert_eq!((first.near(7), first.near(u32::MAX)), (Some(7), None));
+    }
+
+    #[test]
+    fn who_wrote_a_row_is_known_while_no_other_can_be_meant() {
+        let at = |xmax: u64| Visible::parse(&format!("3:{xmax}:")).expect("a snapshot");
+        let round = 1_u64 << 32;
+        // In the first round, and at its very end.
+        assert_eq!((at(20).writer(19), at(20).writer(20)), (Some(19), None));
+        assert_eq!(at(round).writer(u32::MAX), Some(round - 1));
+        assert_eq!(at(round).writer(3), Some(3));
+        // In the second: 5 may be the first one or, by now, the one of this round. 1000 of this round is still to come.
+        assert_eq!(at(round + 6).writer(5), None);
+        assert_eq!(at(round + 5).writer(5), Some(5));
+        assert_eq!(at(round + 6).writer(1000), Some(1000));
+        assert_eq!(at(2 * round + 6).writer(1000), None);
     }
 }

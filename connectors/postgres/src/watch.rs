@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_core::error::{Error, Result};
+use lockstep_core::error::{Error, Policy, Result};
 use lockstep_core::schema::TableId;
 use lockstep_core::source::{SourceContext, SourcePhase};
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
+use crate::horizons::Horizons;
 use crate::lookout::Lookout;
 use crate::reload::Desk;
 use crate::sql;
@@ -38,11 +39,13 @@ pub async fn run(
     context: SourceContext,
     grown: mpsc::Sender<TableId>,
     desk: Arc<Desk>,
+    horizons: Horizons,
     mut lookout: Lookout,
 ) {
     let mut tick = tokio::time::interval(EVERY);
     let mut client: Option<Client> = None;
     let mut warned = None;
+    let mut checkpoints = true;
     loop {
         tick.tick().await;
         let looked = async {
@@ -52,6 +55,9 @@ pub async fn run(
             };
             let seen = Seen::look(&open, &slot).await?;
             let sight = lookout.look(&open).await;
+            if checkpoints {
+                checkpoints = may_ask_again(horizons.ask(&open).await, &context);
+            }
             client = Some(open);
             Ok::<_, Error>((seen, sight))
         };
@@ -92,7 +98,21 @@ pub async fn run(
                 tracing::debug!(source = &*context.name, %error, "cannot look at the slot");
             }
         }
+        if horizons.is_due() {
+            let horizons = horizons.clone();
+            // A failure has been told.
+            let _ = tokio::task::spawn_blocking(move || horizons.save()).await;
+        }
     }
+}
+
+/// Whether the server is to be asked for its last checkpoint again: who may not ask fills its log with refusals.
+fn may_ask_again(asked: Result<()>, context: &SourceContext) -> bool {
+    let Err(error) = asked else {
+        return true;
+    };
+    tracing::debug!(source = &*context.name, %error, "cannot look at the last checkpoint");
+    error.kind().policy() == Policy::Retry
 }
 
 /// What is to be said of a slot that the server may give up.

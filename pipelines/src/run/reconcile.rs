@@ -327,7 +327,8 @@ fn log(report: &TableReport) {
         tracing::warn!(table, problem, "the comparison was not completed");
     }
     for (sink, told) in &report.sinks {
-        let (missing, different, extra) = (told.missing, told.different, told.extra);
+        let (missing, different) = (told.missing, told.different);
+        let (stale, extra) = (told.stale, told.extra);
         if let Some(problem) = &told.problem {
             tracing::warn!(table, sink, problem, "the sink could not be compared");
         }
@@ -338,6 +339,7 @@ fn log(report: &TableReport) {
                 sink,
                 missing,
                 different,
+                stale,
                 extra,
                 mended = told.repaired,
                 first,

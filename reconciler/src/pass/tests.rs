@@ -30,6 +30,18 @@ struct World {
 
 struct Model(Mutex<World>);
 
+/// The version under which the sink has a row, the place behind which the source has changed it, and what follows where they differ.
+fn standing(row: u32) -> (HeldVersion, Option<Lsn>, &'static str) {
+    let after = Some(Lsn(50));
+    match row % 5 {
+        0 => (HeldVersion::Unknown, after, "different"),
+        1 => (HeldVersion::At(Lsn(50)), after, "stale"),
+        2 => (HeldVersion::At(Lsn(51)), after, "different"),
+        3 => (HeldVersion::At(Lsn(50)), None, "different"),
+        _ => (HeldVersion::EarlierLog, None, "stale"),
+    }
+}
+
 fn key(row: u32) -> Key {
     vec![format!("{row:05}")]
 }
@@ -53,7 +65,7 @@ impl World {
         for row in self.source.keys().chain(self.sink.keys()) {
             let kind = match (self.source.get(row), self.sink.get(row)) {
                 (Some(a), Some(b)) if a == b => continue,
-                (Some(_), Some(_)) => "different",
+                (Some(_), Some(_)) => standing(*row).2,
                 (Some(_), None) => "missing",
                 _ => "extra",
             };
@@ -83,6 +95,7 @@ impl World {
                 key: held_as,
                 expected: expected.clone(),
                 actual: actual.clone(),
+                version: standing(row).0,
             },
         };
         Some(Verdict {
@@ -114,6 +127,7 @@ impl Ends for Model {
         }
         let number = |key: &Key| key[0].parse::<u32>().expect("a number");
         let there = |row: &u32| world.source.contains_key(row);
+        let tells = matches!(rows, CheckRows::Keys(_));
         let (rows, next): (Vec<u32>, _) = match rows {
             CheckRows::Behind(after) => {
                 let after = after.map(|key| number(&key));
@@ -147,6 +161,10 @@ impl Ends for Model {
                 continue;
             }
             checked.keys.push(key(row));
+            if tells {
+                let after = standing(row).1.filter(|_| world.source.contains_key(&row));
+                checked.changed_after.push(after);
+            }
             let ordinal = checked.keys.len() as u64;
             different.extend(world.verdict(ordinal, row));
         }
@@ -219,6 +237,7 @@ fn told(report: &TableReport) -> BTreeMap<&'static str, BTreeSet<u32>> {
             let kind = match drift.difference {
                 Difference::Missing => "missing",
                 Difference::Different { .. } => "different",
+                Difference::Stale { .. } => "stale",
                 Difference::Extra { .. } => "extra",
             };
             let row = drift.key[0].parse().expect("a number");
@@ -226,6 +245,33 @@ fn told(report: &TableReport) -> BTreeMap<&'static str, BTreeSet<u32>> {
         }
     }
     told
+}
+
+#[test]
+fn what_was_kept_before_rows_could_be_stale_is_read() {
+    let mut report = serde_json::to_value(SinkReport::default()).expect("JSON");
+    report.as_object_mut().expect("an object").remove("stale");
+    let read: SinkReport = serde_json::from_value(report).expect("a report");
+    assert_eq!(read, SinkReport::default());
+    let drift = Drift {
+        key: vec!["1".into()],
+        held_as: "t:1".into(),
+        fence: None,
+        difference: Difference::Stale {
+            columns: vec!["a".into()],
+            expected: "{}".into(),
+            actual: "{}".into(),
+            held: Some("0/1A2B3C8".into()),
+            changed_after: None,
+        },
+        repaired: false,
+    };
+    let kept = serde_json::to_value(&drift).expect("JSON");
+    assert_eq!(
+        (&kept["drift"], &kept["held"]),
+        (&"stale".into(), &"0/1A2B3C8".into())
+    );
+    assert_eq!(serde_json::from_value::<Drift>(kept).expect("a row"), drift);
 }
 
 fn world() -> impl Strategy<Value = World> {

@@ -154,7 +154,8 @@ impl Inspect for KafkaInspect {
                 Err(refused) => held.push(Some(refused)),
             }
         }
-        let found = self.with_state(move |state, stop| state.compare(&asked, stop));
+        let source = Arc::clone(&batch.source);
+        let found = self.with_state(move |state, stop| state.compare(&source, &asked, stop));
         let mut found = found.await?.into_iter();
         let all = held.into_iter().map(|known| known.or_else(|| found.next()));
         Ok(all.flatten().collect())

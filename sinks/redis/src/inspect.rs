@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use lockstep_core::batch::{Batch, Change, Op};
+use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::{Held, Inspect, Keys, Listing};
+use lockstep_core::sink::{Held, HeldVersion, Inspect, Keys, Listing};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::key::{key_text, key_values};
 use lockstep_redis::{Command, Link, Node};
@@ -18,6 +19,7 @@ use crate::config::ValueFormat;
 use crate::keys::Space;
 use crate::rows::Tables;
 use crate::scan::Scan;
+use crate::version::Version;
 use crate::{keys, splice, state};
 
 /// Keys asked for at a time.
@@ -142,6 +144,40 @@ impl Window {
     }
 }
 
+/// Rows that differ: which of the answers it is, and the key of the row's version.
+type Differing = Vec<(usize, Vec<u8>)>;
+
+/// Reads the versions of rows that differ.
+async fn tell_versions(
+    link: &Link,
+    source: &SourceInfo,
+    rows: &Differing,
+    answers: &mut [Held],
+) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let Some(epoch) = state::epoch(link, source).await? else {
+        return Ok(());
+    };
+    for part in rows.chunks(READS) {
+        let keys = part.iter().map(|(_, key)| key.as_slice());
+        let replies = read_each(link, "GET", keys).await?;
+        for ((index, _), reply) in part.iter().zip(replies) {
+            // Anything else under such a key is nobody's version.
+            let (Value::BulkString(text), Some(Held::Different { version, .. })) =
+                (reply, answers.get_mut(*index))
+            else {
+                continue;
+            };
+            if let Some(held) = Version::parse(&text) {
+                *version = held.held(epoch);
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn read_each<'k>(
     link: &Link,
     command: &str,
@@ -181,6 +217,7 @@ impl Inspect for RedisInspect {
         let mut chunks = batch.changes().chunks(READS);
         let mut reads = VecDeque::new();
         let mut answers = Vec::with_capacity(batch.changes().len());
+        let mut differing = Differing::new();
         loop {
             while reads.len() < AHEAD
                 && let Some(changes) = chunks.next()
@@ -189,6 +226,7 @@ impl Inspect for RedisInspect {
                 reads.push_back(tokio::spawn(window.read(link.clone(), format)));
             }
             let Some(read) = reads.pop_front() else {
+                tell_versions(link, &batch.source, &differing, &mut answers).await?;
                 return Ok(answers);
             };
             // What was asked for is on its way only when others have had a turn on this thread.
@@ -207,7 +245,13 @@ impl Inspect for RedisInspect {
                         let key = &window.text[key.clone()];
                         let place = |error: Error| error.at(format!("key {}", key.escape_ascii()));
                         let expected = expected.shown(&window.text);
-                        compare(link, key, &expected, reply).map_err(place)?
+                        let held = compare(link, key, &expected, reply).map_err(place)?;
+                        if let Held::Different { .. } = held {
+                            let mut companion = Vec::new();
+                            keys::companion(key, &mut companion);
+                            differing.push((answers.len(), companion));
+                        }
+                        held
                     }
                 };
                 answers.push(match held {
@@ -323,6 +367,7 @@ fn different(key: &[u8], expected: &Wanted<'_>, actual: String) -> Held {
         key,
         expected,
         actual,
+        version: HeldVersion::Unknown,
     }
 }
 

@@ -175,6 +175,21 @@ fn parse_position(text: &[u8]) -> Option<Position> {
     })
 }
 
+/// The epoch of a source's identity, if it has one here.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub(crate) async fn epoch(link: &Link, source: &SourceInfo) -> Result<Option<u16>> {
+    let mut ask = Command::on_key("HGET", keys::IDENTITIES);
+    ask.cmd.arg(source.identity.to_string());
+    match link.expect_one(ask).await? {
+        Value::BulkString(text) => Ok(std::str::from_utf8(&text)
+            .ok()
+            .and_then(|text| text.parse().ok())),
+        _ => Ok(None),
+    }
+}
+
 /// A field of a hash, and its value.
 pub(crate) type Pair = (Vec<u8>, Vec<u8>);
 

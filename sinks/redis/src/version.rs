@@ -3,8 +3,11 @@
 //! Lua's numbers are doubles: 9007199254740993 and 9007199254740992 are equal there. Texts of one length in lower-case hex
 //! compare as the numbers do.
 
+use std::cmp::Ordering;
+
 use lockstep_core::batch::Phase;
-use lockstep_core::position::Position;
+use lockstep_core::position::{Lsn, Position};
+use lockstep_core::sink::HeldVersion;
 
 /// Characters of a version. A companion key may hold more after them; scripts compare these alone.
 pub(crate) const LENGTH: usize = 28;
@@ -44,6 +47,23 @@ impl Version {
         is_hex.then(|| Version(head.try_into().expect("LENGTH bytes were taken")))
     }
 
+    /// What it tells of a row, where the source's log of now has this epoch.
+    pub(crate) fn held(&self, epoch: u16) -> HeldVersion {
+        // `parse` and `new` let nothing else in.
+        let number = |digits: &[u8]| {
+            let text = std::str::from_utf8(digits).ok()?;
+            u64::from_str_radix(text, 16).ok()
+        };
+        let (Some(own), Some(commit)) = (number(&self.0[..4]), number(&self.0[4..20])) else {
+            return HeldVersion::Unknown;
+        };
+        match own.cmp(&u64::from(epoch)) {
+            Ordering::Less => HeldVersion::EarlierLog,
+            Ordering::Equal => HeldVersion::At(Lsn(commit)),
+            Ordering::Greater => HeldVersion::Unknown,
+        }
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -59,7 +79,6 @@ fn hex(out: &mut [u8], mut number: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lockstep_core::position::Lsn;
 
     fn version(epoch: u16, commit: u64, ordinal: u64) -> Version {
         let position = Position {
@@ -96,6 +115,16 @@ mod tests {
         let copied = Version::new(0, Phase::Snapshot, at(99));
         assert!(copied == Version::new(0, Phase::Snapshot, at(3)));
         assert!(copied < Version::new(0, Phase::Stream, at(1)));
+    }
+
+    #[test]
+    fn a_version_tells_of_which_log_it_is_and_of_which_place() {
+        let one = version(3, 0x16_b374_d848, 7);
+        assert_eq!(one.held(3), HeldVersion::At(Lsn(0x16_b374_d848)));
+        assert_eq!(one.held(4), HeldVersion::EarlierLog);
+        assert_eq!(one.held(2), HeldVersion::Unknown);
+        let copied = Version::parse(version(3, 1, 0).as_bytes()).expect("a version");
+        assert_eq!(copied.held(3), HeldVersion::At(Lsn(1)));
     }
 
     #[test]

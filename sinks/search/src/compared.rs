@@ -1,7 +1,7 @@
 //! What both search sinks say of a document beside its row.
 
 use lockstep_core::batch::{Batch, Change, Op, Row};
-use lockstep_core::sink::{Held, Keys};
+use lockstep_core::sink::{Held, HeldVersion, Keys};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::key::key_values;
 
@@ -22,8 +22,13 @@ pub(crate) fn compared_row<'b>(batch: &'b Batch, change: &Change) -> Result<Row<
     })
 }
 
-/// How a document stands; `expected` is none where it must not be there.
-pub(crate) fn verdict(key: String, expected: Option<String>, actual: Option<String>) -> Held {
+/// How a document stands; `expected` is none where it must not be there. `version` is what is known of one that is there.
+pub(crate) fn verdict(
+    key: String,
+    expected: Option<String>,
+    actual: Option<String>,
+    version: HeldVersion,
+) -> Held {
     match (expected, actual) {
         (None, None) => Held::Same,
         (Some(_), None) => Held::Missing { key },
@@ -33,6 +38,7 @@ pub(crate) fn verdict(key: String, expected: Option<String>, actual: Option<Stri
             key,
             expected,
             actual,
+            version,
         },
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lockstep_conformance::history::{Random, Row, cut, history, model};
 use lockstep_core::ErrorKind;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::{Held, Sink, SinkFactory};
+use lockstep_core::sink::{Held, HeldVersion, Sink, SinkFactory};
 use lockstep_sink_search::tantivy::{Hit, Tantivy, search};
 use serde_json::{Value, json};
 use support::*;
@@ -370,7 +370,7 @@ async fn comparison_sees_what_differs() {
     let held = inspect.compare(&rows).await.expect("compared");
     assert_eq!(held[0], Held::Same);
     assert!(
-        matches!(&held[1], Held::Different { key, expected, actual }
+        matches!(&held[1], Held::Different { key, expected, actual, version: HeldVersion::At(_) }
             if key == "shop.public.orders/2" && expected.contains("paid") && actual.contains("new")),
         "{held:?}"
     );

@@ -9,7 +9,7 @@ use lockstep_core::batch::{Batch, CellRef};
 use lockstep_core::config::Secret;
 use lockstep_core::position::{SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
-use lockstep_core::sink::{Held, Inspect};
+use lockstep_core::sink::{Held, HeldVersion, Inspect};
 use lockstep_kit::Component;
 use lockstep_kit::postgres::{Database, Postgres};
 
@@ -72,6 +72,7 @@ impl Inspect for Memory {
                     key,
                     expected,
                     actual: actual.clone(),
+                    version: HeldVersion::Unknown,
                 },
             });
         }

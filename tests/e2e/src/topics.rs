@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Header, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::Value;
@@ -205,21 +205,47 @@ pub async fn produce_all(
     topic: &str,
     records: Vec<(Option<String>, Option<String>)>,
 ) {
+    let plain = records.into_iter().map(|(key, value)| (key, value, None));
+    produce_as(bootstrap, topic, "", plain.collect()).await;
+}
+
+/// As [`produce_all`], with the headers that records of `source` have where an id is given: as one puts records back that were saved
+/// elsewhere.
+///
+/// # Panics
+/// When they are not taken within a minute.
+pub async fn produce_as(
+    bootstrap: &str,
+    topic: &str,
+    source: &str,
+    records: Vec<(Option<String>, Option<String>, Option<String>)>,
+) {
     let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+    let source = source.to_owned();
     let produce = move || {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap)
             .set("partitioner", "murmur2_random")
             .create()
             .expect("a producer");
-        for (key, value) in &records {
+        let header = |key, value| Header {
+            key,
+            value: Some(value),
+        };
+        for (key, value, id) in &records {
+            let headers = id.as_ref().map(|id| {
+                let id = header("lockstep.id", id.as_str());
+                OwnedHeaders::new()
+                    .insert(id)
+                    .insert(header("lockstep.source", source.as_str()))
+            });
             let record: BaseRecord<'_, String, String> = BaseRecord {
                 topic: &topic,
                 partition: None,
                 payload: value.as_ref(),
                 key: key.as_ref(),
                 timestamp: None,
-                headers: None,
+                headers,
                 delivery_opaque: (),
             };
             producer

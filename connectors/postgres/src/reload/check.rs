@@ -76,6 +76,8 @@ pub(super) struct Wanted {
     pub(super) purpose: Purpose,
     /// Keys that were asked for by name.
     pub(super) keys: Vec<Vec<String>>,
+    /// See [`Checked::changed_after`], of each row that was read; empty when that was not asked for.
+    pub(super) changed_after: Vec<Option<Lsn>>,
     /// Whether rows that are there are left out.
     pub(super) only_absent: bool,
     /// Whether all rows there are were read: if not, it is not known which of the keys have none.
@@ -145,23 +147,29 @@ impl Wanted {
             checked.unsteady.extend(absent.drain(..).cloned());
         }
         let mut picked: Vec<(usize, Change)> = Vec::new();
-        let mut take = |part: usize, change: &Change, key: &Vec<String>| {
+        let tells = !self.changed_after.is_empty();
+        let mut take = |part: usize, change: &Change, key: &Vec<String>, after: Option<Lsn>| {
             if !is_steady(key) {
                 checked.unsteady.push(key.clone());
                 return;
             }
             checked.keys.push(key.clone());
+            if tells {
+                checked.changed_after.push(after);
+            }
             let ordinal = checked.keys.len() as u64;
             picked.push((part, change.at(ordinal)));
         };
         let absent_rows = absent_of(&rows, &absent, schema)?;
         if !self.only_absent {
-            for (change, key) in rows.changes().iter().zip(found) {
-                take(0, change, key);
+            let after = self.changed_after.iter().copied();
+            let after = after.chain(std::iter::repeat(None));
+            for ((change, key), after) in rows.changes().iter().zip(found).zip(after) {
+                take(0, change, key, after);
             }
         }
         for (change, key) in absent_rows.changes().iter().zip(absent) {
-            take(1, change, key);
+            take(1, change, key, None);
         }
         let parts = [Arc::new(rows), Arc::new(absent_rows)];
         let joined = Batch::join(&parts, &picked)?;

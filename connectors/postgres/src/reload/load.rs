@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lockstep_core::memory::Permit;
 use lockstep_core::position::Lsn;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::source::{CheckRequest, CheckRows, Checked, Sample};
+use lockstep_core::source::{CheckRequest, CheckRows, Checked, Purpose, Sample};
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
@@ -60,6 +60,8 @@ pub(super) struct Load<'a> {
     compares: bool,
     /// Only the key is read, and NULL for all else.
     keys_only: bool,
+    /// Who wrote each row last is read with it.
+    writers: bool,
     /// The last condition that the server has understood.
     tried: Option<String>,
     /// Transactions that must be seen.
@@ -125,6 +127,7 @@ impl<'a> Load<'a> {
             before,
             compares,
             keys_only: false,
+            writers: false,
             tried: condition.map(str::to_owned),
             must_see,
             shape,
@@ -329,6 +332,11 @@ impl<'a> Load<'a> {
     /// The server's; `Unavailable` when the stream was interrupted.
     pub(super) async fn check(&mut self, request: &CheckRequest) -> Result<Checked> {
         self.keys_only = matches!(request.rows, CheckRows::Absent(_));
+        // Few rows, that are thought to differ: of all others nobody has to know.
+        self.writers = matches!(
+            (&request.rows, request.purpose),
+            (CheckRows::Keys(_), Purpose::Compare)
+        );
         let (keys, only_absent) = match &request.rows {
             CheckRows::Behind(_) => (Vec::new(), false),
             CheckRows::Keys(keys) => (keys.clone(), false),
@@ -360,6 +368,7 @@ impl<'a> Load<'a> {
                 number: request.number,
                 purpose: request.purpose,
                 keys: keys.clone(),
+                changed_after: self.changed_after(&read),
                 only_absent,
                 whole: read.whole && read.rows.count() < MOST_COMPARED,
             };
@@ -387,6 +396,15 @@ impl<'a> Load<'a> {
                 }
             }
         }
+    }
+
+    /// The places of the log behind which rows were written last, as far as that is known.
+    fn changed_after(&self, read: &Read) -> Vec<Option<Lsn>> {
+        let after = |xmin: &u32| {
+            let writer = read.visible.writer(*xmin)?;
+            self.reader.horizons.behind(writer)
+        };
+        read.rows.writers().iter().map(after).collect()
     }
 
     /// The condition that chooses rows by a hash of their keys.
@@ -440,14 +458,13 @@ impl<'a> Load<'a> {
     fn statement(&self, conditions: &[String], limit: usize) -> String {
         let schema = &self.shape.schema;
         let is_read = |at: usize| !self.keys_only || schema.key.contains(&(at as u16));
-        let columns: Vec<String> = schema
-            .columns
-            .iter()
-            .enumerate()
-            .map(|(at, column)| match is_read(at) {
-                true => quote_ident(&column.name),
-                false => "NULL".to_owned(),
-            })
+        let columns = schema.columns.iter().enumerate();
+        let columns = columns.map(|(at, column)| match is_read(at) {
+            true => quote_ident(&column.name),
+            false => "NULL".to_owned(),
+        });
+        let columns: Vec<String> = columns
+            .chain(self.writers.then(|| "xmin".to_owned()))
             .collect();
         let filter = self.shape.filter.as_ref();
         let filter = filter.map(|filter| format!("({filter})"));
@@ -509,6 +526,9 @@ impl<'a> Load<'a> {
     async fn copy(&mut self, statement: &str, visible: Visible) -> Result<Read> {
         let schema = &self.shape.schema;
         let mut out = CopyOut::begin(&mut self.connection, statement, schema).await?;
+        if self.writers {
+            out = out.with_writers();
+        }
         while out.read(&mut self.connection).await? {
             if out.len() >= MOST_BYTES && out.rows() > 0 {
                 // The rest is still to be sent on this connection; another one is made sooner.

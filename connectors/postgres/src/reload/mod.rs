@@ -15,6 +15,7 @@ mod window;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockstep_core::batch::{Batch, Phase};
+use lockstep_core::position::Lsn;
 use lockstep_core::source::ReloadRequest;
 use lockstep_core::{Error, ErrorKind, Result};
 
@@ -23,11 +24,18 @@ pub use desk::Desk;
 pub use reader::{Reader, budget as reload_budget};
 use window::Window;
 
+use crate::horizons::Horizons;
+
 /// The window, shared by the one who reads chunks and the one who hands batches on.
 #[derive(Clone, Default)]
 pub struct Merge(Arc<Mutex<Window>>);
 
 impl Merge {
+    /// One whose fences make horizons, for a stream from this place of the log.
+    pub fn new(horizons: Horizons, from: Lsn) -> Self {
+        Merge(Arc::new(Mutex::new(Window::new(horizons, from))))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Window> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

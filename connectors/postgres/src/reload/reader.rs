@@ -16,6 +16,7 @@ use super::desk::{Desk, Entry};
 use super::load::{LOADING, Load, snapshot};
 use crate::catalog::Published;
 use crate::error::protocol;
+use crate::horizons::Horizons;
 use crate::sql::{self, quote_ident};
 use crate::throttle::Throttle;
 use crate::visible::Visible;
@@ -47,6 +48,7 @@ pub struct Reader {
     /// Of its own.
     pub budget: Budget,
     pub throttle: Arc<Throttle>,
+    pub horizons: Horizons,
 }
 
 impl Reader {

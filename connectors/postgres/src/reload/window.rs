@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use super::check::Wanted;
 use crate::copy_out::Rows;
+use crate::horizons::{Horizon, Horizons};
 use crate::visible::Visible;
 
 /// Prefix of the messages that mark where a chunk belongs.
@@ -72,6 +73,10 @@ pub(super) struct Window {
     /// The latest shape of each table that has passed, by its name in the database.
     shapes: HashMap<TableId, Arc<TableSchema>>,
     watched: Option<Watched>,
+    /// What the log has reached for certain: the commit of the last transaction that has passed, or the place where the stream
+    /// began.
+    latest: Lsn,
+    horizons: Horizons,
 }
 
 /// The table that is being loaded.
@@ -82,6 +87,8 @@ struct Watched {
     bytes: usize,
     truncated: Option<u32>,
     offer: Option<Offer>,
+    /// What had passed when it was handed over, before its fence was committed.
+    reached: Lsn,
     /// Rows are compared: nobody owes a row that is not written.
     compares: bool,
     /// See [`Found::owed`].
@@ -109,6 +116,15 @@ pub(super) struct Found {
 }
 
 impl Window {
+    /// One whose fences make horizons, for a stream from this place of the log.
+    pub(super) fn new(horizons: Horizons, from: Lsn) -> Self {
+        Window {
+            latest: from,
+            horizons,
+            ..Window::default()
+        }
+    }
+
     /// Begins to note the changes of a table. Returns the transactions that have passed before: the first snapshot must
     /// see them all.
     pub(super) fn watch(&mut self, table: TableId, compares: bool) -> Vec<u32> {
@@ -119,6 +135,7 @@ impl Window {
             bytes: 0,
             truncated: None,
             offer: None,
+            reached: Lsn::ZERO,
             owed: Vec::new(),
         });
         self.recent.iter().copied().collect()
@@ -133,6 +150,7 @@ impl Window {
     pub(super) fn offer(&mut self, offer: Offer) {
         if let Some(watched) = &mut self.watched {
             watched.offer = Some(offer);
+            watched.reached = self.latest;
         }
     }
 
@@ -199,6 +217,7 @@ impl Window {
     }
 
     fn seen(&mut self, transaction: &Transaction) {
+        self.latest = self.latest.max(transaction.commit);
         if transaction.xid == 0 || self.recent.back() == Some(&transaction.xid) {
             return;
         }
@@ -251,6 +270,15 @@ impl Window {
     fn merge(&mut self, batch: &Batch, change: &Change, content: &str) -> Option<Option<Batch>> {
         let watched = self.watched.as_mut()?;
         let offer = watched.offer.take_if(|offer| offer.fence == content)?;
+        let fence = batch.transaction(change).clone();
+        // Begun when the log had reached what had passed by then, as are all that have a higher number.
+        let xid = offer.visible.near(fence.xid).filter(|_| fence.xid != 0);
+        if let Some(xid) = xid {
+            self.horizons.note(Horizon {
+                reached: watched.reached,
+                xid: xid + 1,
+            });
+        }
         // Nothing has passed in another shape meanwhile, or it is the chunk's own: then what follows is written like it.
         let same_shape = self.shapes.get(&watched.table).is_none_or(|shape| {
             offer.passed == Some(shape.version)
@@ -261,7 +289,6 @@ impl Window {
             let _ = offer.answer.send(Merged::Again);
             return None;
         }
-        let fence = batch.transaction(change).clone();
         let commit = fence.commit;
         let Some(rows) = offer.rows else {
             let _ = offer.answer.send(Merged::Passed {

@@ -6,6 +6,7 @@ mod decode;
 mod errors;
 mod failover;
 mod harness;
+mod horizons;
 mod login;
 mod lost;
 mod preflight;

@@ -142,7 +142,7 @@ impl Broker {
         topic: &str,
         wanted: &[At],
         stop: Stop<'_>,
-        mut each: impl FnMut(At, Option<&[u8]>),
+        mut each: impl FnMut(At, &BorrowedMessage<'_>),
     ) -> Result<(), Failure> {
         let is_near = |one: &At, next: &At| {
             one.partition == next.partition && next.offset - one.offset <= SKIP
@@ -157,7 +157,7 @@ impl Broker {
                 let offset = message.offset();
                 while left.next_if(|at| at.offset < offset).is_some() {}
                 if let Some(at) = left.next_if(|at| at.offset == offset) {
-                    each(at, message.payload());
+                    each(at, message);
                 }
                 Ok(())
             })?;

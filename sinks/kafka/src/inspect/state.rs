@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::Held;
 use lockstep_core::{Error, ErrorKind, Result};
@@ -19,8 +20,9 @@ use super::verdict;
 use crate::config::KafkaConfig;
 use crate::error::Failure;
 
-/// Records that are read once more in one comparison, to be shown. Where more differ it is looked at again in smaller parts.
-const SHOWN: usize = 512;
+/// Records that are read once more in one comparison, to be shown. Where more differ it is looked at again in smaller parts, of no
+/// more keys than this.
+const SHOWN: usize = 1_000;
 /// A topic that has been read to its end so lately needs not be read on before a comparison, which does it.
 const FRESH: Duration = Duration::from_secs(1);
 /// By how much the clocks of producers may differ.
@@ -125,7 +127,12 @@ impl State {
     }
 
     /// How rows stand in their topics, as those end now.
-    pub(super) fn compare(&mut self, asked: &[Asked], stop: Stop<'_>) -> Result<Vec<Held>> {
+    pub(super) fn compare(
+        &mut self,
+        source: &SourceInfo,
+        asked: &[Asked],
+        stop: Stop<'_>,
+    ) -> Result<Vec<Held>> {
         let mut topics: HashSet<Arc<str>> = HashSet::new();
         for one in asked {
             self.shares(&one.topic, &one.owner);
@@ -161,11 +168,12 @@ impl State {
                 held[*index] = verdict::gone(&asked[*index], expired);
             }
             let format = self.format;
-            let fetched = self.broker.fetch(&topic, &wanted, stop, |at, value| {
+            let fetched = self.broker.fetch(&topic, &wanted, stop, |at, message| {
+                let version = verdict::version(source, &header(message));
                 // A key may be asked for twice.
                 let of_it = shown.iter().filter(|(place, _)| *place == at);
                 for (_, index) in of_it {
-                    held[*index] = verdict::of(format, &asked[*index], value);
+                    held[*index] = verdict::of(format, &asked[*index], message.payload(), version);
                 }
             });
             fetched.map_err(|failure| failure.error())?;
@@ -348,6 +356,15 @@ fn raw<'m>(message: &'m BorrowedMessage<'_>) -> Raw<'m> {
             && message
                 .headers()
                 .is_some_and(|headers| headers.iter().any(|header| header.key == id)),
+    }
+}
+
+/// Looks headers of a record up by name.
+fn header<'m>(message: &'m BorrowedMessage<'_>) -> impl Fn(&str) -> Option<&'m str> {
+    move |name| {
+        let headers = message.headers()?;
+        let found = headers.iter().find(|header| header.key == name)?;
+        std::str::from_utf8(found.value?).ok()
     }
 }
 

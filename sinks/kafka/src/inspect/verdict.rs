@@ -1,8 +1,9 @@
 //! What is told of a row whose record was read once more.
 
-use lockstep_core::sink::Held;
-use lockstep_encode::envelope::Format;
+use lockstep_core::position::SourceInfo;
+use lockstep_core::sink::{Held, HeldVersion};
 use lockstep_encode::envelope::read::{Image, Said, members, same_json};
+use lockstep_encode::envelope::{Format, HEADER_ID, HEADER_SOURCE};
 
 use super::index::At;
 use super::state::Asked;
@@ -30,11 +31,36 @@ pub(super) fn unseen(asked: &Asked, at: At) -> Held {
         "the record at offset {} of partition {}",
         at.offset, at.partition
     );
-    different(asked, asked.row.clone(), actual)
+    different(asked, asked.row.clone(), actual, HeldVersion::Unknown)
+}
+
+/// The version of a record by its headers, which lockstep puts on all that it writes. (`lsn` in the value is that of the change, which
+/// says less: what was committed before may lie behind it.) A record that the same source has of another log is of an earlier one: a
+/// log that is given up is followed by one with a higher number.
+pub(super) fn version<'h>(
+    source: &SourceInfo,
+    header: &impl Fn(&str) -> Option<&'h str>,
+) -> HeldVersion {
+    let id = header(HEADER_ID).and_then(SourceInfo::parse_change_id);
+    let (Some((identity, position)), Some(name)) = (id, header(HEADER_SOURCE)) else {
+        return HeldVersion::Unknown;
+    };
+    let is_earlier = identity.incarnation <= source.identity.incarnation;
+    match identity == source.identity {
+        _ if *name != *source.name => HeldVersion::Unknown,
+        true => HeldVersion::At(position.commit),
+        false if is_earlier => HeldVersion::EarlierLog,
+        false => HeldVersion::Unknown,
+    }
 }
 
 /// By what the record holds.
-pub(super) fn of(format: Format, asked: &Asked, value: Option<&[u8]>) -> Held {
+pub(super) fn of(
+    format: Format,
+    asked: &Asked,
+    value: Option<&[u8]>,
+    version: HeldVersion,
+) -> Held {
     let Some(value) = value else {
         return gone(asked, false);
     };
@@ -45,15 +71,20 @@ pub(super) fn of(format: Format, asked: &Asked, value: Option<&[u8]>) -> Held {
             let expected = as_far_as(row, &image);
             match same_json(&expected, image.text) {
                 true => Held::Same,
-                false => different(asked, Some(expected), image.text.to_owned()),
+                false => different(asked, Some(expected), image.text.to_owned(), version),
             }
         }
-        (None, Some(Said::Row(image))) => different(asked, None, image.text.to_owned()),
-        (row, _) => different(asked, row.clone(), whole()),
+        (None, Some(Said::Row(image))) => different(asked, None, image.text.to_owned(), version),
+        (row, _) => different(asked, row.clone(), whole(), version),
     }
 }
 
-fn different(asked: &Asked, expected: Option<String>, actual: String) -> Held {
+fn different(
+    asked: &Asked,
+    expected: Option<String>,
+    actual: String,
+    version: HeldVersion,
+) -> Held {
     let key = key(asked);
     match expected {
         None => Held::Extra { key, actual },
@@ -61,6 +92,7 @@ fn different(asked: &Asked, expected: Option<String>, actual: String) -> Held {
             key,
             expected,
             actual,
+            version,
         },
     }
 }
@@ -99,6 +131,7 @@ fn as_far_as(expected: &str, image: &Image<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_core::position::Lsn;
     use lockstep_core::schema::TableSchema;
 
     use super::*;
@@ -110,6 +143,38 @@ mod tests {
             owner: Owner::of(&TableSchema::message("orders".into())),
             key: br#"{"id":1}"#.to_vec(),
             row: row.map(str::to_owned),
+        }
+    }
+
+    /// How it stands by a record of this value.
+    fn of(format: Format, asked: &Asked, value: Option<&[u8]>) -> Held {
+        super::of(format, asked, value, HeldVersion::At(Lsn(7)))
+    }
+
+    #[test]
+    fn headers_tell_of_which_log_a_record_is_and_of_which_place() {
+        let source = |identity: &str| SourceInfo {
+            name: "shop".into(),
+            identity: identity.parse().expect("an identity"),
+        };
+        let told = |id: Option<&'static str>, name: &'static str, now: &str| {
+            let header = |header: &str| match header {
+                HEADER_ID => id,
+                _ => Some(name),
+            };
+            version(&source(now), &header)
+        };
+        let id = Some("7/1.5/shop/000000001637f2a8/3");
+        assert_eq!(
+            told(id, "shop", "7/1.5/shop"),
+            HeldVersion::At(Lsn(0x1637_f2a8))
+        );
+        assert_eq!(told(id, "shop", "7/1.6/shop"), HeldVersion::EarlierLog);
+        assert_eq!(told(id, "shop", "8/2.6/shop"), HeldVersion::EarlierLog);
+        assert_eq!(told(id, "shop", "7/1.4/shop"), HeldVersion::Unknown);
+        assert_eq!(told(id, "other", "7/1.5/shop"), HeldVersion::Unknown);
+        for none in [None, Some(""), Some("7/1.5/shop/x/3")] {
+            assert_eq!(told(none, "shop", "7/1.5/shop"), HeldVersion::Unknown);
         }
     }
 
@@ -137,6 +202,7 @@ mod tests {
             key: key.clone(),
             expected: ROW.to_owned(),
             actual: after.to_owned(),
+            version: HeldVersion::At(Lsn(7)),
         };
         assert_eq!(held, expected);
         let actual = after.to_owned();

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use lockstep_core::ErrorKind;
 use lockstep_core::batch::Op;
+use lockstep_core::position::Lsn;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::{Held, Inspect, Sink, SinkFactory};
+use lockstep_core::sink::{Held, HeldVersion, Inspect, Sink, SinkFactory};
 use lockstep_kit::kafka::Kafka;
 use lockstep_kit::{Component, require, unique};
 use lockstep_sink_kafka::{KafkaConfig, KafkaSinkFactory};
@@ -165,6 +166,14 @@ async fn what_the_sink_wrote_is_as_it_should_be_and_nothing_else_is() {
         there.sort();
         assert_eq!((listed, foreign), (there, Vec::new()));
 
+        let asked = feed.batch(1 << 40, &[event(Op::Read, 2, "z")]);
+        let held = inspector.compare(&asked).await.expect("compared");
+        let of = |held: &[Held]| match &held[0] {
+            Held::Different { version, .. } => *version,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of(&held), HeldVersion::At(Lsn(200)));
+
         // Behind its back: a value of another row, a version from before, a tombstone, one too many, one that is none.
         let version = |id: u64, note: &str| match format {
             "flat" => json!({"op": "u", "row": {"id": id, "note": note}}).to_string(),
@@ -208,6 +217,8 @@ async fn what_the_sink_wrote_is_as_it_should_be_and_nothing_else_is() {
             row(6, "a"),
         );
         assert_eq!(standing(inspector, &feed, &rows).await, expected);
+        let held = inspector.compare(&asked).await.expect("compared");
+        assert_eq!(of(&held), HeldVersion::Unknown);
         let (listed, foreign) = keys(inspector, &feed.schema).await;
         assert!(listed.contains(&"900".to_owned()) && !listed.contains(&"5".to_owned()));
         assert_eq!(foreign.len(), 3, "{foreign:?}");

@@ -1,7 +1,7 @@
 //! What must hold on a single server and in a cluster alike.
 
 use lockstep_core::position::{Lsn, Position};
-use lockstep_core::sink::Held;
+use lockstep_core::sink::{Held, HeldVersion};
 
 use super::*;
 
@@ -479,9 +479,11 @@ pub async fn inspection(lab: Lab) {
                         key: shown,
                         expected,
                         actual,
+                        version,
                     },
                 ) => {
                     assert_eq!(*shown, key);
+                    assert_eq!(*version, HeldVersion::At(Lsn(200)));
                     assert!(
                         expected.contains("a {b}") && actual.contains("1.0"),
                         "{expected} {actual}"

@@ -6,11 +6,13 @@
 //! | 48 | commit LSN ÷ 8 | records of the log begin at multiples of 8 (`MAXALIGN`) |
 //! | 9 | step | tells the first changes of a transaction apart, and later ones by groups that double in length: a replay must see whether what it meets is of an earlier or of a later change |
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
 use lockstep_core::batch::Phase;
-use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::position::{Lsn, Position, SourceInfo};
+use lockstep_core::sink::HeldVersion;
 use lockstep_core::{Error, ErrorKind, Result};
 use reqwest::Method;
 use serde::Deserialize;
@@ -27,6 +29,8 @@ const LSN_BITS: u32 = 48;
 const ALIGNMENT: u64 = 8;
 /// Epochs that the other bits can count. The server's versions have 63 bits.
 const EPOCHS: u64 = 1 << (63 - LSN_BITS - STEP_BITS);
+/// No log begins before: initdb leaves the first segment out, and segments have 1 MiB at least.
+const LOG_BEGINS: u64 = 1 << 20;
 /// Changes of a transaction that have a step of their own.
 const EXACT: u64 = 448;
 /// Tries to add an identity while others add theirs.
@@ -72,6 +76,24 @@ impl Epoch {
     }
 }
 
+impl Version {
+    /// What it tells of a document, where the source's log of now has this epoch. The commit is rounded down as
+    /// [`Epoch::version`] rounds it, which no record of the log lies between.
+    ///
+    /// A write without a version of its own counts up the one that is there, or from 1 on where there was none: what names no
+    /// place of a log is unknown.
+    pub(super) fn held(self, epoch: Epoch) -> HeldVersion {
+        let own = self.0 >> (LSN_BITS + STEP_BITS);
+        let commit = (self.0 >> STEP_BITS & ((1 << LSN_BITS) - 1)) * ALIGNMENT;
+        match own.cmp(&epoch.0) {
+            _ if commit < LOG_BEGINS => HeldVersion::Unknown,
+            Ordering::Less => HeldVersion::EarlierLog,
+            Ordering::Equal => HeldVersion::At(Lsn(commit)),
+            Ordering::Greater => HeldVersion::Unknown,
+        }
+    }
+}
+
 /// Which of the steps of a transaction a change is: its ordinal, as long as there are enough of them.
 fn step(ordinal: u64) -> u64 {
     match ordinal.checked_ilog2() {
@@ -93,6 +115,9 @@ pub(super) struct Epochs {
     template: Arc<str>,
     known: Vec<(Arc<SourceInfo>, Epoch)>,
 }
+
+/// What keeps a write from undoing another one.
+type Guard = Vec<(&'static str, String)>;
 
 #[derive(Deserialize)]
 struct Found {
@@ -135,22 +160,41 @@ impl Epochs {
         Ok(epoch)
     }
 
-    async fn learn(&self, source: &SourceInfo) -> Result<Epoch> {
+    /// The epoch that a source has already, for who only reads.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub(super) async fn find(&self, source: &SourceInfo) -> Result<Option<Epoch>> {
+        let (identities, _) = self.identities(source).await?;
+        let identity = source.identity.to_string();
+        let epoch = identities.iter().position(|known| *known == identity);
+        Ok(epoch.map(|epoch| Epoch(epoch as u64)))
+    }
+
+    /// Where the identities of a source are kept.
+    fn id(&self, source: &SourceInfo) -> String {
         // By the indexes and not by the pipeline: versions of documents outlive its name. Another pipeline's indexes are
         // another matter.
         let indexes = self.template.replace("{source}", &source.name);
-        let id = format!("identities/{}/{indexes}", source.name);
+        format!("identities/{}/{indexes}", source.name)
+    }
+
+    /// The identities that a source has had, and what another list is to be guarded by.
+    async fn identities(&self, source: &SourceInfo) -> Result<(Vec<String>, Guard)> {
+        if let Some(found) = self.read(&self.id(source)).await? {
+            return Ok(found);
+        }
+        // Kept by the source's name alone, before.
+        let former = self.read(&format!("identities/{}", source.name)).await?;
+        let identities = former.map_or_else(Vec::new, |(identities, _)| identities);
+        Ok((identities, vec![("op_type", "create".to_owned())]))
+    }
+
+    async fn learn(&self, source: &SourceInfo) -> Result<Epoch> {
+        let id = self.id(source);
         let identity = source.identity.to_string();
         for _ in 0..TRIES {
-            let (mut identities, guard) = match self.read(&id).await? {
-                Some(found) => found,
-                None => {
-                    // Kept by the source's name alone, before.
-                    let former = self.read(&format!("identities/{}", source.name)).await?;
-                    let identities = former.map_or_else(Vec::new, |(identities, _)| identities);
-                    (identities, vec![("op_type", "create".to_owned())])
-                }
-            };
+            let (mut identities, guard) = self.identities(source).await?;
             if let Some(epoch) = identities.iter().position(|known| *known == identity) {
                 return Ok(Epoch(epoch as u64));
             }
@@ -176,7 +220,7 @@ impl Epochs {
     }
 
     /// A list of identities, and what its replacement is to be guarded by.
-    async fn read(&self, id: &str) -> Result<Option<(Vec<String>, Vec<(&'static str, String)>)>> {
+    async fn read(&self, id: &str) -> Result<Option<(Vec<String>, Guard)>> {
         let reply = self
             .client
             .call(Method::GET, &[&self.index, "_doc", id], &[], Body::None)
@@ -221,7 +265,6 @@ impl Epochs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lockstep_core::position::Lsn;
 
     fn version(epoch: u64, lsn: u64, ordinal: u64) -> Version {
         let position = Position {
@@ -242,6 +285,21 @@ mod tests {
             assert!(before <= after && (pair[1] >= EXACT || before < after));
         }
         assert!(version(EPOCHS - 1, last, u64::MAX).0 <= i64::MAX as u64);
+    }
+
+    #[test]
+    fn a_version_tells_of_which_log_it_is_and_of_which_place() {
+        let one = version(3, 0x16_b374_d848, 7);
+        let held = |epoch| one.held(Epoch(epoch));
+        assert_eq!(held(3), HeldVersion::At(Lsn(0x16_b374_d848)));
+        assert_eq!(held(4), HeldVersion::EarlierLog);
+        assert_eq!(held(2), HeldVersion::Unknown);
+        // Counted up by others, or from the beginning.
+        assert_eq!(Version(one.0 + 1).held(Epoch(3)), held(3));
+        for counted in [1, 600, 1_000_000] {
+            let held = Version(counted).held(Epoch(1));
+            assert_eq!(held, HeldVersion::Unknown, "{counted}");
+        }
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use lockstep_core::batch::{Batch, Change, Op};
+use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::{Held, Inspect, Keys, Listing};
+use lockstep_core::sink::{Held, HeldVersion, Inspect, Keys, Listing};
 use lockstep_core::template::Template;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::key::key_text;
@@ -19,6 +20,7 @@ use serde_json::value::RawValue;
 
 use super::client::{Body, Client};
 use super::config::Config;
+use super::epoch::{Epochs, Version};
 use super::index::index_name;
 use super::scroll::Scroll;
 use crate::compared::{compared_row, page, unless_refused, verdict};
@@ -34,6 +36,7 @@ pub(super) struct Inspector {
     /// Indexes of several tables of the database: their documents do not say which of them they are of.
     shared: HashSet<Arc<str>>,
     plans: Plans<(Arc<str>, Documents)>,
+    epochs: Epochs,
 }
 
 struct Expected {
@@ -55,6 +58,8 @@ struct Document<'a> {
     id: Cow<'a, str>,
     #[serde(rename = "_source", borrow)]
     source: Option<&'a RawValue>,
+    #[serde(rename = "_version")]
+    version: Option<u64>,
     error: Option<super::reply::Cause>,
 }
 
@@ -71,8 +76,10 @@ impl Inspector {
                 shared.insert(index);
             }
         }
+        let client = Arc::new(Client::new(config)?);
         Ok(Inspector {
-            client: Arc::new(Client::new(config)?),
+            epochs: Epochs::new(Arc::clone(&client), config),
+            client,
             template,
             shared,
             plans: Plans::new(),
@@ -103,7 +110,8 @@ impl Inspector {
         })
     }
 
-    async fn look(&self, page: &[Expected], held: &mut Vec<Held>) -> Result<()> {
+    /// What is there of a page of rows. Their versions are told by the numbers that they are.
+    async fn look(&self, page: &[Expected], held: &mut Vec<(Held, Option<Version>)>) -> Result<()> {
         let docs: Vec<_> = page
             .iter()
             .map(|row| json!({"_index": &*row.index, "_id": row.id}))
@@ -130,7 +138,30 @@ impl Inspector {
             ));
         }
         for (row, doc) in page.iter().zip(docs) {
-            held.push(compare(row, &doc)?);
+            held.push((compare(row, &doc)?, doc.version.map(Version)));
+        }
+        Ok(())
+    }
+
+    /// Tells of documents that differ of which log and place they are.
+    async fn tell_versions(
+        &self,
+        source: &SourceInfo,
+        held: &mut [(Held, Option<Version>)],
+    ) -> Result<()> {
+        if !held
+            .iter()
+            .any(|(held, _)| matches!(held, Held::Different { .. }))
+        {
+            return Ok(());
+        }
+        let Some(epoch) = self.epochs.find(source).await? else {
+            return Ok(());
+        };
+        for (held, number) in held {
+            if let (Held::Different { version, .. }, Some(number)) = (held, number) {
+                *version = number.held(epoch);
+            }
         }
         Ok(())
     }
@@ -153,7 +184,8 @@ fn compare(row: &Expected, doc: &Document<'_>) -> Result<Held> {
             .remedy(remedy));
     }
     let actual = doc.source.map(|source| source.get().to_owned());
-    Ok(verdict(key, row.document.clone(), actual))
+    let version = HeldVersion::Unknown;
+    Ok(verdict(key, row.document.clone(), actual, version))
 }
 
 /// Ids of a page of a listing.
@@ -191,7 +223,8 @@ impl Inspect for Inspector {
         for page in expected.chunks(PAGE) {
             self.look(page, &mut held).await?;
         }
-        let mut held = held.into_iter();
+        self.tell_versions(&batch.source, &mut held).await?;
+        let mut held = held.into_iter().map(|(held, _)| held);
         let all = refused
             .into_iter()
             .map(|refused| refused.or_else(|| held.next()));

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use lockstep_core::Result;
 use lockstep_core::batch::{Batch, Change, Op};
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::{Held, Inspect, Keys, Listing};
+use lockstep_core::sink::{Held, HeldVersion, Inspect, Keys, Listing};
 use lockstep_encode::key::key_text;
 use lockstep_encode::plans::Plans;
 
@@ -88,7 +88,15 @@ fn one(
         None => None,
     };
     let key = format!("{}/{id}", table.name);
-    Ok(verdict(key, expected, held.map(|held| held.source)))
+    // Of an earlier log, the number may be any; as a version it is older than all of this one's.
+    let version = held.as_ref().map(|held| HeldVersion::At(held.version));
+    let version = version.unwrap_or_default();
+    Ok(verdict(
+        key,
+        expected,
+        held.map(|held| held.source),
+        version,
+    ))
 }
 
 #[async_trait]

@@ -21,6 +21,7 @@ mod memory;
 mod reconcile;
 mod reconcile_faults;
 mod reconcile_kafka;
+mod reconcile_stale;
 mod reload;
 mod resume;
 mod schema;

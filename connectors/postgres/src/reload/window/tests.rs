@@ -238,6 +238,39 @@ async fn a_chunk_enters_at_its_fence_without_what_is_newer_in_the_stream() {
     assert_eq!((fence, rows, superseded), (Lsn(96), 2, 1));
 }
 
+/// By what had passed when a chunk was handed over: what passes before its fence may have been written by a transaction that is
+/// younger than the fence's.
+#[tokio::test]
+async fn a_fence_is_begun_behind_what_had_passed_before() {
+    let schema = table(1);
+    let horizons = Horizons::default();
+    let behind = |xid| horizons.behind(xid);
+    let (mut window, mut stream) = (Window::new(horizons.clone(), Lsn(64)), Stream::new(&schema));
+    window.watch(schema.origin.clone(), false);
+    let values = pairs(&[("1", "old")]);
+    let (first, _merged) = offer(&schema, "f", &values, "10:10:").await;
+    window.offer(first);
+    stream.begin(72, 10).message(FENCE, "f");
+    window.pass(stream.batch(None));
+    assert_eq!(
+        behind(11),
+        Some(Lsn(64)),
+        "nothing had passed since the beginning"
+    );
+
+    stream.begin(80, 12).put("1", "new");
+    window.pass(stream.batch(None));
+    let round = 1_u64 << 32;
+    let (second, _merged) = offer(&schema, "g", &values, &format!("{0}:{0}:", round + 13)).await;
+    window.offer(second);
+    stream.begin(88, 15).put("1", "newer");
+    stream.begin(96, 14).message(FENCE, "other");
+    stream.begin(104, 14).message(FENCE, "g");
+    window.pass(stream.batch(None));
+    assert_eq!(behind(round + 14), Some(Lsn(64)));
+    assert_eq!(behind(round + 15), Some(Lsn(80)));
+}
+
 #[tokio::test]
 async fn a_truncate_that_the_snapshot_does_not_see_empties_the_chunk() {
     let schema = table(1);
@@ -486,6 +519,7 @@ proptest! {
                         number: fences,
                         purpose: lockstep_core::source::Purpose::Compare,
                         keys: keys.clone(),
+                        changed_after: Vec::new(),
                         only_absent: false,
                         whole: true,
                     });
