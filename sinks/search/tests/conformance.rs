@@ -1,4 +1,4 @@
-//! What every sink promises, of both search sinks.
+//! What every sink promises, of the search sinks; of the one over HTTP on both servers.
 
 use std::sync::Arc;
 
@@ -47,15 +47,15 @@ mod embedded {
     lockstep_conformance::sink_suite!(embedded);
 }
 
-mod opensearch {
+mod over_http {
     use lockstep_kit::component::available_or_say_so;
-    use lockstep_kit::opensearch::OpenSearch as Server;
-    use lockstep_kit::{Component, unique};
-    use lockstep_sink_search::opensearch::OpenSearch;
+    use lockstep_kit::opensearch::{OpenSearch as Server, Product};
+    use lockstep_kit::unique;
+    use lockstep_sink_search::opensearch::{Elasticsearch, OpenSearch};
 
     use super::*;
 
-    struct Corner {
+    pub(super) struct Corner {
         server: &'static Server,
         prefix: String,
     }
@@ -73,7 +73,10 @@ mod opensearch {
                 "concurrency": 3,
             });
             let config = serde_json::from_value(config).expect("a section");
-            OpenSearch::open(&config, context).await
+            match self.server.product() {
+                Product::OpenSearch => OpenSearch::open(&config, context).await,
+                Product::Elasticsearch => Elasticsearch::open(&config, context).await,
+            }
         }
 
         async fn held(&self, table: &Arc<TableSchema>) -> Held {
@@ -102,15 +105,37 @@ mod opensearch {
         }
     }
 
-    async fn corner() -> Option<Corner> {
-        if !available_or_say_so(Component::OpenSearch) {
+    pub(super) async fn corner(product: Product) -> Option<Corner> {
+        if !available_or_say_so(product.component()) {
             return None;
         }
         Some(Corner {
-            server: Server::shared().await,
+            server: Server::shared_of(product).await,
             prefix: unique("conforms"),
         })
     }
+}
 
-    lockstep_conformance::sink_suite!(corner);
+mod opensearch {
+    use lockstep_kit::opensearch::Product;
+
+    use super::over_http::{Corner, corner};
+
+    async fn opensearch() -> Option<Corner> {
+        corner(Product::OpenSearch).await
+    }
+
+    lockstep_conformance::sink_suite!(opensearch);
+}
+
+mod elasticsearch {
+    use lockstep_kit::opensearch::Product;
+
+    use super::over_http::{Corner, corner};
+
+    async fn elasticsearch() -> Option<Corner> {
+        corner(Product::Elasticsearch).await
+    }
+
+    lockstep_conformance::sink_suite!(elasticsearch);
 }

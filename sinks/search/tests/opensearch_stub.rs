@@ -447,7 +447,8 @@ async fn elasticsearch_is_asked_for_privileges() {
         _ => (404, "{}".into()),
     })
     .await;
-    let config = serde_json::from_value(json!({"url": stub.url})).expect("valid");
+    let config = serde_json::from_value(json!({"url": stub.url, "api_key": "aWQ6a2V5"}));
+    let config = config.expect("valid");
     let findings = Elasticsearch::preflight(&config, "test", "search").await;
     let shown: Vec<_> = findings
         .iter()
@@ -472,6 +473,9 @@ async fn elasticsearch_is_asked_for_privileges() {
             .iter()
             .all(|finding| finding.verdict == Verdict::Pass || finding.remedy.is_some())
     );
+    for asked in stub.asked("/") {
+        assert_eq!(asked.authorization, "ApiKey aWQ6a2V5", "{}", asked.path);
+    }
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub enum Component {
     Kafka,
     /// OpenSearch. `LOCKSTEP_TEST_OPENSEARCH_URL` provides it.
     OpenSearch,
+    /// Elasticsearch. `LOCKSTEP_TEST_ELASTICSEARCH_URL` provides it.
+    Elasticsearch,
     /// The jars of Debezium's embedded engine, in `dir()/debezium/libs`.
     Debezium,
 }
@@ -59,6 +61,7 @@ impl Component {
             Self::RedisCluster => Some("LOCKSTEP_TEST_REDIS_CLUSTER_URLS".into()),
             Self::Kafka => Some("LOCKSTEP_TEST_KAFKA".into()),
             Self::OpenSearch => Some("LOCKSTEP_TEST_OPENSEARCH_URL".into()),
+            Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Debezium => None,
         }
     }
@@ -77,6 +80,7 @@ impl Component {
             Self::Redis | Self::RedisCluster => "redis",
             Self::Kafka => "kafka",
             Self::OpenSearch => "opensearch",
+            Self::Elasticsearch => "elasticsearch",
             Self::Debezium => "debezium",
         }
     }
@@ -86,7 +90,7 @@ impl Component {
         match self {
             Self::Postgres(major) => crate::postgres::bin_dir(major).is_some(),
             Self::Redis | Self::RedisCluster => on_path("redis-server"),
-            Self::Kafka | Self::OpenSearch | Self::Debezium => {
+            Self::Kafka | Self::OpenSearch | Self::Elasticsearch | Self::Debezium => {
                 dir().join(self.install_name()).join("VERSION").exists()
                     && crate::java::program().is_some()
             }
@@ -118,6 +122,7 @@ impl fmt::Display for Component {
             Self::RedisCluster => f.write_str("Redis Cluster"),
             Self::Kafka => f.write_str("Kafka"),
             Self::OpenSearch => f.write_str("OpenSearch"),
+            Self::Elasticsearch => f.write_str("Elasticsearch"),
             Self::Debezium => f.write_str("Debezium"),
         }
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_kit::component::POSTGRES_MAJORS;
 use lockstep_kit::kafka::{Kafka, KafkaOptions};
-use lockstep_kit::opensearch::{OpenSearch, OpenSearchOptions};
+use lockstep_kit::opensearch::{OpenSearch, OpenSearchOptions, Product};
 use lockstep_kit::postgres::{Postgres, PostgresOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
 use lockstep_kit::redis_cluster::RedisCluster;
@@ -19,6 +19,7 @@ pub(crate) fn all() -> Vec<Component> {
         Component::RedisCluster,
         Component::Kafka,
         Component::OpenSearch,
+        Component::Elasticsearch,
     ];
     postgres.chain(others).collect()
 }
@@ -44,13 +45,13 @@ pub(crate) struct Server {
     _handle: Option<Handle>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there are nine of them")]
+#[expect(clippy::large_enum_variant, reason = "there are ten of them")]
 enum Handle {
     Postgres { _server: Postgres },
     Redis { _server: Redis },
     RedisCluster { _server: RedisCluster },
     Kafka { _server: Kafka },
-    OpenSearch { _server: OpenSearch },
+    Search { _server: OpenSearch },
 }
 
 /// Starts all of them side by side; they come back in the order of `components`.
@@ -115,14 +116,8 @@ async fn start_one(component: Component) -> Result<Server, Error> {
                 Handle::Kafka { _server: server },
             )
         }
-        Component::OpenSearch => {
-            let server = OpenSearch::try_start(OpenSearchOptions::default()).await?;
-            (
-                server.version().await?,
-                server.url().into(),
-                Handle::OpenSearch { _server: server },
-            )
-        }
+        Component::OpenSearch => search(Product::OpenSearch).await?,
+        Component::Elasticsearch => search(Product::Elasticsearch).await?,
         Component::Debezium => unreachable!("not a server, and not among `all()`"),
     };
     Ok(Server {
@@ -132,6 +127,15 @@ async fn start_one(component: Component) -> Result<Server, Error> {
         start_up: Some(began.elapsed()),
         _handle: Some(handle),
     })
+}
+
+async fn search(product: Product) -> Result<(String, String, Handle), Error> {
+    let server = OpenSearch::try_start(OpenSearchOptions::of(product)).await?;
+    Ok((
+        server.version().await?,
+        server.url().into(),
+        Handle::Search { _server: server },
+    ))
 }
 
 /// A table for people.

@@ -1,4 +1,4 @@
-//! OpenSearch, one node.
+//! OpenSearch or Elasticsearch, one node: they are started and asked in the same way.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,16 +16,57 @@ use crate::{http, java};
 
 const START_DEADLINE: Duration = Duration::from_secs(180);
 
+/// Whose server it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Product {
+    /// The OpenSearch project's.
+    #[default]
+    OpenSearch,
+    /// Elastic's, without the modules of its distribution: no security, no scripts, no analyzers of languages.
+    Elasticsearch,
+}
+
+impl Product {
+    /// What a test [requires](crate::require!).
+    pub fn component(self) -> Component {
+        match self {
+            Self::OpenSearch => Component::OpenSearch,
+            Self::Elasticsearch => Component::Elasticsearch,
+        }
+    }
+
+    /// The class that starts a node.
+    fn main(self) -> &'static str {
+        match self {
+            Self::OpenSearch => "OpenSearchNode",
+            Self::Elasticsearch => "org.elasticsearch.plugins.ElasticsearchNode",
+        }
+    }
+}
+
 /// A test's own server.
 #[derive(Clone, Debug, Default)]
 pub struct OpenSearchOptions {
+    /// OpenSearch, unless it is said.
+    pub product: Product,
     /// Settings of the node, such as `("indices.breaker.total.limit", "10%")`.
     pub settings: Vec<(String, String)>,
+}
+
+impl OpenSearchOptions {
+    /// A node of `product` with its usual settings.
+    pub fn of(product: Product) -> Self {
+        Self {
+            product,
+            settings: Vec::new(),
+        }
+    }
 }
 
 /// A running server.
 #[derive(Debug)]
 pub struct OpenSearch {
+    product: Product,
     url: String,
     own: Option<Own>,
 }
@@ -39,19 +80,28 @@ struct Own {
 }
 
 impl OpenSearch {
-    /// The server that all tests of the process share, started at the first call. Isolate by index prefix.
+    /// The OpenSearch that all tests of the process share, started at the first call. Isolate by index prefix.
     ///
     /// # Panics
     /// When it is not installed or does not start.
     pub async fn shared() -> &'static Self {
-        static SHARED: OnceCell<OpenSearch> = OnceCell::const_new();
-        SHARED
-            .get_or_init(async || match Component::OpenSearch.provided() {
+        Self::shared_of(Product::OpenSearch).await
+    }
+
+    /// As [`OpenSearch::shared`].
+    ///
+    /// # Panics
+    /// When it is not installed or does not start.
+    pub async fn shared_of(product: Product) -> &'static Self {
+        static SHARED: [OnceCell<OpenSearch>; 2] = [const { OnceCell::const_new() }; 2];
+        SHARED[product as usize]
+            .get_or_init(async || match product.component().provided() {
                 Some(url) => Self {
+                    product,
                     url: url.trim_end_matches('/').into(),
                     own: None,
                 },
-                None => Self::start(OpenSearchOptions::default()).await,
+                None => Self::start(OpenSearchOptions::of(product)).await,
             })
             .await
     }
@@ -81,7 +131,8 @@ impl OpenSearch {
     }
 
     async fn start_once(options: &OpenSearchOptions) -> Result<Self, Error> {
-        let scratch = Scratch::new("opensearch")?;
+        let component = options.product.component();
+        let scratch = Scratch::new(component.install_name())?;
         let (port, transport) = (Port::reserve()?, Port::reserve()?);
         let mut settings = vec![
             format!("path.home={}", scratch.path().display()),
@@ -102,14 +153,15 @@ impl OpenSearch {
         );
         let settings: Vec<OsString> = settings.into_iter().map(Into::into).collect();
         let launch = java::launch(
-            Component::OpenSearch,
+            component,
             &scratch,
             // The optimizing compiler costs more than it gains in the life of a test.
             &["-XX:TieredStopAtLevel=1"],
-            "OpenSearchNode",
+            options.product.main(),
             &settings,
         )?;
         let server = Self {
+            product: options.product,
             url: format!("http://127.0.0.1:{}", port.number()),
             own: Some(Own {
                 process: Process::start(launch)?,
@@ -138,6 +190,11 @@ impl OpenSearch {
         self.own
             .as_ref()
             .unwrap_or_else(|| panic!("{} is a server that the kit did not start", self.url))
+    }
+
+    /// Whose server it is.
+    pub fn product(&self) -> Product {
+        self.product
     }
 
     /// `http://127.0.0.1:9200`

@@ -71,7 +71,13 @@ impl Machine {
 }
 
 fn provided_variables() -> Vec<String> {
-    let others = ["REDIS_URL", "REDIS_CLUSTER_URLS", "KAFKA", "OPENSEARCH_URL"];
+    let others = [
+        "REDIS_URL",
+        "REDIS_CLUSTER_URLS",
+        "KAFKA",
+        "OPENSEARCH_URL",
+        "ELASTICSEARCH_URL",
+    ];
     let others = others.map(|name| format!("LOCKSTEP_TEST_{name}"));
     let postgres = POSTGRES_MAJORS.map(|major| format!("LOCKSTEP_TEST_PG{major}_URL"));
     postgres.into_iter().chain(others).collect()
@@ -86,13 +92,16 @@ fn what_cannot_be_had_is_said_and_the_run_goes_on() {
     let machine = Machine::new();
     let mut install = machine.install();
     let output = install
-        .args(["--if-possible", "kafka", "opensearch"])
+        .args(["--if-possible", "kafka", "opensearch", "elasticsearch"])
         .output()
         .unwrap();
     let said = stderr(&output);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("no network"), "{said}");
-    assert!(said.contains("NOT INSTALLED: kafka opensearch"), "{said}");
+    assert!(
+        said.contains("NOT INSTALLED: kafka opensearch elasticsearch"),
+        "{said}"
+    );
     assert!(said.contains("will NOT RUN"), "{said}");
 }
 
@@ -120,7 +129,8 @@ fn it_is_an_error_where_every_test_must_run_and_for_who_asks_for_the_server() {
 fn what_a_variable_provides_is_not_installed() {
     let machine = Machine::new();
     let mut install = machine.install();
-    install.args(["--if-possible", "postgres", "redis", "kafka", "opensearch"]);
+    install.args(["--if-possible", "postgres", "redis"]);
+    install.args(["kafka", "opensearch", "elasticsearch"]);
     for name in provided_variables() {
         install.env(name, "provided");
     }
@@ -162,7 +172,13 @@ fn a_run_starts_what_there_is_and_names_the_tests_that_it_left_out() {
     let said = stderr(&output);
     assert!(output.status.success(), "{said}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "provided\n");
-    for missing in ["PostgreSQL 14", "PostgreSQL 18", "Kafka", "OpenSearch"] {
+    for missing in [
+        "PostgreSQL 14",
+        "PostgreSQL 18",
+        "Kafka",
+        "OpenSearch",
+        "Elasticsearch",
+    ] {
         assert!(
             said.contains(&format!("NOT INSTALLED: {missing}: ")),
             "{said}"

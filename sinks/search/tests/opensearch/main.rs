@@ -1,4 +1,23 @@
-//! Against a real OpenSearch.
+//! Against a real OpenSearch, and against a real Elasticsearch.
+
+/// Makes tests of functions that take a corner: one on each server.
+macro_rules! on_each_server {
+    ($($test:ident),+ $(,)?) => {
+        mod opensearch { $( on_server!(OpenSearch, $test); )+ }
+        mod elasticsearch { $( on_server!(Elasticsearch, $test); )+ }
+    };
+}
+
+macro_rules! on_server {
+    ($product:ident, $test:ident) => {
+        #[tokio::test]
+        async fn $test() {
+            let product = lockstep_kit::opensearch::Product::$product;
+            lockstep_kit::require!(product.component());
+            super::$test(crate::shared(product).await).await;
+        }
+    };
+}
 
 mod restart;
 mod setup;
@@ -10,10 +29,12 @@ mod versions;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lockstep_core::Result;
+use lockstep_core::check::Finding;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::sink::Sink;
-use lockstep_kit::opensearch::OpenSearch as Server;
-use lockstep_sink_search::opensearch::OpenSearch;
+use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
+use lockstep_kit::opensearch::{OpenSearch as Server, Product};
+use lockstep_sink_search::opensearch::{Config, Elasticsearch, OpenSearch};
 use serde_json::{Value, json};
 use support::*;
 
@@ -49,7 +70,37 @@ impl<'a> Corner<'a> {
     }
 
     async fn sink_with(&self, more: Value, tables: &[&Arc<TableSchema>]) -> Box<dyn Sink> {
-        open::<OpenSearch>(self.config(more), &source("shop"), tables).await
+        let sink = self.open(more, context(&source("shop"), tables)).await;
+        sink.expect("the sink opens")
+    }
+
+    fn section(&self, more: Value) -> Config {
+        serde_json::from_value(self.config(more)).expect("a valid section")
+    }
+
+    async fn open(&self, more: Value, context: SinkContext) -> Result<Box<dyn Sink>> {
+        let config = self.section(more);
+        match self.server.product() {
+            Product::OpenSearch => OpenSearch::open(&config, context).await,
+            Product::Elasticsearch => Elasticsearch::open(&config, context).await,
+        }
+    }
+
+    async fn inspect(&self, context: SinkContext) -> Box<dyn Inspect> {
+        let config = self.section(json!({}));
+        let inspect = match self.server.product() {
+            Product::OpenSearch => OpenSearch::inspect(&config, context).await,
+            Product::Elasticsearch => Elasticsearch::inspect(&config, context).await,
+        };
+        inspect.expect("opens").expect("can be read")
+    }
+
+    async fn preflight(&self, more: Value) -> Vec<Finding> {
+        let config = self.section(more);
+        match self.server.product() {
+            Product::OpenSearch => OpenSearch::preflight(&config, "test", "search").await,
+            Product::Elasticsearch => Elasticsearch::preflight(&config, "test", "search").await,
+        }
     }
 
     fn index(&self, table: &str) -> String {
@@ -82,8 +133,8 @@ impl<'a> Corner<'a> {
     }
 }
 
-async fn shared() -> Corner<'static> {
-    Corner::on(Server::shared().await)
+async fn shared(product: Product) -> Corner<'static> {
+    Corner::on(Server::shared_of(product).await)
 }
 
 fn orders() -> Arc<TableSchema> {

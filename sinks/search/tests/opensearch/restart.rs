@@ -6,27 +6,26 @@ use std::sync::Arc;
 use lockstep_conformance::history::{Random, Row, cut, history, model};
 use lockstep_core::ErrorKind;
 use lockstep_core::error::Policy;
-use lockstep_kit::Component;
-use lockstep_kit::opensearch::{OpenSearch as Server, OpenSearchOptions};
+use lockstep_kit::opensearch::{OpenSearch as Server, OpenSearchOptions, Product};
 use serde_json::json;
 
 use super::support::*;
-use super::{Corner, orders, row, shared};
+use super::{Corner, orders, row};
+
+on_each_server!(any_restart_ends_right);
 
 /// A history cut into batches anywhere, by a sink that is dropped again and again with requests under way, and then sees
 /// part of it once more.
-#[tokio::test]
-async fn any_restart_ends_right() {
-    lockstep_kit::require!(Component::OpenSearch);
+#[allow(clippy::print_stdout, reason = "a failure names its seed")]
+async fn any_restart_ends_right(corner: Corner<'static>) {
     // The last two once found rows that were in no document for a moment.
     for seed in [7, 66, 77] {
         println!("seed {seed}");
-        restart_until_done(Random(seed)).await;
+        restart_until_done(&Corner::on(corner.server), Random(seed)).await;
     }
 }
 
-async fn restart_until_done(mut random: Random) {
-    let corner = shared().await;
+async fn restart_until_done(corner: &Corner<'_>, mut random: Random) {
     let (source, orders) = (source("shop"), orders());
     let history = history(&mut random, 250);
     let more = json!({"bulk_documents": 4, "concurrency": 3});
@@ -77,8 +76,22 @@ async fn restart_until_done(mut random: Random) {
 
 #[tokio::test]
 async fn a_killed_server_loses_nothing() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let server = Server::start(OpenSearchOptions::default()).await;
+    killed_server_loses_nothing(Product::OpenSearch).await;
+}
+
+#[tokio::test]
+async fn nor_does_a_killed_elasticsearch() {
+    killed_server_loses_nothing(Product::Elasticsearch).await;
+}
+
+async fn killed_server_loses_nothing(product: Product) {
+    // It is killed: one that a variable provides is no help.
+    lockstep_kit::require_own!(product.component());
+    let mut options = OpenSearchOptions::of(product);
+    options
+        .settings
+        .push(("http.max_content_length".into(), "1mb".into()));
+    let server = Server::start(options).await;
     let corner = Corner::on(&server);
     let (source, orders) = (source("shop"), orders());
     let batches: Vec<_> = (1..=80_u64)
@@ -158,4 +171,20 @@ async fn a_killed_server_loses_nothing() {
         sink.resume(&source).await.expect("resume"),
         Some(position(800, 40))
     );
+    too_large_is_refused(&corner).await;
+}
+
+/// Before the server has read all of it: it answers in the middle of the request.
+async fn too_large_is_refused(corner: &Corner<'_>) {
+    let (source, orders) = (source("shop"), orders());
+    let mut sink = corner.sink(&[&orders]).await;
+    let large = "x".repeat(8 << 20);
+    let batch = Feed::new(&source)
+        .begin(900)
+        .insert(&orders, &row("900", &large))
+        .finish();
+    let error = put_err(&mut sink, batch).await;
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    let reasons: Vec<_> = error.refusals().iter().map(|one| one.reason).collect();
+    assert_eq!(reasons, ["too_large"], "{error}");
 }

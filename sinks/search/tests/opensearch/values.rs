@@ -6,18 +6,21 @@ use lockstep_core::ErrorKind;
 use lockstep_core::error::Policy;
 use lockstep_core::schema::TypeKind;
 use lockstep_core::sink::Held;
-use lockstep_core::sink::SinkFactory;
-use lockstep_kit::Component;
-use lockstep_sink_search::opensearch::OpenSearch;
 use serde_json::json;
 
 use super::support::*;
-use super::{orders, row, shared};
+use super::{Corner, orders, row};
 
-#[tokio::test]
-async fn unchanged_values_stay() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+on_each_server!(
+    unchanged_values_stay,
+    a_value_that_nobody_has_is_an_error,
+    a_refused_row_is_named_and_the_others_are_written,
+    columns_that_appear_are_added,
+    every_type_is_taken,
+    comparison_and_count_see_what_is_there,
+);
+
+async fn unchanged_values_stay(corner: Corner<'static>) {
     let source = source("shop");
     let docs = table(
         "shop",
@@ -93,10 +96,7 @@ async fn unchanged_values_stay() {
     check().await;
 }
 
-#[tokio::test]
-async fn a_value_that_nobody_has_is_an_error() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+async fn a_value_that_nobody_has_is_an_error(corner: Corner<'static>) {
     let (source, orders) = (source("shop"), orders());
     let kept = Feed::new(&source)
         .begin(20)
@@ -127,10 +127,7 @@ async fn a_value_that_nobody_has_is_an_error() {
     assert!(corner.all("orders").await.is_empty());
 }
 
-#[tokio::test]
-async fn a_refused_row_is_named_and_the_others_are_written() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+async fn a_refused_row_is_named_and_the_others_are_written(corner: Corner<'static>) {
     let (source, orders) = (source("shop"), orders());
     let index = corner.index("orders");
     let mapping = json!({"mappings": {"properties": {"status": {"type": "long"}}}});
@@ -173,10 +170,7 @@ async fn a_refused_row_is_named_and_the_others_are_written() {
     );
 }
 
-#[tokio::test]
-async fn columns_that_appear_are_added() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+async fn columns_that_appear_are_added(corner: Corner<'static>) {
     let source = source("shop");
     let old = orders();
     let new = table(
@@ -220,10 +214,7 @@ async fn columns_that_appear_are_added() {
     assert_eq!(found["count"], 1);
 }
 
-#[tokio::test]
-async fn every_type_is_taken() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+async fn every_type_is_taken(corner: Corner<'static>) {
     let source = source("shop");
     let array = |name: &str, element, oid| {
         let mut ty = base(name, oid);
@@ -325,11 +316,7 @@ async fn every_type_is_taken() {
     let delivered = put_ok(&mut sink, Arc::clone(&batch)).await;
     assert_eq!(delivered.written, 3);
     // Everything can be read back as it was written, digits and all.
-    let config = serde_json::from_value(corner.config(json!({}))).expect("valid");
-    let mut inspect = OpenSearch::inspect(&config, context(&source, &[]))
-        .await
-        .expect("opens")
-        .expect("can be read");
+    let mut inspect = corner.inspect(context(&source, &[])).await;
     assert_eq!(
         inspect.compare(&batch).await.expect("compared"),
         [Held::Same, Held::Same, Held::Same]
@@ -359,16 +346,9 @@ async fn every_type_is_taken() {
     }
 }
 
-#[tokio::test]
-async fn comparison_and_count_see_what_is_there() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+async fn comparison_and_count_see_what_is_there(corner: Corner<'static>) {
     let (source, orders) = (source("shop"), orders());
-    let config = serde_json::from_value(corner.config(json!({}))).expect("valid");
-    let mut inspect = OpenSearch::inspect(&config, context(&source, &[]))
-        .await
-        .expect("opens")
-        .expect("can be read");
+    let mut inspect = corner.inspect(context(&source, &[])).await;
     assert_eq!(
         inspect.count(&orders).await.expect("counted"),
         0,
@@ -425,9 +405,7 @@ async fn comparison_and_count_see_what_is_there() {
         origin: lockstep_core::schema::TableId::new("public", "orders_2025"),
         ..(*orders).clone()
     });
-    let config = serde_json::from_value(corner.config(json!({}))).expect("valid");
     let shared = context(&source, &[&orders, &beside]);
-    let inspect = OpenSearch::inspect(&config, shared).await.expect("opens");
-    let listing = inspect.expect("can be read").list(&orders).await;
+    let listing = corner.inspect(shared).await.list(&orders).await;
     assert!(listing.expect("asked").is_none());
 }

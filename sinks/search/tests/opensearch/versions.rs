@@ -4,16 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep_core::position::SourceInfo;
-use lockstep_kit::Component;
 use serde_json::json;
 
 use super::support::*;
-use super::{orders, row, shared};
+use super::{Corner, orders, row};
 
-#[tokio::test]
-async fn rows_come_change_move_and_go() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+on_each_server!(
+    rows_come_change_move_and_go,
+    older_writes_and_late_replays_are_refused,
+    a_new_server_with_lower_positions_is_not_stale,
+    a_truncate_takes_what_is_older_only,
+    small_bulks_side_by_side_keep_the_order_of_a_key,
+);
+
+async fn rows_come_change_move_and_go(corner: Corner<'static>) {
     let (source, orders) = (source("shop"), orders());
     let mut sink = corner.sink(&[&orders]).await;
     assert_eq!(sink.resume(&source).await.expect("resume"), None);
@@ -48,10 +52,7 @@ async fn rows_come_change_move_and_go() {
     );
 }
 
-#[tokio::test]
-async fn older_writes_and_late_replays_are_refused() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+async fn older_writes_and_late_replays_are_refused(corner: Corner<'static>) {
     let (source, orders) = (source("shop"), orders());
     let mut sink = corner.sink(&[&orders]).await;
     let first = Feed::new(&source)
@@ -87,10 +88,7 @@ async fn older_writes_and_late_replays_are_refused() {
 }
 
 /// After a restore or an upgrade the server counts its log anew.
-#[tokio::test]
-async fn a_new_server_with_lower_positions_is_not_stale() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+async fn a_new_server_with_lower_positions_is_not_stale(corner: Corner<'static>) {
     let (source, orders) = (source("shop"), orders());
     let mut sink = corner.sink(&[&orders]).await;
     let old = Feed::new(&source)
@@ -122,10 +120,7 @@ async fn a_new_server_with_lower_positions_is_not_stale() {
     assert_eq!(rows["1"].1["status"], "new");
 }
 
-#[tokio::test]
-async fn a_truncate_takes_what_is_older_only() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+async fn a_truncate_takes_what_is_older_only(corner: Corner<'static>) {
     let (source, orders) = (source("shop"), orders());
     let mut sink = corner.sink(&[&orders]).await;
     let mut feed = Feed::new(&source);
@@ -160,10 +155,7 @@ async fn a_truncate_takes_what_is_older_only() {
     assert_eq!(rows.keys().collect::<Vec<_>>(), ["7", "8"]);
 }
 
-#[tokio::test]
-async fn small_bulks_side_by_side_keep_the_order_of_a_key() {
-    lockstep_kit::require!(Component::OpenSearch);
-    let corner = shared().await;
+async fn small_bulks_side_by_side_keep_the_order_of_a_key(corner: Corner<'static>) {
     let (source, orders) = (source("shop"), orders());
     let more = json!({"bulk_documents": 3, "concurrency": 4});
     let mut sink = corner.sink_with(more, &[&orders]).await;
