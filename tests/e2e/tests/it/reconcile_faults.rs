@@ -114,7 +114,7 @@ impl Shop {
             "cache" => format!("{name}:stock:{id}"),
             "hashes" => format!("{name}:h:stock:{id}"),
             "search" => format!("{name}-stock/{id}"),
-            "index" => format!("stock/{id}"),
+            INDEX => format!("shop.public.stock/{id}"),
             _ => format!("{name}.stock {{\"id\":{id}}}"),
         }
     }
