@@ -9,6 +9,9 @@ use std::sync::Arc;
 use lockstep_core::Result;
 use lockstep_core::batch::{Batch, Change, Phase};
 
+/// Batches that may wait for a sink: as many as can be written together, if each has a change or two. They hold their share of
+/// the memory budget while they do.
+pub(crate) const MOST_WAITING: usize = 4_000;
 /// Changes that are written together, about.
 const MOST_CHANGES: usize = 4_000;
 /// Bytes that are copied to do so. Larger batches gain nothing by it, and would cost memory.

@@ -20,9 +20,7 @@ use super::inspect::Inspector;
 use super::preflight::preflight;
 use super::progress::{Progress, Store};
 use super::writer::{Command, Fault, Writer};
-
-/// Batches that may wait. They hold their share of the memory budget; this only keeps the queue short.
-const INBOX: usize = 64;
+use crate::together;
 
 /// `type = "opensearch"`.
 #[derive(Debug)]
@@ -124,7 +122,7 @@ impl SearchSink {
         for table in &context.tables {
             indexes.target(table).await?;
         }
-        let (sender, inbox) = mpsc::channel(INBOX);
+        let (sender, inbox) = mpsc::channel(together::MOST_WAITING);
         let fault = Fault::default();
         let progress = Progress::new(store.clone());
         let writer = Writer::new(client, config, inbox, indexes, progress, Arc::clone(&fault));

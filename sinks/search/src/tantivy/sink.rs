@@ -18,9 +18,7 @@ use super::engine::{Engine, committed};
 use super::inspect::Inspector;
 use super::progress::Progress;
 use super::worker::{Command, Fault, Worker};
-
-/// Batches that may wait. They hold their share of the memory budget; this only keeps the queue short.
-const INBOX: usize = 64;
+use crate::together;
 
 /// `type = "tantivy"`.
 #[derive(Debug)]
@@ -112,7 +110,7 @@ impl EmbeddedSink {
     async fn open(config: &Config) -> Result<Self> {
         config.validate()?;
         let config = config.clone();
-        let (sender, inbox) = mpsc::channel(INBOX);
+        let (sender, inbox) = mpsc::channel(together::MOST_WAITING);
         let fault = Fault::default();
         let (opened, engine_opened) = oneshot::channel();
         let failed = |error: std::io::Error| {
