@@ -68,3 +68,72 @@ impl Together {
         Ok(joined.map_or_else(|| self.batches.remove(0), Arc::new))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lockstep_conformance::feed::{Feed, INT4, TEXT, V, source, table};
+    use lockstep_core::schema::TableSchema;
+
+    use super::*;
+
+    fn notes() -> Arc<TableSchema> {
+        table(
+            "shop",
+            "notes",
+            1,
+            &[("id", "int4", INT4), ("note", "text", TEXT)],
+        )
+    }
+
+    fn written(commit: u64, text: &str) -> Arc<Batch> {
+        Feed::new(&source("shop"))
+            .begin(commit)
+            .insert(&notes(), &["1".into(), V::Text(text)])
+            .finish()
+    }
+
+    #[test]
+    fn changes_of_one_stream_are_one_batch_in_its_order() {
+        let mut together = Together::new(written(10, "a"));
+        for (commit, text) in [(20, "b"), (30, "c")] {
+            let next = written(commit, text);
+            assert!(together.takes(&next));
+            together.push(next);
+        }
+        let joined = together.join().expect("one batch");
+        let changes = joined.changes().iter();
+        let told: Vec<_> = changes
+            .map(|change| {
+                let row = joined.new_row(change).expect("a row");
+                let text = row.get(&joined.schema(change).columns[1]).text();
+                (joined.position(change), text.expect("a text").to_vec())
+            })
+            .collect();
+        let expected = [(10, "a"), (20, "b"), (30, "c")].map(|(commit, text)| {
+            let batch = written(commit, text);
+            (
+                batch.position(&batch.changes()[0]),
+                text.as_bytes().to_vec(),
+            )
+        });
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn copies_other_sources_and_what_is_too_much_stay_apart() {
+        let copied = Feed::snapshot(&source("shop"), 5)
+            .read(&notes(), &["1".into(), "a".into()])
+            .finish();
+        let others = Feed::new(&source("other"))
+            .begin(20)
+            .insert(&notes(), &["1".into(), "b".into()])
+            .finish();
+        let together = Together::new(written(10, "a"));
+        assert!(!together.takes(&copied) && !together.takes(&others));
+        assert!(!Together::new(Arc::clone(&copied)).takes(&copied));
+        assert!(!together.takes(&written(20, &"x".repeat(MOST_BYTES))));
+        let mut many = Together::new(written(10, "a"));
+        many.changes = MOST_CHANGES;
+        assert!(!many.takes(&written(20, "b")));
+    }
+}

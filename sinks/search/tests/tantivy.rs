@@ -184,6 +184,20 @@ async fn replayed_changes_are_skipped_and_older_copies_refused() {
 }
 
 #[tokio::test]
+async fn hot_rows_that_wait_are_written_together() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let source = source("shop");
+    let mut sink = sink(dir.path()).await;
+    let hot = write_hot_rows(&mut sink, &source).await;
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let rows: BTreeMap<_, _> = all(dir.path())
+        .into_iter()
+        .map(|(id, row)| (id, (text(&row["status"]), text(&row["body"]))))
+        .collect();
+    assert_eq!(rows, hot.rows);
+}
+
+#[tokio::test]
 async fn unchanged_values_stay() {
     let dir = tempfile::tempdir().expect("a folder");
     let (source, orders) = (source("shop"), orders());

@@ -1,24 +1,39 @@
 //! Values: unchanged ones, ones nobody has, ones the index refuses, of every type; and what is read back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep_core::ErrorKind;
 use lockstep_core::error::Policy;
 use lockstep_core::schema::TypeKind;
 use lockstep_core::sink::Held;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::support::*;
 use super::{Corner, orders, row};
 
 on_each_server!(
     unchanged_values_stay,
+    hot_rows_that_wait_are_written_together,
     a_value_that_nobody_has_is_an_error,
     a_refused_row_is_named_and_the_others_are_written,
     columns_that_appear_are_added,
     every_type_is_taken,
     comparison_and_count_see_what_is_there,
 );
+
+async fn hot_rows_that_wait_are_written_together(corner: Corner<'static>) {
+    let source = source("shop");
+    let mut sink = corner.sink(&[&docs()]).await;
+    let hot = write_hot_rows(&mut sink, &source).await;
+    let rows = corner.all("docs").await;
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let rows: BTreeMap<_, _> = rows
+        .into_iter()
+        .map(|(id, (_, row))| (id, (text(&row["status"]), text(&row["body"]))))
+        .collect();
+    assert_eq!(rows, hot.rows);
+}
 
 async fn unchanged_values_stay(corner: Corner<'static>) {
     let source = source("shop");
