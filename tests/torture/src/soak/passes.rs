@@ -37,12 +37,11 @@ fn number(value: &Value, field: &str) -> u64 {
 }
 
 impl Passes {
-    /// Forgets all comparisons that have ended until now, of an answer to `GET /api/reconcile`.
+    /// Of those only that have not begun yet, by an answer to `GET /api/reconcile`: what is under way began while the first copy was.
     pub fn behind(answer: &Value) -> Self {
-        let mut before = Self::default();
-        before.take(answer);
+        let runs = answer.as_array().map(Vec::as_slice).unwrap_or_default();
         Self {
-            last: before.last,
+            last: runs.iter().map(|run| number(run, "id")).max(),
             ..Self::default()
         }
     }
@@ -164,6 +163,15 @@ mod tests {
         passes.take(&json!([run(3, 1, true)]));
         assert_eq!(passes.differing(), 1);
         assert!(!passes.are_clean());
+    }
+
+    #[test]
+    fn what_began_before_does_not_count() {
+        let mut passes = Passes::behind(&json!([run(1, 0, true), {"id": 2, "done": false}]));
+        passes.take(&json!([run(1, 0, true), run(2, 1, false)]));
+        assert_eq!((passes.ended, passes.differing()), (0, 0));
+        passes.take(&json!([run(3, 0, true)]));
+        assert!(passes.are_clean());
     }
 
     #[test]
