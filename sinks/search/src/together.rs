@@ -54,9 +54,9 @@ impl Together {
     ///
     /// # Errors
     /// See [`Batch::join`].
-    pub(crate) fn join(mut self) -> Result<Arc<Batch>> {
-        if self.batches.len() == 1 {
-            return Ok(self.batches.remove(0));
+    pub(crate) fn join(&self) -> Result<Arc<Batch>> {
+        if let [only] = self.batches.as_slice() {
+            return Ok(Arc::clone(only));
         }
         let picked: Vec<(usize, Change)> = self
             .batches
@@ -65,7 +65,7 @@ impl Together {
             .flat_map(|(part, batch)| batch.changes().iter().map(move |change| (part, *change)))
             .collect();
         let joined = Batch::join(&self.batches, &picked)?;
-        Ok(joined.map_or_else(|| self.batches.remove(0), Arc::new))
+        Ok(joined.map_or_else(|| Arc::clone(&self.batches[0]), Arc::new))
     }
 }
 

@@ -284,6 +284,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether a batch needs documents that the reader does not see before the next commit.
+    ///
+    /// # Errors
+    /// As for [`Engine::apply`].
+    pub(super) fn needs_commit(&mut self, batch: &Batch) -> Result<bool> {
+        let reached = self.progress.get(&batch.source);
+        let rest = beyond(batch, reached, &mut Delivered::default());
+        let batch = rest.as_ref().unwrap_or(batch);
+        let parts = fold(batch)?;
+        self.needs_hidden(batch, parts.iter().flat_map(Part::writes))
+    }
+
     /// Commits first when a batch needs documents that the reader does not see yet: at this point, and not in the middle of a
     /// batch, the index is the state at its position.
     fn settle<'w>(
@@ -291,6 +303,17 @@ impl Engine {
         batch: &Batch,
         writes: impl Iterator<Item = &'w Write<'w>>,
     ) -> Result<()> {
+        match self.needs_hidden(batch, writes)? {
+            true => self.commit(),
+            false => Ok(()),
+        }
+    }
+
+    fn needs_hidden<'w>(
+        &mut self,
+        batch: &Batch,
+        writes: impl Iterator<Item = &'w Write<'w>>,
+    ) -> Result<bool> {
         for write in writes {
             let Write::Upsert {
                 missing_from: Some(from),
@@ -304,10 +327,10 @@ impl Engine {
             let about = |error: Error| error.about(&batch.source, &schema.id, write.position());
             let key = self.layout.key(&table, from).map_err(about)?;
             if self.is_hidden(&key) {
-                return self.commit();
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Whether the reader may not see the document of a key as it is.

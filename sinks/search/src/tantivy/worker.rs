@@ -99,7 +99,7 @@ impl Worker {
     async fn work(&mut self) -> Result<()> {
         loop {
             match self.next().await {
-                Next::Command(Command::Write(batch, receipt)) => self.take(batch, receipt)?,
+                Next::Command(Command::Write(batch, receipt)) => self.take(batch, receipt).await?,
                 Next::Command(Command::Flush(done)) => {
                     self.commit()?;
                     // The one who asked may be gone.
@@ -151,47 +151,76 @@ impl Worker {
     }
 
     /// Applies a batch, with those that wait behind it.
-    fn take(&mut self, batch: Arc<Batch>, receipt: Receipt) -> Result<()> {
+    async fn take(&mut self, batch: Arc<Batch>, receipt: Receipt) -> Result<()> {
+        let taken = Instant::now();
         if self.waiting.is_empty() {
-            self.since = Instant::now();
+            self.since = taken;
         }
-        let first = self.waiting.len();
+        let mut first = self.waiting.len();
         self.waiting.push((receipt, Delivered::default()));
         let mut together = Together::new(batch);
-        while let Ok(command) = self.waiting_command() {
-            match command {
-                Command::Write(batch, receipt) if together.takes(&batch) => {
-                    self.waiting.push((receipt, Delivered::default()));
-                    together.push(batch);
-                }
-                other => {
-                    self.next = Some(other);
-                    break;
-                }
-            }
+        while self.next.is_none()
+            && let Ok(command) = self.inbox.try_recv()
+        {
+            self.gather(command, &mut together);
         }
-        let delivered = self.engine.apply(&*together.join()?)?;
+        let mut batch = together.join()?;
+        if first > 0 && self.engine.needs_commit(&batch)? {
+            self.gather_in_pause(&mut together).await;
+            batch = together.join()?;
+            self.commit_first(first)?;
+            first = 0;
+            self.since = taken;
+        }
+        let delivered = self.engine.apply(&batch)?;
         self.waiting[first].1 = delivered;
         // Nothing to write, and nothing before it that waits: a batch that only moves the position, or a replay.
         if first == 0 && delivered.written == 0 {
-            self.answer();
+            self.answer(self.waiting.len());
         }
         Ok(())
+    }
+
+    /// Puts a batch with those that are to be written together; anything else comes next.
+    fn gather(&mut self, command: Command, together: &mut Together) {
+        match command {
+            Command::Write(batch, receipt) if together.takes(&batch) => {
+                self.waiting.push((receipt, Delivered::default()));
+                together.push(batch);
+            }
+            other => self.next = Some(other),
+        }
+    }
+
+    /// A commit that is needed to go on keeps to its share of the time as others do: what comes until then goes along.
+    async fn gather_in_pause(&mut self, together: &mut Together) {
+        let deadline = self.pause_until.min(self.since + self.interval);
+        while self.next.is_none()
+            && let Ok(Some(command)) =
+                tokio::time::timeout_at(deadline.into(), self.inbox.recv()).await
+        {
+            self.gather(command, together);
+        }
     }
 
     fn commit(&mut self) -> Result<()> {
-        if self.waiting.is_empty() {
-            return Ok(());
+        match self.waiting.len() {
+            0 => Ok(()),
+            all => self.commit_first(all),
         }
+    }
+
+    /// Commits when only so many of those that wait have been applied.
+    fn commit_first(&mut self, count: usize) -> Result<()> {
         let began = Instant::now();
         self.engine.commit()?;
         self.pause_until = Instant::now() + began.elapsed() * PAUSE;
-        self.answer();
+        self.answer(count);
         Ok(())
     }
 
-    fn answer(&mut self) {
-        for (receipt, delivered) in self.waiting.drain(..) {
+    fn answer(&mut self, count: usize) {
+        for (receipt, delivered) in self.waiting.drain(..count) {
             receipt.resolve(Ok(delivered));
         }
     }
