@@ -1,22 +1,23 @@
 //! One pass over one table.
 
+mod extras;
+mod mending;
+mod proving;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use lockstep_core::Result;
 use lockstep_core::error::Policy;
-use lockstep_core::position::Lsn;
-use lockstep_core::sink::{Held, HeldVersion};
-use lockstep_core::source::{CheckRows, Checked};
-use lockstep_core::{Error, Result};
+use lockstep_core::source::CheckRows;
 use tokio::time::Instant;
 
-use crate::audit::{Audit, Entry, Stage};
+use crate::audit::Audit;
 use crate::bookmark::Bookmark;
 use crate::report::{Difference, Drift, SinkReport, State, TableReport};
-use crate::row::differing;
 use crate::seen::Seen;
 use crate::{Compared, Ends, Outcome, Sent, Verdict};
 
@@ -290,69 +291,6 @@ impl Pass {
         Ok((compared, following))
     }
 
-    /// Takes in what the one before had mended beyond its bookmark, and finds out what became of what it was about to mend.
-    /// What differs still is found again.
-    async fn catch_up(&self, ends: &dyn Ends, audited: u64) -> Result<()> {
-        let Some(audit) = &self.audit else {
-            return Ok(());
-        };
-        let (source, table) = {
-            let report = &self.lock().report;
-            (report.source.clone(), report.table.clone())
-        };
-        let mut entries = audit.behind(audited).await?;
-        entries.retain(|entry| entry.source == source && entry.table == table);
-        let mut open: BTreeMap<(String, Key), Drift> = BTreeMap::new();
-        for entry in entries {
-            let place = (entry.sink.clone(), entry.drift.key.clone());
-            match entry.stage {
-                Stage::Planned => drop(open.insert(place, entry.drift)),
-                Stage::Left => drop(open.remove(&place)),
-                Stage::Mended => {
-                    open.remove(&place);
-                    self.of(&entry.sink, |sink| sink.take_mended(entry.drift));
-                }
-            }
-        }
-        let mut by_sink = BTreeMap::<String, Vec<Drift>>::new();
-        for ((sink, _), drift) in open {
-            by_sink.entry(sink).or_default().push(drift);
-        }
-        for (sink, drift) in by_sink {
-            let sink: Arc<str> = sink.into();
-            if !ends.sinks().contains(&sink) {
-                continue;
-            }
-            for part in drift.chunks(AT_ONCE) {
-                self.settle(ends, audit.as_ref(), &sink, part).await?;
-            }
-        }
-        self.keep(|_| {}).await
-    }
-
-    /// Looks which rows of those that were about to be mended have been.
-    async fn settle(
-        &self,
-        ends: &dyn Ends,
-        audit: &dyn Audit,
-        sink: &Arc<str>,
-        part: &[Drift],
-    ) -> Result<()> {
-        let keys: Vec<Key> = part.iter().map(|drift| drift.key.clone()).collect();
-        let only = std::slice::from_ref(sink);
-        let compared = self.ask(ends, CheckRows::Keys(keys), only).await?;
-        let equal = equal_in(&compared);
-        let is_mended = |drift: &&Drift| equal.contains(&drift.key);
-        let mended: Vec<Drift> = part.iter().filter(is_mended).cloned().collect();
-        audit
-            .record(self.entries(sink, &mended, Stage::Mended))
-            .await?;
-        self.of(sink, |sink| {
-            mended.into_iter().for_each(|drift| sink.take_mended(drift));
-        });
-        Ok(())
-    }
-
     /// Sends rows to be compared, and tells which sinks have not compared them.
     async fn ask(&self, ends: &dyn Ends, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Compared> {
         let compared = patiently(|| ends.check(rows.clone(), sinks)).await?;
@@ -401,286 +339,6 @@ impl Pass {
         suspects_of(compared)
     }
 
-    /// Looks once more at rows that differ, and at rows that changed while they were read: what differs then, at another
-    /// place of the stream and by another snapshot, is reported.
-    async fn verify(
-        &self,
-        ends: &dyn Ends,
-        mut suspects: Suspects,
-        mut unsteady: Vec<Key>,
-        purpose: Purpose,
-        sinks: &[Arc<str>],
-    ) -> Result<()> {
-        // Of rows that were not steady nothing is known yet: a difference is found first, and proven then.
-        let mut pause = PAUSE;
-        let mut proven = Found::new();
-        for _ in 0..ROUNDS {
-            let wanted: BTreeSet<Key> = suspects
-                .values()
-                .flatten()
-                .chain(&unsteady)
-                .cloned()
-                .collect();
-            if wanted.is_empty() {
-                return self.mend(ends, proven).await;
-            }
-            let wanted: Vec<Key> = wanted.into_iter().collect();
-            // Where nothing is known of some rows, all have to say.
-            let suspected: Vec<Arc<str>> = suspects.keys().cloned().collect();
-            let asked = match unsteady.is_empty() {
-                true => &suspected[..],
-                false => sinks,
-            };
-            let (mut next, mut again) = (Suspects::new(), Vec::new());
-            for keys in wanted.chunks(AT_ONCE) {
-                let compared = self
-                    .ask(ends, CheckRows::Keys(keys.to_vec()), asked)
-                    .await?;
-                again.extend(compared.checked.unsteady.iter().cloned());
-                if purpose == Purpose::Rows {
-                    self.see(&compared);
-                    self.count_first(&compared, &unsteady);
-                }
-                for (sink, key, verdict) in found(&compared) {
-                    let known = suspects.get(sink).is_some_and(|keys| keys.contains(key));
-                    if !known {
-                        let suspects = next.entry(Arc::clone(sink)).or_default();
-                        suspects.insert(key.clone());
-                    } else if let Some(drift) = self.prove(sink, key, verdict, &compared.checked) {
-                        proven.entry(Arc::clone(sink)).or_default().push(drift);
-                    }
-                }
-            }
-            // A suspect that was not steady this time is one still.
-            let unsure: HashSet<&Key> = again.iter().collect();
-            for (sink, keys) in &suspects {
-                let left = keys.iter().filter(|key| unsure.contains(key)).cloned();
-                next.entry(Arc::clone(sink)).or_default().extend(left);
-            }
-            next.retain(|_, keys| !keys.is_empty());
-            (suspects, unsteady) = (next, again);
-            if !(suspects.is_empty() && unsteady.is_empty()) {
-                tokio::time::sleep(pause).await;
-                pause *= 2;
-            }
-        }
-        let left: BTreeSet<&Key> = suspects.values().flatten().chain(&unsteady).collect();
-        self.lock().report.undecided += left.len() as u64;
-        self.mend(ends, proven).await
-    }
-
-    /// Mends what has been proven to differ, if it is to be.
-    async fn mend(&self, ends: &dyn Ends, proven: Found) -> Result<()> {
-        let Some(audit) = &self.audit else {
-            return Ok(());
-        };
-        for (sink, drift) in proven {
-            let mut left = drift;
-            for _ in 0..TRIES {
-                let mut still = Vec::new();
-                for part in left.chunks(AT_ONCE) {
-                    still.extend(self.mend_part(ends, audit.as_ref(), &sink, part).await?);
-                }
-                left = still;
-                if left.is_empty() {
-                    break;
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-            if !left.is_empty() {
-                audit
-                    .record(self.entries(&sink, &left, Stage::Left))
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives what differs still, or changed meanwhile.
-    async fn mend_part(
-        &self,
-        ends: &dyn Ends,
-        audit: &dyn Audit,
-        sink: &Arc<str>,
-        part: &[Drift],
-    ) -> Result<Vec<Drift>> {
-        // Before: what is not on record is not done.
-        audit
-            .record(self.entries(sink, part, Stage::Planned))
-            .await?;
-        let keys: Vec<Key> = part.iter().map(|drift| drift.key.clone()).collect();
-        let compared = patiently(|| ends.repair(keys.clone(), sink)).await?;
-        self.failures(&compared);
-        let equal = equal_in(&compared);
-        let is_mended = |drift: &&Drift| equal.contains(&drift.key);
-        let (mended, left): (Vec<&Drift>, Vec<&Drift>) = part.iter().partition(is_mended);
-        let mended: Vec<Drift> = mended.into_iter().cloned().collect();
-        audit
-            .record(self.entries(sink, &mended, Stage::Mended))
-            .await?;
-        let keys: HashSet<&Key> = mended.iter().map(|drift| &drift.key).collect();
-        self.of(sink, |sink| {
-            sink.repaired += mended.len() as u64;
-            let drift = sink.drift.iter_mut();
-            drift
-                .filter(|drift| keys.contains(&drift.key))
-                .for_each(|drift| drift.repaired = true);
-        });
-        Ok(left.into_iter().cloned().collect())
-    }
-
-    fn entries(&self, sink: &str, drift: &[Drift], stage: Stage) -> Vec<Entry> {
-        let report = &self.lock().report;
-        let entry = |drift: &Drift| Entry {
-            at_micros: now_micros(),
-            source: report.source.clone(),
-            table: report.table.clone(),
-            sink: sink.to_owned(),
-            stage,
-            drift: drift.clone(),
-        };
-        drift.iter().map(entry).collect()
-    }
-
-    /// Rows that were not steady before are compared for the first time now.
-    fn count_first(&self, compared: &Compared, unsteady: &[Key]) {
-        let waited: HashSet<&Key> = unsteady.iter().collect();
-        let first = compared
-            .checked
-            .keys
-            .iter()
-            .filter(|key| waited.contains(key))
-            .count() as u64;
-        let report = &mut self.lock().report;
-        report.rows += first;
-        for answer in &compared.answers {
-            if let Outcome::Compared { .. } = &answer.outcome {
-                let sink = report.sinks.entry(answer.sink.to_string()).or_default();
-                sink.compared += first;
-            }
-        }
-    }
-
-    /// A difference that has been seen twice; gives it when it is told for the first time.
-    fn prove(&self, sink: &str, key: &Key, verdict: &Verdict, checked: &Checked) -> Option<Drift> {
-        if !self.is_new(&(sink, key)) {
-            return None;
-        }
-        let progress = &mut *self.lock();
-        let sinks = &mut progress.report.sinks;
-        let sink = sinks.entry(sink.to_owned()).or_default();
-        if verdict.aside {
-            sink.aside += 1;
-            return None;
-        }
-        let (held_as, difference) = match verdict.held.clone() {
-            Held::Same => return None,
-            // There is nothing to compare, and no letter that tells of it.
-            Held::Refused { .. } => {
-                progress.report.undecided += 1;
-                return None;
-            }
-            Held::Missing { key } => (key, Difference::Missing),
-            Held::Extra { key, actual } => (key, Difference::Extra { actual }),
-            Held::Different {
-                key,
-                expected,
-                actual,
-                version,
-            } => {
-                let columns = differing(&expected, &actual);
-                let changed_after = changed_after(checked, verdict.ordinal);
-                let difference = match is_stale(version, changed_after) {
-                    false => Difference::Different {
-                        columns,
-                        expected,
-                        actual,
-                    },
-                    true => Difference::Stale {
-                        columns,
-                        expected,
-                        actual,
-                        held: place_of(version).map(|held| held.to_string()),
-                        changed_after: changed_after.map(|after| after.to_string()),
-                    },
-                };
-                (key, difference)
-            }
-        };
-        let drift = Drift {
-            key: key.clone(),
-            held_as,
-            fence: Some(checked.fence.to_string()),
-            difference,
-            repaired: false,
-        };
-        sink.take(drift.clone());
-        Some(drift)
-    }
-
-    /// Looks for rows that a sink holds and should not.
-    async fn extras(&self, ends: &dyn Ends, name: &Arc<str>) -> Result<()> {
-        let listings = ends.list(name).await;
-        let mut listed = false;
-        for mut listing in self.given(name, listings).unwrap_or_default() {
-            let mut unknown: Vec<Key> = Vec::new();
-            while let Some(page) = self.given(name, listing.next().await).flatten() {
-                self.foreign(name, page.foreign);
-                unknown.extend({
-                    let seen = &mut self.lock().seen;
-                    let keys = page.keys.into_iter();
-                    keys.filter(|key| !seen.has(key)).collect::<Vec<Key>>()
-                });
-                while unknown.len() >= AT_ONCE {
-                    let rest = unknown.split_off(AT_ONCE);
-                    self.unless_there(ends, name, unknown).await?;
-                    unknown = rest;
-                }
-            }
-            self.unless_there(ends, name, unknown).await?;
-            listed = true;
-        }
-        self.of(name, |sink| sink.listed = listed && sink.problem.is_none());
-        Ok(())
-    }
-
-    /// What a sink has given; what it says instead is told.
-    fn given<T>(&self, sink: &str, given: Result<T>) -> Option<T> {
-        let failed = |error: Error| self.of(sink, |sink| sink.problem = Some(error.to_string()));
-        given.map_err(failed).ok()
-    }
-
-    /// Tells keys that no row can have.
-    fn foreign(&self, name: &Arc<str>, keys: Vec<String>) {
-        for held_as in keys {
-            if !self.is_new(&(name, &held_as)) {
-                continue;
-            }
-            let actual = String::new();
-            let drift = Drift {
-                key: Vec::new(),
-                held_as,
-                fence: None,
-                difference: Difference::Extra { actual },
-                repaired: false,
-            };
-            self.of(name, |sink| sink.take(drift));
-        }
-    }
-
-    /// Looks in the source for rows with keys that a sink holds; tells those that have none.
-    async fn unless_there(&self, ends: &dyn Ends, name: &Arc<str>, keys: Vec<Key>) -> Result<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let only = std::slice::from_ref(name);
-        let compared = self.ask(ends, CheckRows::Absent(keys), only).await?;
-        let suspects = suspects_of(&compared);
-        let unsteady = compared.checked.unsteady;
-        self.verify(ends, suspects, unsteady, Purpose::Extras, only)
-            .await
-    }
-
     /// Whether it is told for the first time.
     fn is_new(&self, what: &impl std::hash::Hash) -> bool {
         let progress = &mut *self.lock();
@@ -691,18 +349,6 @@ impl Pass {
     fn of(&self, sink: &str, change: impl FnOnce(&mut SinkReport)) {
         let sinks = &mut self.lock().report.sinks;
         change(sinks.entry(sink.to_owned()).or_default());
-    }
-}
-
-/// Of rows that were compared with one sink, the keys of those that are the same there.
-fn equal_in(compared: &Compared) -> HashSet<&Key> {
-    let differs: HashSet<&Key> = found(compared).map(|(_, key, _)| key).collect();
-    match compared.answers.first().map(|answer| &answer.outcome) {
-        Some(Outcome::Compared { .. }) => {
-            let keys = compared.checked.keys.iter();
-            keys.filter(|key| !differs.contains(key)).collect()
-        }
-        _ => HashSet::new(),
     }
 }
 
@@ -723,31 +369,6 @@ impl SinkReport {
         if self.drift.len() < TOLD {
             self.drift.push(drift.shortened());
         }
-    }
-}
-
-/// The place of the log behind which a row was written last, if it is known.
-fn changed_after(checked: &Checked, ordinal: u64) -> Option<Lsn> {
-    let at = usize::try_from(ordinal).ok()?.checked_sub(1)?;
-    checked.changed_after.get(at).copied().flatten()
-}
-
-/// The place of the log of which a sink has a row.
-fn place_of(version: HeldVersion) -> Option<Lsn> {
-    match version {
-        HeldVersion::At(place) => Some(place),
-        HeldVersion::EarlierLog | HeldVersion::Unknown => None,
-    }
-}
-
-/// Whether the row that a sink has is proven to be one from before its last change. Neither what is altered in place nor a version
-/// that somebody has taken away looks like it.
-fn is_stale(version: HeldVersion, changed_after: Option<Lsn>) -> bool {
-    match version {
-        HeldVersion::Unknown => false,
-        // The log of now began with a copy of all rows.
-        HeldVersion::EarlierLog => true,
-        HeldVersion::At(held) => changed_after.is_some_and(|after| held <= after),
     }
 }
 

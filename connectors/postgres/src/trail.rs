@@ -2,8 +2,9 @@
 //!
 //! Written with each batch before it goes on, and not synced: what a process has written is there after its kill -9, and
 //! gone only with the machine. So a server that was restored in the same outage, to a point inside that second, is seen
-//! although sinks hold more than the state file knows. One small write a batch: about a microsecond.
+//! although sinks hold more than the state file knows.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,15 +15,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{Reached, State, Witness};
 
-/// All that is ever written of the file: one sector, which is written whole or not at all.
+/// Bytes of the file: one sector, which is written whole or not at all. Only names that take more than a hundred bytes make it
+/// longer.
 const RECORD: usize = 512;
 
 /// The last thing that was handed on, of which log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
-    identity: SourceIdentity,
-    slot: String,
+struct Record<'a> {
+    identity: Cow<'a, SourceIdentity>,
+    slot: Cow<'a, str>,
     timeline: u32,
     received: Lsn,
     last: Witness,
@@ -34,6 +36,9 @@ pub struct Trail {
     path: PathBuf,
     /// Opened with the first record.
     file: Option<File>,
+    /// Bytes of the record: what is written over a longer one has spaces behind it.
+    bytes: Vec<u8>,
+    width: usize,
     /// It cannot be written, which has been logged.
     failed: bool,
 }
@@ -48,6 +53,8 @@ impl Trail {
         Trail {
             path: path(directory),
             file: None,
+            bytes: Vec::new(),
+            width: RECORD,
             failed: false,
         }
     }
@@ -57,8 +64,8 @@ impl Trail {
     pub fn put(&mut self, state: &State, received: Lsn, last: &Transaction, publication: &str) {
         let reached = state.reached.as_ref();
         let record = Record {
-            identity: state.identity.clone(),
-            slot: state.slot.clone(),
+            identity: Cow::Borrowed(&state.identity),
+            slot: Cow::Borrowed(&state.slot),
             timeline: reached.map_or(state.identity.timeline, |reached| reached.timeline),
             received: received.max(reached.map_or(Lsn::ZERO, |reached| reached.received)),
             last: Witness::of(last, publication),
@@ -74,9 +81,9 @@ impl Trail {
         }
     }
 
-    fn write(&mut self, record: &Record) -> std::io::Result<()> {
-        let mut bytes = serde_json::to_vec(record)?;
-        bytes.resize(bytes.len().max(RECORD), b' ');
+    fn write(&mut self, record: &Record<'_>) -> std::io::Result<()> {
+        self.bytes.clear();
+        serde_json::to_writer(&mut self.bytes, record)?;
         let file = match &mut self.file {
             Some(file) => file,
             None => {
@@ -85,10 +92,15 @@ impl Trail {
                     .truncate(false)
                     .write(true)
                     .open(&self.path);
-                self.file.insert(options?)
+                let file = self.file.insert(options?);
+                let before = usize::try_from(file.metadata()?.len());
+                self.width = self.width.max(before.unwrap_or(RECORD));
+                file
             }
         };
-        file.write_all_at(&bytes, 0)
+        self.width = self.width.max(self.bytes.len());
+        self.bytes.resize(self.width, b' ');
+        file.write_all_at(&self.bytes, 0)
     }
 }
 
@@ -99,16 +111,18 @@ pub fn follow(directory: &Path, state: State) -> State {
         return state;
     };
     let before = state.reached.clone().unwrap_or_default();
-    let is_of_it = record.identity == state.identity && record.slot == state.slot;
+    let is_of_it = *record.identity == state.identity && record.slot == state.slot;
     // One of a timeline before is older than the record of the one after it.
-    if !is_of_it || record.timeline < before.timeline || record.received <= before.received {
+    if !is_of_it || record.timeline < before.timeline {
         return state;
     }
+    // Of a transaction that has come in part the state file knows nothing, though it may have heard of a later place.
+    let last = before.last.filter(|last| last.commit > record.last.commit);
     let reached = Reached {
         timeline: record.timeline,
         confirmed: before.confirmed,
-        received: record.received,
-        last: Some(record.last),
+        received: record.received.max(before.received),
+        last: Some(last.unwrap_or(record.last)),
     };
     State {
         reached: Some(reached),
@@ -116,7 +130,7 @@ pub fn follow(directory: &Path, state: State) -> State {
     }
 }
 
-fn read(path: &Path) -> Option<Record> {
+fn read(path: &Path) -> Option<Record<'static>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
@@ -138,6 +152,11 @@ mod tests {
     use super::*;
     use crate::state::Copied;
 
+    fn witness(commit: u64) -> Witness {
+        Witness::of(&transaction(commit), "p")
+    }
+
+    /// What was received up to a place, with the transaction before it.
     fn state(timeline: u32, received: u64) -> State {
         State {
             identity: SourceIdentity {
@@ -153,7 +172,7 @@ mod tests {
                 timeline,
                 confirmed: Lsn(50),
                 received: Lsn(received),
-                last: None,
+                last: Some(witness(received - 10)),
             }),
         }
     }
@@ -168,62 +187,63 @@ mod tests {
         }
     }
 
-    fn received(state: &State) -> Lsn {
-        state
-            .reached
-            .as_ref()
-            .map_or(Lsn::ZERO, |reached| reached.received)
+    /// Timeline, received, commit of the last transaction.
+    fn known(directory: &Path, state: State) -> (u32, u64, u64) {
+        let reached = follow(directory, state).reached.expect("a position");
+        let last = reached.last.expect("a witness");
+        (reached.timeline, reached.received.0, last.commit.0)
     }
 
     #[test]
     fn what_was_handed_on_last_is_known() {
         let directory = tempfile::tempdir().expect("a directory");
-        assert_eq!(
-            follow(directory.path(), state(1, 100)),
-            state(1, 100),
-            "no file"
-        );
+        let same = |state: State| assert_eq!(follow(directory.path(), state.clone()), state);
+        same(state(1, 100));
         let mut trail = Trail::new(directory.path());
         trail.put(&state(1, 100), Lsn(2_000_000), &transaction(1_999_000), "p");
         trail.put(&state(1, 100), Lsn(130), &transaction(120), "p");
-        let known = follow(directory.path(), state(1, 100));
-        let reached = known.reached.expect("a position");
-        assert_eq!((reached.confirmed, reached.received), (Lsn(50), Lsn(130)));
-        let last = reached.last.expect("a witness");
-        assert_eq!(
-            (last.commit, last.xid, last.publication.as_str()),
-            (Lsn(120), 9, "p")
-        );
+        assert_eq!(known(directory.path(), state(1, 100)), (1, 130, 120));
+        assert_eq!(known(directory.path(), state(1, 140)), (1, 140, 130));
+    }
+
+    #[test]
+    fn a_shorter_record_takes_the_place_of_a_longer_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let long = "\u{1}".repeat(100);
+        Trail::new(directory.path()).put(&state(1, 100), Lsn(130), &transaction(120), &long);
+        Trail::new(directory.path()).put(&state(1, 100), Lsn(150), &transaction(140), "p");
+        assert_eq!(known(directory.path(), state(1, 100)), (1, 150, 140));
+    }
+
+    #[test]
+    fn a_transaction_in_part_is_known_although_a_later_place_was_heard_of() {
+        let directory = tempfile::tempdir().expect("a directory");
+        Trail::new(directory.path()).put(&state(1, 100), Lsn(100), &transaction(95), "p");
+        assert_eq!(known(directory.path(), state(1, 100)), (1, 100, 95));
+        assert_eq!(known(directory.path(), state(1, 103)), (1, 103, 95));
     }
 
     #[test]
     fn what_says_nothing_of_the_log_adds_nothing() {
         let directory = tempfile::tempdir().expect("a directory");
         Trail::new(directory.path()).put(&state(1, 100), Lsn(130), &transaction(120), "p");
-        // The state file is newer, in the same log or behind a promotion.
-        for newer in [state(1, 140), state(2, 110)] {
-            assert_eq!(follow(directory.path(), newer.clone()), newer);
-        }
         let mut other = state(1, 100);
         other.identity.incarnation = 1;
-        assert_eq!(follow(directory.path(), other.clone()), other);
-        let other = State {
+        let slot = State {
             slot: "t".into(),
             ..state(1, 100)
         };
-        assert_eq!(follow(directory.path(), other.clone()), other);
+        // Behind a promotion the state file is newer.
+        for other in [other, slot, state(2, 110)] {
+            assert_eq!(follow(directory.path(), other.clone()), other);
+        }
     }
 
     #[test]
     fn one_behind_a_promotion_brings_its_timeline() {
         let directory = tempfile::tempdir().expect("a directory");
         Trail::new(directory.path()).put(&state(2, 100), Lsn(130), &transaction(120), "p");
-        let known = follow(directory.path(), state(1, 110));
-        assert_eq!(
-            known.reached.as_ref().map(|reached| reached.timeline),
-            Some(2)
-        );
-        assert_eq!(received(&known), Lsn(130));
+        assert_eq!(known(directory.path(), state(1, 110)), (2, 130, 120));
     }
 
     #[test]

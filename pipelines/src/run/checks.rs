@@ -15,6 +15,7 @@ use lockstep_core::transform::Comparable;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_reconciler::{Answer, Compared, Ends, Outcome, Sent, Verdict};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::aside::Aside;
 use super::inspector::Walk;
@@ -126,6 +127,8 @@ pub(super) fn is_alone(tables: &[Arc<TableSchema>], table: &TableSchema) -> bool
     })
 }
 
+/// How long sinks are waited for that have not been open since the start.
+const OPENING: Duration = Duration::from_secs(30);
 /// How often it is looked whether answers can still come.
 const LOOK: Duration = Duration::from_secs(1);
 /// The position of nothing: every letter is before it.
@@ -152,6 +155,8 @@ pub(super) struct Route {
     pub condition: Option<String>,
     /// Only some of them.
     pub sample: Option<Sample>,
+    /// When the request was looked at.
+    pub since: Instant,
 }
 
 impl Route {
@@ -229,6 +234,24 @@ impl Route {
             }
         }
         Ok(())
+    }
+
+    /// Right behind a start sinks are about to be open: that is waited for, and no longer than it takes most times.
+    ///
+    /// # Errors
+    /// Of kind `Unavailable` while it is.
+    fn require_tried(&self, sinks: &[Arc<str>]) -> Result<()> {
+        let opens = |sink: &&Arc<str>| {
+            let lane = self.lane(sink);
+            lane.is_some_and(|(lane, _)| lane.view().phase == SinkPhase::Opening)
+        };
+        match sinks.iter().find(opens) {
+            Some(sink) if self.since.elapsed() < OPENING => {
+                let message = format!("sinks.{sink} is being opened");
+                Err(Error::new(ErrorKind::Unavailable, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn checks(&self) -> Result<Arc<dyn Checks>> {
@@ -311,6 +334,7 @@ impl Ends for Route {
 
     async fn send<'a>(&'a self, rows: CheckRows, sinks: &[Arc<str>]) -> Result<Sent<'a>> {
         let checks = self.checks()?;
+        self.require_tried(sinks)?;
         let mut answers = Vec::new();
         let mut asked = Vec::new();
         for sink in sinks {

@@ -3,13 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
+use lockstep_core::Error;
 use lockstep_core::error::ErrorKind;
-use lockstep_core::sink::{Keys, Listing};
+use lockstep_core::position::Lsn;
+use lockstep_core::sink::{Held, HeldVersion, Keys, Listing};
 use lockstep_core::source::Checked;
 use proptest::prelude::*;
 
 use super::*;
 use crate::Answer;
+use crate::Verdict;
+use crate::audit::{Entry, Stage};
+use crate::report::{Difference, Drift};
 
 type Rows = BTreeMap<u32, String>;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_reconciler::Ends;
+use tokio::time::Instant;
 
 use super::super::checks::Route;
 use super::super::lane_state::LaneState;
@@ -43,6 +44,7 @@ pub(super) fn routes(parts: &Parts, request: &ReconcileRequest) -> Result<Vec<Ro
                 sample: request.sample.map(Share::sample),
                 table,
                 has_key,
+                since: Instant::now(),
             };
             if is_wanted(request, &source.name, &route.table) && !route.sinks().is_empty() {
                 route.accept(&request.keys)?;

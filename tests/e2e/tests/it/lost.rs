@@ -98,22 +98,28 @@ async fn drop_slot(database: &Database, slot: &str) {
     database.execute(&drop).await;
 }
 
-/// Positions come again with other rows: sinks must take them for new ones.
-#[tokio::test]
-async fn a_server_restored_to_an_earlier_point_under_resync() {
-    require_own!(NeedsPostgres(16));
-    require!(NeedsRedis);
+/// A pipeline that has copied its table, and copies again when the log is lost.
+async fn resyncing(server: &Postgres, prefix: &str) -> (Database, Setup, Pipeline) {
     let redis = Redis::shared().await;
-    let server = Postgres::start(PostgresOptions::new(16)).await;
     let database = server.database("shop").await;
     database.execute(ROWS).await;
-    let slot = unique("restored");
+    let slot = unique(prefix);
     let resync = "on_slot_lost = \"resync\"";
     let setup = Setup::new(&slot, |folder| {
         pipeline(database.url(), &slot, resync, redis, folder)
     });
     let mut running = setup.start_ready().await;
     copied(&mut running).await;
+    (database, setup, running)
+}
+
+/// Positions come again with other rows: sinks must take them for new ones.
+#[tokio::test]
+async fn a_server_restored_to_an_earlier_point_under_resync() {
+    require_own!(NeedsPostgres(16));
+    require!(NeedsRedis);
+    let server = Postgres::start(PostgresOptions::new(16)).await;
+    let (database, setup, mut running) = resyncing(&server, "restored").await;
     let log = log_of(&mut running).await;
     let saved = server.stop_and_save().await;
     server.restart().await;
@@ -162,17 +168,8 @@ async fn a_server_restored_to_an_earlier_point_under_resync() {
 async fn a_server_restored_into_the_last_moment_before_a_kill() {
     require_own!(NeedsPostgres(16));
     require!(NeedsRedis);
-    let redis = Redis::shared().await;
     let server = Postgres::start(PostgresOptions::new(16)).await;
-    let database = server.database("shop").await;
-    database.execute(ROWS).await;
-    let slot = unique("moment");
-    let resync = "on_slot_lost = \"resync\"";
-    let setup = Setup::new(&slot, |folder| {
-        pipeline(database.url(), &slot, resync, redis, folder)
-    });
-    let mut running = setup.start_ready().await;
-    copied(&mut running).await;
+    let (database, setup, running) = resyncing(&server, "moment").await;
     assert!(running.terminate(PATIENCE).await.success());
     let saved = server.stop_and_save().await;
     server.restart().await;

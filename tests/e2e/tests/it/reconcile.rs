@@ -1,7 +1,7 @@
 //! `lockstep reconcile`: what differs is found, told apart and named, while the stream goes on; nothing else is.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockstep_e2e::child::PATIENCE;
 use lockstep_e2e::work::{self, Work};
@@ -11,6 +11,7 @@ use lockstep_kit::Component::{
 };
 use lockstep_kit::opensearch::OpenSearch;
 use lockstep_kit::postgres::{Database, Postgres};
+use lockstep_kit::proxy::Proxy;
 use lockstep_kit::redis::{Redis, Reply};
 use lockstep_kit::{require, unique};
 use serde_json::{Value, json};
@@ -34,6 +35,14 @@ pub async fn reconcile(
         .unwrap_or_else(|_| panic!("{ended:?}\n{}", pipeline.log()));
     println!("{more:?} took {:?}", begun.elapsed());
     (ended.code(), report)
+}
+
+/// That nothing differs, and nothing was left out; what the command says besides.
+pub async fn equal(setup: &Setup, pipeline: &mut Pipeline, more: &[&str]) -> Value {
+    let (code, report) = reconcile(setup, pipeline, more).await;
+    let found = (code, told(&report));
+    assert_eq!(found, (Some(0), BTreeSet::new()), "{report:#}");
+    report
 }
 
 /// Every difference that is told: sink, kind and key.
@@ -98,12 +107,7 @@ async fn under_load_nothing_is_reported_that_is_not_so_and_all_that_is() {
     });
     let mut pipeline = setup.start_ready().await;
     caught_up(&mut pipeline, &database).await;
-    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
-    assert_eq!(
-        (code, told(&report)),
-        (Some(0), BTreeSet::new()),
-        "{report:#}"
-    );
+    let report = equal(&setup, &mut pipeline, &[]).await;
     let ledger = &report["reports"].as_array().expect("reports")[2];
     assert_eq!(ledger["table"], "public.ledger");
     for (sink, compared) in [
@@ -231,12 +235,7 @@ async fn under_load_nothing_is_reported_that_is_not_so_and_all_that_is() {
     }
     writers.stop().await;
     caught_up(&mut pipeline, &database).await;
-    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
-    assert_eq!(
-        (code, told(&report)),
-        (Some(0), BTreeSet::new()),
-        "{report:#}"
-    );
+    equal(&setup, &mut pipeline, &[]).await;
     assert!(pipeline.terminate(PATIENCE).await.success());
 }
 
@@ -269,12 +268,7 @@ async fn keys_of_any_type_are_found_again() {
     });
     let mut pipeline = setup.start_ready().await;
     caught_up(&mut pipeline, &database).await;
-    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
-    assert_eq!(
-        (code, told(&report)),
-        (Some(0), BTreeSet::new()),
-        "{report:#}"
-    );
+    let report = equal(&setup, &mut pipeline, &[]).await;
     for report in report["reports"].as_array().expect("reports") {
         let rows = report["rows"].as_u64().expect("a number");
         assert!(rows >= 300, "{report}");
@@ -334,12 +328,7 @@ async fn keys_of_any_type_are_found_again() {
     );
     let (code, report) = reconcile(&setup, &mut pipeline, &["--repair", "--sink", "cache"]).await;
     assert_eq!((code, told(&report).len()), (Some(0), ruined), "{report:#}");
-    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
-    assert_eq!(
-        (code, told(&report)),
-        (Some(0), BTreeSet::new()),
-        "{report:#}"
-    );
+    equal(&setup, &mut pipeline, &[]).await;
     assert!(pipeline.terminate(PATIENCE).await.success());
 }
 
@@ -399,12 +388,7 @@ async fn it_compares_and_mends_by_itself() {
         &format!("lockstep_reconcile_differing_rows{labels} 0"),
     )
     .await;
-    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
-    assert_eq!(
-        (code, told(&report)),
-        (Some(0), BTreeSet::new()),
-        "{report:#}"
-    );
+    let report = equal(&setup, &mut pipeline, &[]).await;
     let other = &report["reports"][1];
     assert_eq!(other["table"], "public.without_key", "{report:#}");
     assert_eq!(other["sinks"]["files"]["unreadable"], true, "{report:#}");
@@ -466,6 +450,50 @@ async fn it_compares_and_mends_by_itself() {
     assert!(pipeline.terminate(PATIENCE).await.success());
 }
 
+/// The first comparison finds sinks that take their time to open, and waits for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_begins_with_the_pipeline_waits_for_sinks_to_be_open() {
+    require!(NeedsPostgres(17), NeedsRedis);
+    let (postgres, redis) = tokio::join!(Postgres::shared(17), Redis::shared());
+    let database = postgres.database("shop").await;
+    let rows = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 50)";
+    database.execute(rows).await;
+    let proxy = Proxy::start(redis.address()).await;
+    proxy.latency(Duration::from_millis(500));
+    let name = unique("begins");
+    let setup = Setup::new(&name, |_| {
+        let slow = format!("redis://{}", proxy.address());
+        source(database.url(), &name, &["t"])
+            + &cache(&slow, &name)
+            + "[reconcile]\nevery = \"7d\"\n"
+    });
+    let mut pipeline = setup.start();
+    pipeline
+        .until(PATIENCE, "the comparison to wait", async |pipeline| {
+            let log = pipeline.log();
+            let waits = log.contains("sinks.cache is being opened");
+            waits.then_some(()).ok_or(log)
+        })
+        .await;
+    proxy.latency(Duration::ZERO);
+    let first = pipeline
+        .until(PATIENCE, "a comparison", async |pipeline| {
+            let answer = pipeline.get("/api/reconcile").await;
+            let (_, text) = answer.map_err(|error| error.to_string())?;
+            match serde_json::from_str::<Value>(&text) {
+                Ok(runs) if runs[0]["done"] == true => Ok(runs[0].clone()),
+                _ => Err(text),
+            }
+        })
+        .await;
+    assert_eq!(told(&first), BTreeSet::new());
+    assert_eq!(
+        first["reports"][0]["sinks"]["cache"]["compared"], 50,
+        "{first:#}"
+    );
+    assert!(pipeline.terminate(PATIENCE).await.success());
+}
+
 /// Where transforms do not let it be told what a sink should hold, it is not told; nothing is taken for another table's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_routes_and_filters_nothing_is_guessed() {
@@ -500,12 +528,7 @@ async fn behind_routes_and_filters_nothing_is_guessed() {
     });
     let mut pipeline = setup.start_ready().await;
     caught_up(&mut pipeline, &database).await;
-    let (code, report) = reconcile(&setup, &mut pipeline, &["--repair"]).await;
-    assert_eq!(
-        (code, told(&report)),
-        (Some(0), BTreeSet::new()),
-        "{report:#}"
-    );
+    let report = equal(&setup, &mut pipeline, &["--repair"]).await;
     let of =
         |table: usize, sink: &str, key: &str| report["reports"][table]["sinks"][sink][key].clone();
     for (table, sink, compared, listed, unreadable) in [
@@ -535,12 +558,7 @@ async fn behind_routes_and_filters_nothing_is_guessed() {
     }
     let (code, report) = reconcile(&setup, &mut pipeline, &["--repair"]).await;
     assert_eq!((code, told(&report).len()), (Some(0), 3), "{report:#}");
-    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
-    assert_eq!(
-        (code, told(&report)),
-        (Some(0), BTreeSet::new()),
-        "{report:#}"
-    );
+    equal(&setup, &mut pipeline, &[]).await;
     // The fences of comparisons hold no position back.
     let end = end_of_log(&database).await;
     pipeline.wait_visible("shop", &end, PATIENCE).await;
@@ -634,12 +652,7 @@ async fn a_repair_that_is_killed_goes_on_where_it_was() {
         let keys: BTreeSet<String> = of_stage.map(|line| line["held_as"].to_string()).collect();
         assert_eq!(keys.len(), 90, "{stage}: {audit}");
     }
-    let (code, report) = reconcile(&setup, &mut pipeline, &[]).await;
-    assert_eq!(
-        (code, told(&report)),
-        (Some(0), BTreeSet::new()),
-        "{report:#}"
-    );
+    equal(&setup, &mut pipeline, &[]).await;
 
     // A part of the rows, others each time.
     let mut sizes = BTreeSet::new();
