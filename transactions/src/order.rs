@@ -1,0 +1,420 @@
+//! In which order transactions of several databases go on, so that every prefix of what went on holds all branches of each of them,
+//! or none.
+//!
+//! For a unit `u`, which is a transaction of one database or the branches of one in several, and a source `s`: `p(u, s)` is
+//! where it was prepared and `c(u, s)` where it committed there; for a transaction that was not prepared both are its commit.
+//! Coordinators commit no branch before all of them are prepared.
+//!
+//! **Which branches there are.** When the first commit of `u` is read, all its branches have been prepared, and flushed. So a place of
+//! each log that is asked for from then on (a *fence*) lies behind them all: once the log of every other source is read up to
+//! there, the branches are known, and nobody waits for one that never comes.
+//!
+//! **Order.** `u` goes before `v` if on some source `c(u, s) < p(v, s)`. Whatever `v` can have seen of `u` makes it so: a row
+//! that `u` had locked, or one that it wrote, was free for `v` only when `u` had committed, and `v` was not prepared yet. No circle can come of
+//! it: with `L(u)` for the time of the last PREPARE of `u`, `u` before `v` implies `L(u) <= c(u, s) < p(v, s) <= L(v)`. So
+//! somebody can always go on, what belongs to one key goes on in the order of its commits, and transactions of one
+//! database that were not prepared keep their order among each other altogether.
+//!
+//! **Who does not keep to it.** A coordinator that commits before all is prepared, or gives one name to two transactions at
+//! a time, can make circles, and branches that come when the others have gone on. What is in a circle goes on together; a late branch
+//! goes on by itself, and is counted. Nothing waits for ever.
+
+mod circle;
+mod recent;
+mod source;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use lockstep_core::position::Lsn;
+
+use recent::Recent;
+use source::Source;
+
+/// A transaction of a source that has committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Which source, by number.
+    pub source: usize,
+    /// Its commit record: what identifies it.
+    pub commit: Lsn,
+    /// The end of that.
+    pub end: Lsn,
+    /// What it is a branch of, and where it was prepared.
+    pub branch: Option<(Arc<str>, Lsn)>,
+}
+
+/// A transaction that goes on, with all that belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// What its branches share; `None` for a transaction of one database.
+    pub global: Option<Arc<str>>,
+    /// The branches, in the order their commits were read.
+    pub members: Vec<Member>,
+    /// A branch was rolled back although another has committed: somebody decided by hand.
+    pub mixed: bool,
+    /// It is what was missing from one that went on before: its coordinator had committed that one before all was prepared.
+    pub late: bool,
+}
+
+/// A branch, or a transaction of one database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Which source, by number.
+    pub source: usize,
+    /// Its commit record.
+    pub commit: Lsn,
+    prepared: Lsn,
+}
+
+/// How far what went on reaches in one source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Everything that ended at or below this has gone on.
+    pub through: Lsn,
+    /// What committed behind that, and has gone on all the same.
+    pub ahead: BTreeSet<Lsn>,
+}
+
+/// A question for the ends of all logs. They are to be asked for behind it, not before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// Takes in what is read of each source, in the order of its log, and says what goes on. Pure: no clock, and no I/O.
+#[derive(Debug, Default)]
+pub struct Order {
+    sources: Vec<Source>,
+    units: BTreeMap<u64, Waiting>,
+    /// By name, the one that branches join.
+    current: HashMap<Arc<str>, u64>,
+    next: u64,
+    tickets: u64,
+    /// What went on lately, with the sources that it was in.
+    gone: Recent,
+    /// The same of what was rolled back.
+    rolled_back: Recent,
+    late: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    unit: Unit,
+    /// Branches that are prepared, and have not ended: sources and places.
+    prepared: Vec<(usize, Lsn)>,
+    /// Sources where a branch was rolled back.
+    rolled_back: Vec<usize>,
+    fences: Fences,
+}
+
+/// How far each source is to be read, of branches.
+#[derive(Debug, PartialEq, Eq)]
+enum Fences {
+    /// Nothing has committed; or it is no branch.
+    None,
+    /// Not asked for yet.
+    Wanted,
+    Asked(Ticket),
+    At(Vec<Lsn>),
+}
+
+impl Order {
+    /// For sources of which this much has gone on before. Each is read from there, or from an earlier place.
+    #[must_use]
+    pub fn new(reached: Vec<Reach>) -> Self {
+        Order {
+            sources: reached.into_iter().map(Source::new).collect(),
+            ..Order::default()
+        }
+    }
+
+    /// A branch was prepared.
+    pub fn prepared(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) {
+        let id = self.join(source, global, lsn);
+        if let Some(waiting) = self.units.get_mut(&id) {
+            waiting.prepared.push((source, lsn));
+        }
+    }
+
+    /// A branch that was prepared at `lsn` was rolled back.
+    pub fn rolled_back(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) {
+        self.rolled_back.put(global, source);
+        let Some(id) = self.find(global, source, lsn) else {
+            return;
+        };
+        if let Some(waiting) = self.units.get_mut(&id) {
+            waiting.end_branch(source, lsn);
+            waiting.rolled_back.push(source);
+        }
+        self.drop_if_empty(id);
+    }
+
+    /// A transaction committed.
+    pub fn committed(&mut self, committed: Committed) {
+        let Committed {
+            source,
+            commit,
+            end,
+            branch,
+        } = committed;
+        let prepared = branch.as_ref().map_or(commit, |(_, lsn)| *lsn);
+        let has_gone_on = self.sources[source].has_gone_on(commit, end);
+        let id = match branch {
+            None if has_gone_on => None,
+            None => Some(self.put(None)),
+            Some((global, lsn)) => {
+                let known = self.find(&global, source, lsn);
+                if let Some(waiting) = known.and_then(|id| self.units.get_mut(&id)) {
+                    waiting.end_branch(source, lsn);
+                }
+                match known {
+                    Some(id) if has_gone_on => {
+                        self.drop_if_empty(id);
+                        None
+                    }
+                    None if has_gone_on => None,
+                    Some(id) => Some(id),
+                    // It was prepared before it was looked at.
+                    None => Some(self.join(source, &global, lsn)),
+                }
+            }
+        };
+        let waiting = id.and_then(|id| Some((id, self.units.get_mut(&id)?)));
+        let Some((id, waiting)) = waiting else {
+            self.sources[source].passed(commit, end);
+            return;
+        };
+        waiting.unit.members.push(Member {
+            source,
+            commit,
+            prepared,
+        });
+        if waiting.unit.global.is_some() && waiting.fences == Fences::None {
+            waiting.fences = Fences::Wanted;
+        }
+        self.sources[source].hold(commit, end, id);
+    }
+
+    /// A source has been read up to `lsn`: all that ends at or below it has been told.
+    pub fn read(&mut self, source: usize, lsn: Lsn) {
+        self.sources[source].read_to(lsn);
+    }
+
+    /// Asks for the ends of all logs, for all that has been read and not asked about; `None`: nothing waits for it.
+    pub fn wanted(&mut self) -> Option<Ticket> {
+        let ticket = Ticket(self.tickets + 1);
+        let mut asks = false;
+        for waiting in self.units.values_mut() {
+            if waiting.fences == Fences::Wanted {
+                waiting.fences = Fences::Asked(ticket);
+                asks = true;
+            }
+        }
+        asks.then(|| {
+            self.tickets += 1;
+            ticket
+        })
+    }
+
+    /// The answer: where the log of each source ended, asked for behind [`Order::wanted`]; `None` when there was none, and it
+    /// is wanted again.
+    pub fn fenced(&mut self, ticket: Ticket, ends: Option<&[Lsn]>) {
+        for waiting in self.units.values_mut() {
+            if waiting.fences == Fences::Asked(ticket) {
+                waiting.fences = match ends {
+                    Some(ends) => Fences::At(ends.to_vec()),
+                    None => Fences::Wanted,
+                };
+            }
+        }
+    }
+
+    /// What goes on now, in order. Units of one step go on together, in each source in the order of their commits; nearly always it
+    /// is one.
+    pub fn release(&mut self) -> Vec<Vec<Unit>> {
+        let mut steps = Vec::new();
+        loop {
+            let free = self.next_free().map(|id| vec![id]);
+            let Some(ids) = free.or_else(|| self.next_circle()) else {
+                return steps;
+            };
+            steps.push(ids.into_iter().filter_map(|id| self.go_on(id)).collect());
+        }
+    }
+
+    /// How far what went on reaches in a source.
+    #[must_use]
+    pub fn reach(&self, source: usize) -> Reach {
+        self.sources[source].reach()
+    }
+
+    /// Transactions that have committed, in part at least, and not gone on.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let units = self.units.values();
+        units
+            .filter(|waiting| !waiting.unit.members.is_empty())
+            .count()
+    }
+
+    /// Branches that were prepared when the others had gone on, or could have: their coordinators commit before all is prepared.
+    #[must_use]
+    pub fn late(&self) -> u64 {
+        self.late
+    }
+
+    /// The unit that a branch of this name belongs to: the current one, unless it cannot be a branch of that.
+    fn join(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) -> u64 {
+        let current = self.current.get(global).copied();
+        let waiting = current.and_then(|id| Some((id, self.units.get(&id)?)));
+        let mut late = self.gone.was_elsewhere(global, source);
+        if let Some((id, waiting)) = waiting {
+            let is_behind = waiting.is_behind_fence(source, lsn);
+            if !is_behind && !waiting.has_ended_in(source) {
+                return id;
+            }
+            late |= is_behind && !waiting.has_ended_in(source);
+        }
+        let id = self.put(Some(global));
+        self.late += u64::from(late);
+        let rolled_back = self.rolled_back.was_elsewhere(global, source);
+        if let Some(waiting) = self.units.get_mut(&id) {
+            waiting.unit.late = late;
+            waiting.unit.mixed = rolled_back;
+        }
+        id
+    }
+
+    fn put(&mut self, global: Option<&Arc<str>>) -> u64 {
+        self.next += 1;
+        let unit = Unit {
+            global: global.cloned(),
+            members: Vec::new(),
+            mixed: false,
+            late: false,
+        };
+        let waiting = Waiting {
+            unit,
+            prepared: Vec::new(),
+            rolled_back: Vec::new(),
+            fences: Fences::None,
+        };
+        self.units.insert(self.next, waiting);
+        if let Some(global) = global {
+            self.current.insert(Arc::clone(global), self.next);
+        }
+        self.next
+    }
+
+    /// The unit that has a branch prepared there. The current one nearly always.
+    fn find(&self, global: &Arc<str>, source: usize, lsn: Lsn) -> Option<u64> {
+        let has = |waiting: &Waiting| waiting.prepared.contains(&(source, lsn));
+        let current = self.current.get(global).copied();
+        if let Some(id) = current.filter(|id| self.units.get(id).is_some_and(has)) {
+            return Some(id);
+        }
+        let mut named = self
+            .units
+            .iter()
+            .filter(|(_, waiting)| waiting.unit.global.as_ref() == Some(global));
+        named.find(|(_, waiting)| has(waiting)).map(|(id, _)| *id)
+    }
+
+    fn drop_if_empty(&mut self, id: u64) {
+        let is_empty =
+            |waiting: &Waiting| waiting.unit.members.is_empty() && waiting.prepared.is_empty();
+        if self.units.get(&id).is_some_and(is_empty) {
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Waiting> {
+        let waiting = self.units.remove(&id)?;
+        if let Some(global) = &waiting.unit.global
+            && self.current.get(global) == Some(&id)
+        {
+            self.current.remove(global);
+        }
+        Some(waiting)
+    }
+
+    /// One that may go on: of those that were not prepared only the first of each source can.
+    fn next_free(&self) -> Option<u64> {
+        let heads = self.sources.iter().filter_map(Source::first);
+        let branches = self
+            .units
+            .iter()
+            .filter(|(_, waiting)| waiting.unit.global.is_some())
+            .map(|(id, _)| *id);
+        heads
+            .chain(branches)
+            .filter(|id| self.is_complete(*id) && self.blockers(*id).next().is_none())
+            .min()
+    }
+
+    /// Whether all its branches are known, and none is left that has not ended.
+    fn is_complete(&self, id: u64) -> bool {
+        let Some(waiting) = self.units.get(&id) else {
+            return false;
+        };
+        if waiting.unit.members.is_empty() || !waiting.prepared.is_empty() {
+            return false;
+        }
+        if waiting.unit.global.is_none() {
+            return true;
+        }
+        let Fences::At(ends) = &waiting.fences else {
+            return false;
+        };
+        let mut sources = self.sources.iter().zip(ends).enumerate();
+        sources.all(|(at, (source, end))| waiting.is_in(at) || source.is_read_to(*end))
+    }
+
+    /// What is held and goes before it.
+    fn blockers(&self, id: u64) -> impl Iterator<Item = u64> {
+        let members = self.units.get(&id).map(|waiting| &waiting.unit.members);
+        members.into_iter().flatten().flat_map(move |member| {
+            let held = self.sources[member.source].held_before(member.prepared);
+            held.filter(move |other| *other != id)
+        })
+    }
+
+    fn go_on(&mut self, id: u64) -> Option<Unit> {
+        let Waiting {
+            mut unit,
+            rolled_back,
+            ..
+        } = self.remove(id)?;
+        unit.mixed |= !rolled_back.is_empty();
+        for member in &unit.members {
+            self.sources[member.source].go_on(member.commit);
+            if let Some(global) = &unit.global {
+                self.gone.put(global, member.source);
+            }
+        }
+        Some(unit)
+    }
+}
+
+impl Waiting {
+    fn end_branch(&mut self, source: usize, lsn: Lsn) {
+        self.prepared.retain(|branch| *branch != (source, lsn));
+    }
+
+    fn is_in(&self, source: usize) -> bool {
+        let mut members = self.unit.members.iter();
+        members.any(|member| member.source == source)
+    }
+
+    /// Whether a branch of it has ended there: all of them had been prepared by then.
+    fn has_ended_in(&self, source: usize) -> bool {
+        self.is_in(source) || self.rolled_back.contains(&source)
+    }
+
+    /// Whether all its branches had been prepared before this place.
+    fn is_behind_fence(&self, source: usize, lsn: Lsn) -> bool {
+        matches!(&self.fences, Fences::At(ends) if lsn >= ends[source])
+    }
+}
+
+#[cfg(test)]
+mod tests;
