@@ -31,7 +31,7 @@ const FIRST_ROWS: usize = 500;
 /// The most rows of a chunk.
 const MOST_ROWS: usize = 20_000;
 /// The most rows of a chunk that is compared: lanes stand still for it, and two of them are in memory.
-const MOST_COMPARED: usize = 8_000;
+const MOST_COMPARED: usize = 6_500;
 /// Bytes a chunk is to have, about.
 const CHUNK: usize = 4 << 20;
 /// Bytes after which a chunk ends, whatever it was to have: rows may be larger than those before.
