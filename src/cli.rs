@@ -11,6 +11,7 @@ use crate::dead_letters::DeadLetters;
 use crate::here::Here;
 use crate::progress::Bars;
 use crate::reconcile::Wanted;
+use crate::transactions::Transactions;
 use crate::{Outcome, check, demo, explain, reconcile, run, schema, snapshot, status};
 
 /// Keeps Kafka, Redis and search in lockstep with PostgreSQL.
@@ -148,6 +149,9 @@ pub enum Command {
     /// Rows that sinks have refused for good: list, show, replay or discard them.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Two-phase commits of the sources: list those that are not decided.
+    #[command(subcommand)]
+    Transactions(Transactions),
     /// Print the JSON Schema of the pipeline file.
     Schema,
     /// Say what an error means, why it comes, and what to do about it.
@@ -253,6 +257,7 @@ impl Command {
                 reconcile::reconcile(&client, &wanted, format).await
             }
             Command::DeadLetters(command) => crate::dead_letters::run(command, registry).await,
+            Command::Transactions(command) => crate::transactions::run(command, registry).await,
             Command::Schema => schema::schema(registry),
             Command::Explain { code } => explain::explain(code.as_deref()),
             #[cfg(feature = "search-embedded")]

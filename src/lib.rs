@@ -24,6 +24,7 @@ mod schema;
 mod search;
 mod snapshot;
 mod status;
+mod transactions;
 
 use std::process::ExitCode;
 

@@ -69,7 +69,9 @@ fn decoded(stream: &[u8], mut hand_on: impl FnMut(Batch)) -> Result<u64> {
         while let Some(found) = frame::next(&block, parsed)? {
             match assembler.take(&block, found.start + 25, found.end, Lsn(1))? {
                 Step::Taken => {}
-                Step::Define(described) => assembler.define(described, Some(schema())),
+                Step::Define(described) | Step::DefineFirst(described) => {
+                    assembler.define(described, Some(schema()));
+                }
             }
             parsed = found.end;
         }

@@ -132,6 +132,19 @@ pub struct Transaction {
     pub origin: Option<Arc<str>>,
     /// LSN of the commit of the transaction before this one in the stream, when one has been seen.
     pub previous_commit: Option<Lsn>,
+    /// How it was prepared, where it was a branch of a two-phase commit and the source decodes these.
+    pub prepared: Option<Arc<Prepared>>,
+}
+
+/// The first phase of a transaction that committed in two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// What its coordinator calls it: unique among those that are prepared on the server at a time.
+    pub gid: Arc<str>,
+    /// LSN of the PREPARE record. Like every place of the log but the commit it identifies nothing.
+    pub lsn: Lsn,
+    /// When it was prepared, microseconds since the Unix epoch.
+    pub micros: i64,
 }
 
 /// Where a batch comes from.

@@ -23,6 +23,12 @@ pub trait Queries: Send + Sync {
     /// # Errors
     /// When the server cannot be reached, or is not the one that changes are made on.
     async fn open(&self, timeout: Duration) -> Result<Box<dyn QuerySession>>;
+
+    /// The transactions of the database that are prepared, and neither committed nor rolled back, the oldest first.
+    ///
+    /// # Errors
+    /// The server's.
+    async fn in_doubt(&self) -> Result<Vec<InDoubt>>;
 }
 
 /// One transaction that only reads, in the order of these methods. It ends when it is dropped.
@@ -92,6 +98,19 @@ impl Snapshot {
     pub fn has_ended(&self, xid: u64) -> bool {
         xid < self.xmin || (xid < self.xmax && !self.running.contains(&xid))
     }
+}
+
+/// A transaction that is prepared, and neither committed nor rolled back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InDoubt {
+    /// What its coordinator calls it.
+    pub gid: String,
+    /// Its number, in the 32 bits that the server tells.
+    pub xid: u32,
+    /// When it was prepared, microseconds since the Unix epoch.
+    pub prepared_micros: i64,
+    /// Who may commit it, or roll it back, besides superusers.
+    pub owner: String,
 }
 
 /// A transaction in progress.

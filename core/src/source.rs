@@ -277,8 +277,14 @@ pub struct SourceState {
     pub receives_in_progress: Option<bool>,
     /// Transactions that have come in part and not ended yet.
     pub in_progress: u64,
-    /// Bytes of them that are kept, mostly on disk.
+    /// Bytes of them, and of those that are prepared, that are kept, mostly on disk.
     pub in_progress_bytes: u64,
+    /// Transactions that are prepared, and of which nobody has said yet what becomes of them, where the source decodes these.
+    pub in_doubt: Option<u64>,
+    /// When the first of them was prepared, milliseconds since the Unix epoch.
+    pub in_doubt_since_ms: Option<u64>,
+    /// Where in the log that was: nothing behind it is confirmed.
+    pub in_doubt_from: Option<u64>,
     /// Bytes of log that may still be written before the server gives the slot up, when there is such a limit.
     pub safe_bytes: Option<u64>,
     /// What somebody should look at soon, although everything works.

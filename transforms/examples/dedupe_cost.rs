@@ -115,6 +115,7 @@ fn inserts(schema: &Arc<TableSchema>, batch: u64, micros: i64) -> Batch {
         xid: 1,
         origin: None,
         previous_commit: None,
+        prepared: None,
     });
     let index = builder.schema(schema);
     for row in 0..BATCH {

@@ -1,5 +1,7 @@
 //! Messages to batches.
 
+mod noted;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +15,7 @@ use lockstep_core::schema::{TableId, TableSchema};
 use crate::catalog::{Described, identity_of};
 use crate::error::protocol;
 use crate::pgoutput::{Context, EPOCH_MICROS, Message, Old, Relation, Tuple, Value, decode};
+use noted::Noted;
 
 /// What came out of a payload.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub enum Step {
     Taken,
     /// A relation we have not seen in this shape: the caller resolves it and calls [`Assembler::define`].
     Define(Described),
+    /// The same, of a row's relation: the payload has not been taken in, and is to come again.
+    DefineFirst(Described),
 }
 
 /// A relation the stream has described.
@@ -39,7 +44,8 @@ struct Current {
     ordinal: u64,
 }
 
-/// A transaction that comes whole, after it was sent piece by piece.
+/// A transaction that comes whole, after it was sent piece by piece, or when it was prepared. It brings all descriptions that
+/// its rows need.
 struct Streamed {
     /// Until its first change.
     head: Option<Transaction>,
@@ -52,6 +58,7 @@ pub struct Assembler {
     source: Arc<SourceInfo>,
     builder: BatchBuilder,
     relations: HashMap<u32, Known>,
+    noted: Noted,
     message: Arc<TableSchema>,
     current: Option<Current>,
     streamed: Option<Streamed>,
@@ -61,6 +68,8 @@ pub struct Assembler {
     described: u64,
     /// Everything that ends at or below this has been taken in.
     through: Lsn,
+    /// The same, of what came here.
+    ended: Lsn,
     /// What the batches so far have said.
     said: Lsn,
     /// The last whole transaction.
@@ -75,12 +84,14 @@ impl Assembler {
             source,
             builder: BatchBuilder::new(),
             relations: HashMap::new(),
+            noted: Noted::default(),
             message,
             current: None,
             streamed: None,
             numbered: 0,
             described: 0,
             through: from,
+            ended: Lsn::ZERO,
             said: from,
             last: None,
         }
@@ -93,6 +104,12 @@ impl Assembler {
     pub fn take(&mut self, block: &[u8], start: usize, end: usize, wal_start: Lsn) -> Result<Step> {
         let (message, _) = decode(&block[start..end], Context::default())
             .map_err(|error| protocol("a pgoutput message cannot be decoded").source(error))?;
+        if !self.noted.is_empty()
+            && self.streamed.is_none()
+            && let Some(described) = self.unheard(&message)
+        {
+            return Ok(Step::DefineFirst(described));
+        }
         let base = block.as_ptr() as usize;
         match message {
             Message::Insert { relation, new } => {
@@ -185,6 +202,7 @@ impl Assembler {
             xid,
             origin: None,
             previous_commit: None,
+            prepared: None,
         })
     }
 
@@ -257,6 +275,7 @@ impl Assembler {
         // The server describes a table again to everybody once it has another shape. Whatever came last is what it takes
         // to be known from now on, in whichever order the transactions commit.
         for (relation, known) in streamed.relations {
+            self.noted.forget(relation, known.number);
             let newer = |last: &Known| last.number >= known.number;
             if !self.relations.get(&relation).is_some_and(newer) {
                 self.relations.insert(relation, known);
@@ -265,7 +284,7 @@ impl Assembler {
         match &self.current {
             Some(current) => self.commit(current.transaction.commit, end),
             None => {
-                self.through = self.through.max(end);
+                self.end(end);
                 Ok(())
             }
         }
@@ -277,7 +296,7 @@ impl Assembler {
                 // In the next batch or later in this one, a new transaction must get a head of its own.
                 self.builder.end_transaction();
                 self.last = Some(current.transaction);
-                self.through = self.through.max(end);
+                self.end(end);
                 Ok(())
             }
             Some(current) => Err(protocol(format!(
@@ -288,43 +307,21 @@ impl Assembler {
         }
     }
 
-    /// The server has decoded everything up to `lsn`. Inside a transaction that says nothing about commits.
+    /// The server has decoded everything up to `lsn`. Inside a transaction that says nothing about commits; one that is prepared, or
+    /// in progress, has none yet.
     pub fn keepalive(&mut self, lsn: Lsn) {
         if self.current.is_none() {
-            self.through = self.through.max(lsn);
+            self.end(lsn);
         }
     }
 
+    fn end(&mut self, end: Lsn) {
+        self.through = self.through.max(end);
+        self.ended = self.ended.max(end);
+    }
+
     fn relation(&mut self, relation: &Relation<'_>) -> Result<Step> {
-        let text = |bytes: &[u8], what: &str| {
-            std::str::from_utf8(bytes)
-                .map(str::to_owned)
-                .map_err(|error| protocol(format!("{what} is not UTF-8")).source(error))
-        };
-        let schema = text(relation.schema, "a schema name")?;
-        let described = Described {
-            relation: relation.oid,
-            id: TableId::new(
-                if schema.is_empty() {
-                    "pg_catalog"
-                } else {
-                    &schema
-                },
-                &text(relation.name, "a table name")?,
-            ),
-            identity: identity_of(relation.identity),
-            columns: relation
-                .columns()
-                .map(|column| {
-                    Ok((
-                        text(column.name, "a column name")?,
-                        column.type_oid,
-                        column.typmod,
-                        column.identity,
-                    ))
-                })
-                .collect::<Result<_>>()?,
-        };
+        let described = describe(relation)?;
         let own = self
             .streamed
             .as_ref()
@@ -346,19 +343,71 @@ impl Assembler {
             schema,
             number: self.described,
         };
-        self.relations_mut().insert(known.described.relation, known);
+        let relation = known.described.relation;
+        match &mut self.streamed {
+            Some(streamed) => streamed.relations.insert(relation, known),
+            None => {
+                self.noted.forget(relation, known.number);
+                self.relations.insert(relation, known)
+            }
+        };
     }
 
-    /// As the transaction sees them that is being received: one that was streamed has been told of each again.
-    fn relations_mut(&mut self) -> &mut HashMap<u32, Known> {
-        match &mut self.streamed {
-            Some(streamed) => &mut streamed.relations,
-            None => &mut self.relations,
+    /// Takes in a description that came inside a transaction which is to be prepared, as far as it is for everybody. Its
+    /// transaction's own copy comes again when that commits.
+    ///
+    /// # Errors
+    /// Of kind `Protocol`, when the bytes break the rules.
+    pub fn note(&mut self, payload: &[u8], number: u64) -> Result<()> {
+        let Ok((Message::Relation(relation), _)) = decode(payload, Context::default()) else {
+            return Err(protocol("the description of a table cannot be decoded"));
+        };
+        let described = describe(&relation)?;
+        match self.relations.get_mut(&relation.oid) {
+            Some(known) if known.described == described => {
+                known.number = number;
+                self.noted.forget(relation.oid, number);
+            }
+            _ => self.noted.put(number, described),
+        }
+        Ok(())
+    }
+
+    /// The description that a row goes by, where it has only been noted so far.
+    #[cold]
+    fn unheard(&mut self, message: &Message<'_>) -> Option<Described> {
+        match message {
+            Message::Insert { relation, .. }
+            | Message::Update { relation, .. }
+            | Message::Delete { relation, .. } => self.unheard_of(*relation),
+            Message::Truncate { relations, .. } => {
+                let mut relations = relations.iter();
+                relations.find_map(|relation| self.unheard_of(relation))
+            }
+            _ => None,
         }
     }
 
-    fn row_schema(&mut self, relation: u32) -> Result<Option<Arc<TableSchema>>> {
-        match self.relations_mut().get(&relation) {
+    fn unheard_of(&mut self, relation: u32) -> Option<Described> {
+        let (number, described) = self.noted.get(relation)?;
+        let newer = |known: &Known| known.number > number;
+        if self.relations.get(&relation).is_some_and(newer) {
+            return None;
+        }
+        self.described = number;
+        Some(described.clone())
+    }
+
+    /// As the transaction sees it that is being received: one that was streamed has been told of each again.
+    fn known(&self, relation: u32) -> Option<&Known> {
+        match &self.streamed {
+            Some(streamed) => streamed.relations.get(&relation),
+            None => self.relations.get(&relation),
+        }
+    }
+
+    fn row_schema(&self, relation: u32) -> Result<Option<Arc<TableSchema>>> {
+        match self.known(relation) {
             Some(known) => Ok(known.schema.clone()),
             None => Err(protocol(format!(
                 "a row of relation {relation} came before its description"
@@ -455,6 +504,7 @@ impl Assembler {
             xid: 0,
             origin: None,
             previous_commit: self.previous_commit(),
+            prepared: None,
         });
         let index = self.builder.schema(&schema);
         self.builder
@@ -485,6 +535,11 @@ impl Assembler {
     /// Everything that ends at or below this has been taken in.
     pub fn through(&self) -> Lsn {
         self.through
+    }
+
+    /// As [`Assembler::through`], of what has been taken in here, and not of what was when it began; zero before anything was.
+    pub fn ended(&self) -> Lsn {
+        self.ended
     }
 
     /// What the batches so far have said.
@@ -518,6 +573,39 @@ impl Assembler {
         self.builder
             .finish(Arc::clone(&self.source), Phase::Stream, through, block)
     }
+}
+
+/// What the wire says of a relation.
+fn describe(relation: &Relation<'_>) -> Result<Described> {
+    let text = |bytes: &[u8], what: &str| {
+        std::str::from_utf8(bytes)
+            .map(str::to_owned)
+            .map_err(|error| protocol(format!("{what} is not UTF-8")).source(error))
+    };
+    let schema = text(relation.schema, "a schema name")?;
+    Ok(Described {
+        relation: relation.oid,
+        id: TableId::new(
+            if schema.is_empty() {
+                "pg_catalog"
+            } else {
+                &schema
+            },
+            &text(relation.name, "a table name")?,
+        ),
+        identity: identity_of(relation.identity),
+        columns: relation
+            .columns()
+            .map(|column| {
+                Ok((
+                    text(column.name, "a column name")?,
+                    column.type_oid,
+                    column.typmod,
+                    column.identity,
+                ))
+            })
+            .collect::<Result<_>>()?,
+    })
 }
 
 /// Where a value lies in the block.

@@ -73,7 +73,8 @@ pub struct PostgresConfig {
     /// Whether large transactions are received while they are still in progress.
     #[serde(default)]
     pub streaming: Streaming,
-    /// Decode PREPARE TRANSACTION as it happens. Not available in this version: only `false` is accepted.
+    /// Receive transactions when they are prepared, with the names that their coordinator gives them, and send them on when
+    /// they are committed. PostgreSQL 15 and newer. A slot that has been switched to it stays so.
     #[serde(default)]
     pub two_phase: bool,
     /// How often the server hears from us at least. Keep it below half of the server's `wal_sender_timeout`.
@@ -182,13 +183,6 @@ impl PostgresConfig {
                 "slot",
                 format!("`{slot}` is not a slot name"),
                 "use lower-case letters, digits and underscores, at most 63",
-            );
-        }
-        if self.two_phase {
-            return wrong(
-                "two_phase",
-                "two-phase decoding is not part of this version".to_owned(),
-                "set two_phase = false; prepared transactions then arrive when they are committed",
             );
         }
         if self.snapshot_workers == 0 || self.snapshot_workers > 32 {

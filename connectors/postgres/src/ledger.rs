@@ -18,6 +18,8 @@ pub struct Ledger {
     file: StateFile,
     /// What is on record.
     state: State,
+    /// Where the slot stood when the stream began.
+    from: Lsn,
     /// Where the stream began, while the copy before it is not on record as done.
     copied_to: Option<Lsn>,
     /// What the stream must show before anything of it counts: the slot stands before it.
@@ -34,6 +36,8 @@ pub struct Ledger {
 pub struct Seen<'a> {
     /// Durable in every sink.
     pub confirmed: Lsn,
+    /// What of that the server may be told.
+    pub tellable: Lsn,
     /// Received from the server.
     pub received: Lsn,
     /// The last whole transaction.
@@ -56,6 +60,7 @@ impl Ledger {
             trail: Trail::new(file.directory()),
             file,
             state,
+            from,
             copied_to,
             expected,
             writing: None,
@@ -70,15 +75,30 @@ impl Ledger {
         self.trouble.as_ref()
     }
 
-    /// What the server may be told of what every sink has: nothing while the copy before this stream is not on record
+    /// Puts on record, before a stream begins, whether it receives transactions when they are prepared.
+    ///
+    /// # Errors
+    /// Of kind `Storage`, or `Full`.
+    pub async fn begin(&mut self, two_phase: bool) -> Result<()> {
+        if self.state.two_phase == two_phase {
+            return Ok(());
+        }
+        self.settle().await?;
+        self.write(State {
+            two_phase,
+            ..self.state.clone()
+        })
+    }
+
+    /// What the server may be told of what it may be told at most: nothing while the copy before this stream is not on record
     /// as done, for a restart must find the slot where the copy began; and nothing while it is open whether this is the
     /// log that the sinks know.
-    pub fn tellable(&self, confirmed: Lsn) -> Lsn {
+    pub fn tellable(&self, most: Lsn) -> Lsn {
         if self.copied_to.is_some() || self.expected.is_some() {
             return Lsn::ZERO;
         }
         let recorded = self.state.reached.as_ref();
-        recorded.map_or(Lsn::ZERO, |reached| reached.confirmed.min(confirmed))
+        recorded.map_or(Lsn::ZERO, |reached| reached.told().min(most))
     }
 
     /// Whether the stream has still to show a transaction that was received before.
@@ -214,9 +234,12 @@ impl Ledger {
         }
         let before = self.state.reached.clone().unwrap_or_default();
         let last = seen.last.map(|last| Witness::of(last, seen.publication));
+        let confirmed = before.confirmed.max(seen.confirmed);
+        let told = before.told().max(seen.tellable).max(self.from);
         let reached = Reached {
             timeline: before.timeline,
-            confirmed: before.confirmed.max(seen.confirmed),
+            confirmed,
+            told: Some(told).filter(|told| *told < confirmed),
             received: before.received.max(seen.received),
             last: last.or(before.last),
         };
@@ -257,12 +280,14 @@ mod tests {
             xid,
             origin: None,
             previous_commit: None,
+            prepared: None,
         }
     }
 
     fn seen(confirmed: u64, received: u64, last: Option<&Transaction>) -> Seen<'_> {
         Seen {
             confirmed: Lsn(confirmed),
+            tellable: Lsn(confirmed),
             received: Lsn(received),
             last,
             publication: "p",
@@ -283,9 +308,11 @@ mod tests {
             reached: Some(Reached {
                 timeline: 1,
                 confirmed: Lsn(100),
+                told: None,
                 received: Lsn(120),
                 last,
             }),
+            two_phase: false,
         };
         Ledger::new(StateFile::new(directory), state, Lsn(100), "p")
     }
@@ -310,6 +337,46 @@ mod tests {
         let read = StateFile::new(directory.path()).read().expect("readable");
         let reached = read.and_then(|state| state.reached).expect("a position");
         assert_eq!((reached.confirmed, reached.received), (Lsn(200), Lsn(220)));
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_is_on_record_as_not_told() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut ledger = ledger(directory.path(), Copied::Done { from: Lsn(50) }, None);
+        let held = Seen {
+            tellable: Lsn(150),
+            ..seen(200, 220, None)
+        };
+        ledger.close(&held).await.expect("written");
+        assert_eq!(ledger.tellable(Lsn(300)), Lsn(150));
+        let recorded = || {
+            let read = StateFile::new(directory.path()).read().expect("readable");
+            read.and_then(|state| state.reached).expect("a position")
+        };
+        assert_eq!(
+            (recorded().confirmed, recorded().told()),
+            (Lsn(200), Lsn(150))
+        );
+        // Behind a new connection less may be told than before.
+        let held = Seen {
+            tellable: Lsn(120),
+            ..seen(210, 220, None)
+        };
+        ledger.close(&held).await.expect("written");
+        assert_eq!(recorded().told(), Lsn(150));
+        ledger.close(&seen(210, 220, None)).await.expect("written");
+        assert_eq!((recorded().told, recorded().told()), (None, Lsn(210)));
+    }
+
+    #[tokio::test]
+    async fn two_phases_are_on_record_before_they_begin() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut ledger = ledger(directory.path(), Copied::Done { from: Lsn(50) }, None);
+        for two_phase in [true, false] {
+            ledger.begin(two_phase).await.expect("written");
+            let read = StateFile::new(directory.path()).read().expect("readable");
+            assert_eq!(read.map(|state| state.two_phase), Some(two_phase));
+        }
     }
 
     /// Keeps until `done`, for some seconds.

@@ -62,6 +62,9 @@ pub async fn look(
     if config.failover {
         slot::require_failover(connection.server_version())?;
     }
+    if config.two_phase {
+        slot::require_two_phase(connection.server_version(), config.failover)?;
+    }
     let reached = state.and_then(|state| state.reached.as_ref());
     let asked = async {
         let server = Server::look(connection, reached).await?;
@@ -292,6 +295,7 @@ impl Work<'_> {
         let reached = Reached {
             timeline: self.server.identity.timeline,
             confirmed: from,
+            told: None,
             received: self.received(identity).max(from),
             last: None,
         };
@@ -301,6 +305,7 @@ impl Work<'_> {
             tables: Some(opening.known()),
             copy: Copied::Done { from },
             reached: Some(reached),
+            two_phase: self.before.as_ref().is_some_and(|before| before.two_phase),
         };
         Some((Start::Resume { from, rest }, state))
     }
@@ -317,9 +322,11 @@ impl Work<'_> {
             reached: Some(Reached {
                 timeline: self.server.identity.timeline,
                 confirmed: Lsn::ZERO,
+                told: None,
                 received,
                 last: None,
             }),
+            two_phase: false,
         };
         opening.file.write(&state)?;
         Ok(state)
@@ -341,13 +348,16 @@ impl Work<'_> {
         slot: Option<Slot>,
     ) -> Result<(Start, State)> {
         match slot {
-            Some(slot) if slot.invalid.is_none() => {
+            // One that decodes prepared transactions is not moved: of those that are prepared before the place where it would be
+            // moved to, and commit behind it, nothing would come.
+            Some(slot) if slot.invalid.is_none() && !slot.two_phase => {
                 replication.terminate().await;
                 self.move_slot(identity).await
             }
             Some(_) => {
+                slot::require_no_prepared(self.opening.client).await?;
                 self.begin_copy(identity, self.received(identity))?;
-                slot::drop_lost(self.opening.client, self.opening.slot).await?;
+                slot::drop(self.opening.client, self.opening.slot).await?;
                 self.create(replication, identity, true).await
             }
             None => self.create(replication, identity, true).await,
@@ -416,6 +426,7 @@ impl Work<'_> {
         identity: &SourceIdentity,
         slot: Option<Slot>,
     ) -> Result<(Start, State)> {
+        let two_phase = slot.as_ref().is_some_and(|slot| slot.two_phase);
         let from = match slot {
             Some(slot) => slot.confirmed,
             None => {
@@ -432,9 +443,11 @@ impl Work<'_> {
             reached: Some(Reached {
                 timeline: self.server.identity.timeline,
                 confirmed: from,
+                told: None,
                 received: from,
                 last: None,
             }),
+            two_phase,
         };
         self.opening.file.write(&state)?;
         Ok((Start::Stream { from }, state))

@@ -186,6 +186,13 @@ impl Look<'_> {
             let remedy = "see which sink lags, or raise max_slot_wal_keep_size";
             findings.push(Finding::warn(subject, warning, remedy));
         }
+        if config.two_phase && setting(client, "max_prepared_transactions").await? == "0" {
+            findings.push(Finding::warn(
+                "two_phase",
+                "max_prepared_transactions is 0: nothing can be prepared on this server",
+                "raise it, and restart the server; or leave `two_phase` out",
+            ));
+        }
         if config.failover && connection.server_version() >= 170_000 {
             let waits = setting(client, "synchronized_standby_slots").await?;
             findings.push(if waits.is_empty() {

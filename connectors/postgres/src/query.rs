@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use lockstep_core::error::{Error, ErrorKind, Policy, Result};
 use lockstep_core::query::{
-    InProgress, Queries, QueryColumn, QuerySession, Question, Row, Snapshot,
+    InDoubt, InProgress, Queries, QueryColumn, QuerySession, Question, Row, Snapshot,
 };
 use tokio_postgres::types::{Kind, ToSql, Type};
 use tokio_postgres::{Client, RowStream, Statement};
@@ -62,7 +62,23 @@ impl Queries for Asking {
             rows: None,
         }))
     }
+
+    async fn in_doubt(&self) -> Result<Vec<InDoubt>> {
+        let client = sql::connect(&self.target).await?;
+        let rows = sql::query(&client, "read pg_prepared_xacts", IN_DOUBT, &[]).await?;
+        let read = |row: &tokio_postgres::Row| InDoubt {
+            gid: row.get(0),
+            xid: u32::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
+            prepared_micros: row.get(2),
+            owner: row.get(3),
+        };
+        Ok(rows.iter().map(read).collect())
+    }
 }
+
+/// The view lists those of all databases.
+const IN_DOUBT: &str = "SELECT gid, transaction::text::int8, (extract(epoch FROM prepared) * 1000000)::int8, owner::text
+    FROM pg_catalog.pg_prepared_xacts WHERE database = current_database() ORDER BY prepared, gid";
 
 struct Session {
     frozen: Client,

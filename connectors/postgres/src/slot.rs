@@ -11,6 +11,10 @@ use crate::wire::{Connection, Mode};
 
 /// The first version with slots that follow a failover.
 const FAILOVER_SINCE: u32 = 170_000;
+/// The first version whose pgoutput sends transactions when they are prepared.
+const TWO_PHASE_SINCE: u32 = 150_000;
+/// The first version that can switch a slot by ALTER_REPLICATION_SLOT, and the first whose standbys know where it was switched.
+const TWO_PHASE_ALTERED_SINCE: u32 = 180_000;
 
 /// A slot as the server shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +29,10 @@ pub struct Slot {
     pub confirmed: Lsn,
     /// Whether the server has given it up, and why.
     pub invalid: Option<String>,
-    /// Whether it decodes PREPARE TRANSACTION.
+    /// Whether it decodes PREPARE TRANSACTION. A server that does not send it counts as one that does not.
     pub two_phase: bool,
+    /// Whether somebody can have switched that without a stream.
+    pub may_be_altered: bool,
     /// Whether it goes when its session ends.
     pub temporary: bool,
     /// Whether standbys are to have it, too.
@@ -43,7 +49,8 @@ pub async fn read(connection: &mut Connection, name: &str) -> Result<Option<Slot
     // Columns that came with later versions are read by way of JSON, where a missing one is NULL.
     let sql = format!(
         "SELECT s.plugin, s.database, s.active_pid, s.confirmed_flush_lsn, s.wal_status, s.two_phase, s.temporary, \
-             j->>'invalidation_reason', j->>'conflicting', j->>'failover', j->>'synced' \
+             j->>'invalidation_reason', j->>'conflicting', j->>'failover', j->>'synced', \
+             s.two_phase AND j->'two_phase_at' = 'null' \
          FROM pg_catalog.pg_replication_slots s, LATERAL pg_catalog.to_jsonb(s) j WHERE s.slot_name = {}",
         quote_literal(name)
     );
@@ -56,6 +63,7 @@ pub async fn read(connection: &mut Connection, name: &str) -> Result<Option<Slot
     let reason = text(7)
         .map(reason)
         .or_else(|| is(8).then(|| reason("rows_removed")));
+    let reason = reason.or_else(|| is(11).then_some(ALTERED));
     // A slot without a place in the log has none to give.
     let lost = matches!(text(4), None | Some("lost")).then(|| reason_of_lost(reason));
     Ok(Some(Slot {
@@ -64,7 +72,8 @@ pub async fn read(connection: &mut Connection, name: &str) -> Result<Option<Slot
         active_pid: text(2).and_then(|pid| pid.parse().ok()),
         confirmed: text(3).map_or(Ok(Lsn::ZERO), str::parse)?,
         invalid: lost.or(reason).map(str::to_owned),
-        two_phase: is(5),
+        two_phase: is(5) && connection.server_version() >= TWO_PHASE_SINCE,
+        may_be_altered: connection.server_version() >= TWO_PHASE_ALTERED_SINCE,
         temporary: is(6),
         failover: is(9),
         synced: is(10),
@@ -86,6 +95,11 @@ fn reason(name: &str) -> &'static str {
 }
 
 const WAL_REMOVED: &str = "wal_removed: log that it needs was removed, by max_slot_wal_keep_size";
+
+/// PostgreSQL 18 notes with each slot from which place on it decodes prepared transactions, unless it was switched by this command.
+/// Then it takes all that were prepared before for sent, and sends nothing of them but their COMMIT PREPARED.
+pub const ALTERED: &str = "two_phase was switched on by ALTER_REPLICATION_SLOT: what was prepared before is not sent; lockstep \
+    switches it by itself";
 
 fn reason_of_lost(reason: Option<&'static str>) -> &'static str {
     reason.unwrap_or(WAL_REMOVED)
@@ -118,11 +132,6 @@ impl Slot {
         if self.temporary {
             return setup(format!(
                 "the slot {name} is a temporary one of another session"
-            ));
-        }
-        if self.two_phase {
-            return setup(format!(
-                "the slot {name} decodes prepared transactions, which this version does not"
             ));
         }
         if failover && !self.failover && self.invalid.is_none() {
@@ -171,6 +180,36 @@ pub fn require_failover(server_version: u32) -> Result<()> {
         ),
     )
     .remedy("leave `failover` out; after a failover the tables are then copied again, see `on_slot_lost`"))
+}
+
+/// Refuses `two_phase = true` where the server does not have it.
+///
+/// # Errors
+/// Of kind `Setup`.
+pub fn require_two_phase(server_version: u32, failover: bool) -> Result<()> {
+    if failover && server_version < TWO_PHASE_ALTERED_SINCE {
+        return Err(Error::new(
+            ErrorKind::Setup,
+            format!(
+                "`two_phase = true` with `failover = true` needs PostgreSQL 18, and the server is PostgreSQL {}: a standby of it \
+                 does not know from where on the slot sends transactions when they are prepared",
+                server_version / 10_000
+            ),
+        )
+        .remedy("leave one of the two out"));
+    }
+    if server_version >= TWO_PHASE_SINCE {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Setup,
+        format!(
+            "`two_phase = true` needs PostgreSQL 15, and the server is PostgreSQL {}: its pgoutput does not send transactions \
+             when they are prepared",
+            server_version / 10_000
+        ),
+    )
+    .remedy("leave `two_phase` out; prepared transactions then arrive when they are committed, without their names"))
 }
 
 /// Refuses to create a slot while prepared transactions are open: the server would wait for them, for as long as it
@@ -269,13 +308,13 @@ async fn create_slot(
     }
 }
 
-/// Drops a slot that the server has given up.
+/// Drops a slot that cannot be read on.
 ///
 /// # Errors
 /// The server's, by SQLSTATE.
-pub async fn drop_lost(client: &Client, name: &str) -> Result<()> {
+pub async fn drop(client: &Client, name: &str) -> Result<()> {
     let sql = "SELECT pg_catalog.pg_drop_replication_slot($1::text::name)";
-    sql::query(client, "drop the lost slot", sql, &[&name]).await?;
+    sql::query(client, "drop the replication slot", sql, &[&name]).await?;
     Ok(())
 }
 

@@ -497,6 +497,7 @@ impl Driver {
             status_interval: self.config.status_interval.0,
             nap: Duration::from_micros(self.config.coalesce_micros.into()),
             streaming: self.config.streaming == Streaming::On,
+            two_phase: self.config.two_phase,
             directory: self.context.state,
             batches: self.batches,
             feedback: self.context.feedback,
@@ -531,6 +532,7 @@ impl Driver {
             xid: 0,
             origin: None,
             previous_commit: None,
+            prepared: None,
         });
         for (ordinal, (_, _, schema)) in self.tables.iter().enumerate() {
             let index = builder.schema(schema);

@@ -4,7 +4,7 @@ use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::SourceIdentity;
 
 use crate::server::Server;
-use crate::slot::Slot;
+use crate::slot::{self, Slot};
 use crate::state::{Copied, Reached, State};
 
 /// Where a source stands before it does anything.
@@ -148,12 +148,16 @@ fn same_log(state: &State, name: &str, server: &Server, slot: Option<Slot>) -> R
             identity,
         });
     }
+    if slot.two_phase && slot.may_be_altered && !state.two_phase {
+        return loss(invalidated(name, slot::ALTERED), Some(slot));
+    }
     match &state.reached {
-        Some(reached) if slot.confirmed > reached.confirmed => loss(
+        Some(reached) if slot.confirmed > reached.told() => loss(
             format!(
                 "the slot {name} stands at {}, beyond {}, which is the last position that was confirmed from here: it was \
                  dropped and made again, or something else has read from it",
-                slot.confirmed, reached.confirmed
+                slot.confirmed,
+                reached.told()
             ),
             Some(slot),
         ),

@@ -28,20 +28,26 @@ pub struct State {
     /// How far the log has been read; `None` where an older version wrote the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached: Option<Reached>,
+    /// Whether the last stream received transactions when they were prepared. On record before the stream begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub two_phase: bool,
 }
 
 /// Tables by `schema.table`, with their oids; negative for those that are not followed any more.
 pub type Known = BTreeMap<String, i64>;
 
-/// How far a log has been read. A crash leaves the file up to a second old, which is why `confirmed` is on record before the
-/// server is told: a slot that stands further was not moved by us; and why [`trail`] tells what was handed on since.
+/// How far a log has been read. A crash leaves the file up to a second old, which is why what the server is told is on record
+/// before: a slot that stands further was not moved by us; and why [`trail`] tells what was handed on since.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reached {
     /// The timeline the server was on.
     pub timeline: u32,
-    /// Confirmed by every sink. The server has been told this much at most.
+    /// Confirmed by every sink.
     pub confirmed: Lsn,
+    /// What the server has been told at most, where that is less: something that is prepared holds it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Lsn>,
     /// Received from the server: any sink may hold it.
     pub received: Lsn,
     /// The last transaction that was received.
@@ -53,6 +59,11 @@ impl Reached {
     /// The least log that a server must share with the one that was read.
     pub fn least(&self) -> Lsn {
         self.confirmed.max(self.received)
+    }
+
+    /// What the server has been told at most.
+    pub fn told(&self) -> Lsn {
+        self.told.unwrap_or(self.confirmed)
     }
 }
 

@@ -31,7 +31,7 @@ use crate::catalog::{Catalog, Described};
 use crate::error::{from_server, protocol};
 use crate::ledger::{Ledger, Seen};
 use crate::server::identify;
-use crate::slot;
+use crate::slot::{self, Slot};
 use crate::sql::{quote_ident, quote_literal};
 use crate::streamed::{Committed, Streams};
 use crate::types::TypeCache;
@@ -78,6 +78,8 @@ pub struct Stream {
     pub nap: Duration,
     /// Receive large transactions while they are in progress.
     pub streaming: bool,
+    /// Receive transactions when they are prepared.
+    pub two_phase: bool,
     /// Where these are kept.
     pub directory: PathBuf,
     pub batches: mpsc::Sender<Result<Batch>>,
@@ -116,16 +118,17 @@ impl Stream {
                     () = shutdown.cancelled() => None,
                     opened = self.open(release) => Some(opened?),
                 };
-                let Some(connection) = opened else {
+                let Some((connection, slot)) = opened else {
                     let seen = Seen {
                         confirmed: self.feedback.confirmed(),
+                        tellable: Lsn::ZERO,
                         received: self.from,
                         last: None,
                         publication: &self.publication,
                     };
                     return self.ledger.close(&seen).await;
                 };
-                let mut receiver = Receiver::new(self, connection);
+                let mut receiver = Receiver::new(self, connection, slot.confirmed);
                 let ended = receiver.follow().await;
                 if !receiver.gives_up_streaming {
                     return receiver.end(ended).await;
@@ -136,8 +139,22 @@ impl Stream {
         })
     }
 
-    /// Connects and starts the stream. Until `release` the slot may be in use.
-    async fn open(&self, release: Instant) -> Result<Connection> {
+    /// A slot that decodes prepared transactions sends them to everybody who reads it, and cannot be switched back before
+    /// PostgreSQL 18.
+    fn follow_slot(&mut self, slot: &Slot) {
+        if slot.two_phase && !self.two_phase {
+            let source = &*self.source.name;
+            tracing::warn!(
+                source,
+                slot = self.slot,
+                "decodes prepared transactions although `two_phase` is false: it was switched once"
+            );
+            self.two_phase = true;
+        }
+    }
+
+    /// Connects and starts the stream; returns the slot as it was before, too. Until `release` the slot may be in use.
+    async fn open(&mut self, release: Instant) -> Result<(Connection, Slot)> {
         loop {
             match self.open_once().await {
                 Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < release => {
@@ -148,12 +165,17 @@ impl Stream {
         }
     }
 
-    async fn open_once(&self) -> Result<Connection> {
+    async fn open_once(&mut self) -> Result<(Connection, Slot)> {
         let mut connection = Connection::open(&self.target, Mode::Replication).await?;
-        self.require_unchanged(&mut connection).await?;
-        let protocol = match self.streaming {
-            true => "proto_version '2', streaming 'on'",
-            false => "proto_version '1'",
+        let slot = self.require_unchanged(&mut connection).await?;
+        self.follow_slot(&slot);
+        self.ledger.begin(self.two_phase).await?;
+        // The first start that asks for it switches the slot: what was prepared before comes when it commits.
+        let protocol = match (self.two_phase, self.streaming) {
+            (true, true) => "proto_version '3', two_phase 'on', streaming 'on'",
+            (true, false) => "proto_version '3', two_phase 'on'",
+            (false, true) => "proto_version '2', streaming 'on'",
+            (false, false) => "proto_version '1'",
         };
         // 0/0 lets the slot say where to begin: a client that asks for more than it confirmed would lose changes.
         let command = format!(
@@ -162,14 +184,15 @@ impl Stream {
             quote_literal(&quote_ident(&self.publication)).trim_start(),
         );
         connection.begin_stream(&command).await?;
-        Ok(connection)
+        Ok((connection, slot))
     }
 
     /// The address may lead to another server by now, and a copy takes long enough for anything to happen to the slot.
+    /// Returns it.
     ///
     /// # Errors
     /// `Unavailable`: it has to be decided anew.
-    async fn require_unchanged(&self, connection: &mut Connection) -> Result<()> {
+    async fn require_unchanged(&self, connection: &mut Connection) -> Result<Slot> {
         let changed = |what: String| {
             Err(Error::new(ErrorKind::Unavailable, what).remedy("it is looked at again"))
         };
@@ -181,7 +204,7 @@ impl Stream {
             ));
         }
         match slot::read(connection, &self.slot).await? {
-            Some(slot) if slot.invalid.is_none() && slot.confirmed <= self.from => Ok(()),
+            Some(slot) if slot.invalid.is_none() && slot.confirmed <= self.from => Ok(slot),
             Some(_) => changed(format!(
                 "the slot {} does not stand where it did a moment ago",
                 self.slot
@@ -196,8 +219,10 @@ struct Receiver {
     connection: Connection,
     assembler: Assembler,
     catalog: Option<Catalog>,
-    /// Transactions in progress, when they are received.
+    /// Transactions in progress and prepared ones, when they are received.
     streams: Option<Streams>,
+    /// Where the slot stood when the stream began.
+    stands: Lsn,
     /// The stream has to go on without them.
     gives_up_streaming: bool,
     block: Vec<u8>,
@@ -223,6 +248,8 @@ enum Scanned {
     All,
     /// To a table in a shape that has to be looked up.
     Define(Described),
+    /// The same, and what came last is to be taken in behind that.
+    DefineFirst(Described),
     /// To a question for our position.
     Asked,
     /// To the commit of a transaction that was kept.
@@ -230,7 +257,7 @@ enum Scanned {
 }
 
 impl Receiver {
-    fn new(stream: Stream, mut connection: Connection) -> Self {
+    fn new(stream: Stream, mut connection: Connection, stands: Lsn) -> Self {
         let mut block = Vec::with_capacity(BLOCK + ROOM);
         block.extend_from_slice(&connection.take_buffered());
         let mut assembler = Assembler::new(Arc::clone(&stream.source), stream.from);
@@ -244,9 +271,11 @@ impl Receiver {
             state.problem = None;
             state.heard_now();
             (state.in_progress, state.in_progress_bytes) = (0, 0);
+            (state.in_doubt, state.in_doubt_since_ms, state.in_doubt_from) = (None, None, None);
         });
         let from = stream.from;
-        let streams = stream.streaming.then(|| Streams::new(&stream.directory));
+        let early = stream.streaming || stream.two_phase;
+        let streams = early.then(|| Streams::new(&stream.directory));
         tracing::info!(source = &*stream.source.name, slot = stream.slot, from = %from, "streaming");
         Receiver {
             stream,
@@ -254,6 +283,7 @@ impl Receiver {
             assembler,
             catalog: None,
             streams,
+            stands,
             gives_up_streaming: false,
             block,
             parsed: 0,
@@ -363,7 +393,9 @@ impl Receiver {
         loop {
             match self.scan()? {
                 Scanned::All => return Ok(()),
-                Scanned::Define(described) => self.define(described).await?,
+                Scanned::Define(described) | Scanned::DefineFirst(described) => {
+                    self.define(described).await?;
+                }
                 Scanned::Asked => self.report().await?,
                 Scanned::Committed(committed) => self.replay(committed).await?,
             }
@@ -391,7 +423,9 @@ impl Receiver {
                     )));
                 }
             };
-            self.parsed = found.end;
+            if !matches!(scanned, Scanned::DefineFirst(_)) {
+                self.parsed = found.end;
+            }
             match scanned {
                 Scanned::All => {}
                 other => return Ok(other),
@@ -421,6 +455,7 @@ impl Receiver {
                 Ok(match step {
                     Step::Taken => Scanned::All,
                     Step::Define(described) => Scanned::Define(described),
+                    Step::DefineFirst(described) => Scanned::DefineFirst(described),
                 })
             }
             Some(b'k') if let Some(answer) = keepalive(payload) => {
@@ -568,7 +603,7 @@ impl Receiver {
                 let error = connection::server_error(&body);
                 // PostgreSQL 14 to 18 cannot decode a transaction in progress that changes a table's shape after a savepoint
                 // that had done so was rolled back ("could not map filenode"), nor get past it; without streaming they can.
-                self.gives_up_streaming |= self.streams.is_some() && error.code.starts_with("XX");
+                self.gives_up_streaming |= self.stream.streaming && error.code.starts_with("XX");
                 from_server("go on streaming", error)
             }
             _ => protocol("an error of the server cannot be read"),

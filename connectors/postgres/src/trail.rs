@@ -121,6 +121,7 @@ pub fn follow(directory: &Path, state: State) -> State {
     let reached = Reached {
         timeline: record.timeline,
         confirmed: before.confirmed,
+        told: before.told,
         received: record.received.max(before.received),
         last: Some(last.unwrap_or(record.last)),
     };
@@ -171,9 +172,11 @@ mod tests {
             reached: Some(Reached {
                 timeline,
                 confirmed: Lsn(50),
+                told: None,
                 received: Lsn(received),
                 last: Some(witness(received - 10)),
             }),
+            two_phase: false,
         }
     }
 
@@ -184,6 +187,7 @@ mod tests {
             xid: 9,
             origin: None,
             previous_commit: None,
+            prepared: None,
         }
     }
 

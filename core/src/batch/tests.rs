@@ -19,6 +19,7 @@ fn batch() -> Batch {
         xid: 7,
         origin: None,
         previous_commit: None,
+        prepared: None,
     };
     builder.begin(transaction);
     let index = builder.schema(&schema);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::batch::{
-    Batch, BatchBuilder, Cell, CellRef, Change, OldImage, Op, Phase, Row, Transaction,
+    Batch, BatchBuilder, Cell, CellRef, Change, OldImage, Op, Phase, Prepared, Row, Transaction,
 };
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
 use lockstep_core::schema::TableSchema;
@@ -65,6 +65,9 @@ pub struct Body {
     /// Replication origin.
     origin: Option<Arc<str>>,
     previous_commit: Option<Lsn>,
+    /// How it was prepared, when it was: not in letters of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prepared: Option<FirstPhase>,
     /// LSN of the change itself.
     lsn: Lsn,
     duplicate: bool,
@@ -74,6 +77,32 @@ pub struct Body {
     old: Option<Map<String, Value>>,
     new: Option<Map<String, Value>>,
     schema: Shape,
+}
+
+/// See [`Prepared`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct FirstPhase {
+    gid: Arc<str>,
+    lsn: Lsn,
+    micros: i64,
+}
+
+impl FirstPhase {
+    fn of(prepared: &Prepared) -> Self {
+        FirstPhase {
+            gid: Arc::clone(&prepared.gid),
+            lsn: prepared.lsn,
+            micros: prepared.micros,
+        }
+    }
+
+    fn get(&self) -> Prepared {
+        Prepared {
+            gid: Arc::clone(&self.gid),
+            lsn: self.lsn,
+            micros: self.micros,
+        }
+    }
 }
 
 /// A letter.
@@ -128,6 +157,7 @@ impl Letter {
                 xid: transaction.xid,
                 origin: transaction.origin.clone(),
                 previous_commit: transaction.previous_commit,
+                prepared: transaction.prepared.as_deref().map(FirstPhase::of),
                 lsn: change.lsn,
                 duplicate: change.duplicate,
                 old_image: match change.old_image {
@@ -158,6 +188,7 @@ impl Letter {
             xid: body.xid,
             origin: body.origin.clone(),
             previous_commit: body.previous_commit,
+            prepared: body.prepared.as_ref().map(|first| Arc::new(first.get())),
         });
         let index = builder.schema(&schema);
         let mut block = Vec::new();

@@ -216,6 +216,7 @@ fn batch(table: &Arc<TableSchema>, record: &Record, letter: &Letter) -> Batch {
         xid: 0,
         origin: None,
         previous_commit: None,
+        prepared: None,
     });
     let index = builder.schema(table);
     let mut block = Vec::new();

@@ -61,6 +61,7 @@ fn change(phase: Phase, commit: u64, from: &str, to: &str) -> Batch {
         xid: 9,
         origin: Some("elsewhere".into()),
         previous_commit: Some(Lsn(8)),
+        prepared: None,
     });
     let index = builder.schema(&schema);
     let mut block = Vec::new();

@@ -189,6 +189,7 @@ mod tests {
             xid: 1,
             origin: None,
             previous_commit: None,
+            prepared: None,
         });
         let index = builder.schema(&Arc::new(TableSchema::message("a".into())));
         for &ordinal in ordinals {

@@ -460,6 +460,12 @@ impl Inner {
             set_or_remove(&metrics.in_progress_bytes, labels, kept);
             let receives = state.receives_in_progress.map(u64::from);
             set_or_remove(&metrics.receives_in_progress, labels, receives);
+            set_or_remove(&metrics.in_doubt, labels, state.in_doubt);
+            let since = state.in_doubt_since_ms.map(|since| since / 1000);
+            set_or_remove(&metrics.in_doubt_since, labels, since);
+            let from = state.in_doubt_from;
+            let held = from.map(|from| state.server.max(state.received).saturating_sub(from));
+            set_or_remove(&metrics.in_doubt_bytes, labels, held);
             let connected = matches!(state.phase, SourcePhase::Snapshot | SourcePhase::Streaming);
             metrics
                 .source_connected

@@ -90,6 +90,7 @@ impl Source for Ready {
             xid: 1,
             origin: None,
             previous_commit: None,
+            prepared: None,
         });
         let schema = self.builder.schema(&self.schema);
         for ordinal in 1..=changes as u64 {

@@ -72,6 +72,7 @@ fn batch(op: Op, old: bool) -> Batch {
                 xid: 801,
                 origin: None,
                 previous_commit: Some(Lsn(29_672_000 + ordinal * 500)),
+                prepared: None,
             });
         }
         let values = [

@@ -115,6 +115,7 @@ impl Maker {
             xid: 801,
             origin: None,
             previous_commit: previous.map(Lsn),
+            prepared: None,
         });
     }
 

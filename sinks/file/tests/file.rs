@@ -110,6 +110,7 @@ impl Test {
             xid: 9,
             origin: None,
             previous_commit: None,
+            prepared: None,
         });
         let schema = builder.schema(&self.schema);
         for (ordinal, op, data) in events {

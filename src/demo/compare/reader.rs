@@ -158,6 +158,7 @@ impl Reader {
                 xid: 0,
                 origin: None,
                 previous_commit: None,
+                prepared: None,
             });
         }
         let schema = chunk.builder.schema(&self.table);

@@ -180,6 +180,7 @@ impl Feed {
             xid: 1,
             origin: None,
             previous_commit: None,
+            prepared: None,
         });
         self
     }

@@ -167,6 +167,7 @@ impl Feed {
             xid: 1,
             origin: None,
             previous_commit: None,
+            prepared: None,
         });
         self
     }

@@ -11,6 +11,7 @@ fn slot(confirmed: u64) -> Slot {
         confirmed: Lsn(confirmed),
         invalid: None,
         two_phase: false,
+        may_be_altered: false,
         temporary: false,
         failover: false,
         synced: false,
@@ -27,9 +28,11 @@ fn state(timeline: u32) -> State {
         reached: Some(Reached {
             timeline,
             confirmed: Lsn(100),
+            told: None,
             received: Lsn(120),
             last: None,
         }),
+        two_phase: false,
     }
 }
 
@@ -218,10 +221,6 @@ fn a_slot_that_is_not_ours_is_a_wrong_setup_and_one_in_use_is_waited_for() {
             temporary: true,
             ..slot(90)
         },
-        Slot {
-            two_phase: true,
-            ..slot(90)
-        },
     ];
     let here = server(1, 500, &[]);
     for slot in wrong {
@@ -256,4 +255,44 @@ fn an_old_state_file_is_taken_at_its_word_on_the_same_timeline_only() {
         "{standing:?}"
     );
     lost(&old, &server(2, 500, &[(1, 400)]), Some(slot(300)));
+}
+
+#[test]
+fn a_slot_that_was_moved_past_what_is_prepared_is_lost() {
+    // All up to 100 is durable, and something is prepared at 60.
+    let mut state = state(1);
+    if let Some(reached) = &mut state.reached {
+        reached.told = Some(Lsn(60));
+    }
+    let here = server(1, 500, &[]);
+    let standing = judged(&state, &here, Some(slot(60)));
+    assert!(
+        matches!(standing, Standing::Continues { .. }),
+        "{standing:?}"
+    );
+    let (cause, _) = lost(&state, &here, Some(slot(61)));
+    assert!(cause.contains("beyond 0/3C"), "{cause}");
+}
+
+#[test]
+fn a_slot_that_was_switched_back_and_forth_is_lost() {
+    let here = server(1, 500, &[]);
+    let switched = |may_be_altered| Slot {
+        two_phase: true,
+        may_be_altered,
+        ..slot(90)
+    };
+    let (cause, _) = lost(&state(1), &here, Some(switched(true)));
+    assert!(cause.contains("ALTER_REPLICATION_SLOT"), "{cause}");
+    let on = State {
+        two_phase: true,
+        ..state(1)
+    };
+    for (state, slot) in [(&on, switched(true)), (&state(1), switched(false))] {
+        let standing = judged(state, &here, Some(slot));
+        assert!(
+            matches!(standing, Standing::Continues { .. }),
+            "{standing:?}"
+        );
+    }
 }

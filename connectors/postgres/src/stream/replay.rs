@@ -10,7 +10,7 @@ use lockstep_core::position::Lsn;
 use super::{BLOCK, KEEP, Receiver, Scanned, Stream, stopping};
 use crate::assemble::Step;
 use crate::error::protocol;
-use crate::streamed::{Committed, Pieces, Taken};
+use crate::streamed::{Committed, Piece, Pieces, Taken};
 
 /// The first version that says nothing of a transaction without changes.
 const SKIPS_EMPTY: u32 = 150_000;
@@ -30,26 +30,36 @@ impl Receiver {
         match streams.take(&self.block[start..end], lsn, number) {
             Ok(Taken::Plain) => Ok(None),
             Ok(Taken::Kept) => Ok(Some(Scanned::All)),
+            Ok(Taken::Described) => {
+                self.assembler.note(&self.block[start..end], number)?;
+                Ok(Some(Scanned::All))
+            }
             Ok(Taken::Committed(committed)) => Ok(Some(Scanned::Committed(committed))),
             Ok(Taken::Doubt(error)) => {
                 self.gives_up_streaming = true;
                 Err(error)
             }
             Err(error) => {
-                self.gives_up_streaming =
-                    matches!(error.kind(), ErrorKind::Storage | ErrorKind::Full);
+                self.gives_up_streaming = self.stream.streaming
+                    && matches!(error.kind(), ErrorKind::Storage | ErrorKind::Full);
                 Err(error)
             }
         }
     }
 
-    /// Tells how much is kept of transactions in progress.
+    /// Tells how much is kept of transactions in progress, and which are not decided.
     pub(super) fn tell_in_progress(&self) {
         if let Some(streams) = &self.streams {
             let kept = (streams.len() as u64, streams.kept());
-            self.stream
-                .status
-                .update(|state| (state.in_progress, state.in_progress_bytes) = kept);
+            let in_doubt = streams.in_doubt();
+            let two_phase = self.stream.two_phase;
+            self.stream.status.update(|state| {
+                (state.in_progress, state.in_progress_bytes) = kept;
+                state.in_doubt = two_phase.then_some(in_doubt.count);
+                let since = |(micros, _): (i64, Lsn)| u64::try_from(micros / 1000).unwrap_or(0);
+                state.in_doubt_since_ms = in_doubt.first.map(since);
+                state.in_doubt_from = in_doubt.first.map(|(_, lsn)| lsn.0);
+            });
         }
     }
 
@@ -75,15 +85,10 @@ impl Receiver {
             let wanted = Pieces::needed(&block, at).saturating_sub(block.len());
             pieces
                 .fill(&mut block, wanted.max(BLOCK))
-                .inspect_err(|_| self.gives_up_streaming = true)?;
+                .inspect_err(|_| self.gives_up_streaming = self.stream.streaming)?;
             self.assembler.received(begun);
             while let Some(piece) = pieces.next(&block, &mut at) {
-                let step = self
-                    .assembler
-                    .take_piece(&block, piece.start, piece.end, piece.lsn)?;
-                if let Step::Define(described) = step {
-                    self.define(described).await?;
-                }
+                self.take_piece(&block, piece).await?;
             }
             if self.kept_at.elapsed() >= KEEP {
                 self.look_up().await?;
@@ -97,6 +102,19 @@ impl Receiver {
         }
         self.assembler.end_streamed(end)?;
         self.pass_on(&mut block, &mut at).await
+    }
+
+    async fn take_piece(&mut self, block: &[u8], piece: Piece) -> Result<()> {
+        loop {
+            let step = self
+                .assembler
+                .take_piece(block, piece.start, piece.end, piece.lsn)?;
+            match step {
+                Step::Taken => return Ok(()),
+                Step::Define(described) => return self.define(described).await,
+                Step::DefineFirst(described) => self.define(described).await?,
+            }
+        }
     }
 
     /// Looks at the connection in the middle of a replay, as sinks may be fast enough never to be waited for: reads what

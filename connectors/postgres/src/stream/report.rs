@@ -47,14 +47,30 @@ impl Receiver {
     }
 
     /// What may be confirmed to the server.
-    pub(super) fn confirmed(&self) -> Lsn {
-        self.stream
-            .ledger
-            .tellable(self.stream.feedback.confirmed())
+    pub(super) fn confirmed(&mut self) -> Lsn {
+        let most = self.tellable();
+        self.stream.ledger.tellable(most)
+    }
+
+    /// What may be confirmed once it is on record: what every sink has, as far as this connection has come; an earlier one
+    /// knew of transactions that are prepared, and come again. Never less than before, which servers before PostgreSQL 18 would take
+    /// for what it says.
+    fn tellable(&mut self) -> Lsn {
+        let durable = self.stream.feedback.confirmed();
+        let most = durable.min(self.assembler.ended().max(self.stands));
+        let hold = self
+            .streams
+            .as_mut()
+            .and_then(|streams| streams.hold(durable));
+        match hold {
+            Some(hold) => most.min(hold.max(self.stands).max(self.reported)),
+            None => most,
+        }
     }
 
     /// Puts on record how far the stream has come, now and then.
     pub(super) async fn keep(&mut self) -> Result<()> {
+        let tellable = self.tellable();
         let Receiver {
             stream,
             assembler,
@@ -63,6 +79,7 @@ impl Receiver {
         } = self;
         let seen = Seen {
             confirmed: stream.feedback.confirmed(),
+            tellable,
             received: assembler.through().max(*received),
             last: assembler.last(),
             publication: &stream.publication,
@@ -103,6 +120,7 @@ impl Receiver {
 
     /// Puts on record how far the stream came.
     pub(super) async fn close_ledger(&mut self) -> Result<()> {
+        let tellable = self.tellable();
         let Receiver {
             stream,
             assembler,
@@ -111,6 +129,7 @@ impl Receiver {
         } = self;
         let seen = Seen {
             confirmed: stream.feedback.confirmed(),
+            tellable,
             received: assembler.through().max(*received),
             last: assembler.last(),
             publication: &stream.publication,

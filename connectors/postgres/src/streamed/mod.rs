@@ -1,24 +1,31 @@
-//! Transactions that the server sends while they are still in progress: taken down piece by piece, and given back whole
-//! when they commit, as if they had been sent then.
+//! Transactions that the server sends before they commit, while they are still in progress or when they are prepared: taken
+//! down piece by piece, and given back whole when they commit, as if they had been sent then.
 //!
 //! A *piece* lies between Stream Start and Stream Stop; what is in it carries the id of the (sub)transaction that did
 //! it. Stream Abort names what was rolled back. On Stream Commit the assembler gets the messages that are left, without
 //! those ids: byte for byte what it would have got without streaming, in the same order (a transaction's changes in the
 //! order of the log), so that positions and ordinals are the same either way.
+//!
+//! A *prepared* transaction comes between Begin Prepare and Prepare, without those ids and without what was rolled back
+//! of it; or in pieces, and Stream Prepare is their end. Commit Prepared or Rollback Prepared says what becomes of it.
 
+mod branches;
 mod spool;
 mod xids;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use lockstep_core::batch::Transaction;
+use lockstep_core::batch::{Prepared, Transaction};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::Lsn;
 
 use crate::error::protocol;
-use crate::pgoutput::{Context, EPOCH_MICROS, Message, decode};
+use crate::pgoutput::{self, Context, EPOCH_MICROS, Message, decode};
+pub use branches::InDoubt;
+use branches::{Branch, Branches};
 use spool::{Reader, Spool, Spools};
 pub use xids::Part;
 use xids::Xids;
@@ -33,6 +40,8 @@ pub enum Taken {
     Plain,
     /// Kept, or an end of pieces.
     Kept,
+    /// The description of a table, kept as well, which holds for what other transactions send behind it.
+    Described,
     /// A transaction that has been kept has committed.
     Committed(Box<Committed>),
     /// It cannot be told what was rolled back: the transactions in progress are to be received without streaming.
@@ -76,6 +85,10 @@ struct Open {
     last: u32,
     aborted: Xids,
     origin: Option<Arc<str>>,
+    /// Relations that have been described in it, of one that comes whole.
+    described: HashSet<u32>,
+    /// The descriptions in its pieces: once it has committed, everybody knows them.
+    descriptions: Descriptions,
     has_messages: bool,
     /// A logical message came after the last change of the transaction itself. The server sends messages in the name of
     /// the transaction, whatever subtransaction they belong to; but a change of the transaction itself says that every
@@ -83,12 +96,27 @@ struct Open {
     doubtful: bool,
 }
 
-/// The transactions in progress.
+/// Descriptions of relations, with the numbers of their payloads.
+type Descriptions = HashMap<u32, (u64, Box<[u8]>)>;
+
+/// A transaction whose messages follow.
+#[derive(Clone, Copy)]
+enum Receiving {
+    /// A piece of it.
+    Piece(u32),
+    /// All of it, up to its PREPARE at this place of the log.
+    Whole(u32, Lsn),
+}
+
+/// The transactions in progress, and those that are prepared.
 pub struct Streams {
     spools: Spools,
     open: HashMap<u32, Open>,
-    /// Whose piece is being received.
-    receiving: Option<u32>,
+    /// Whose messages are being received.
+    receiving: Option<Receiving>,
+    branches: Branches,
+    /// Of each relation the last that everybody knows.
+    descriptions: Descriptions,
     /// Bytes kept.
     kept: u64,
 }
@@ -104,6 +132,8 @@ impl Streams {
             spools,
             open: HashMap::new(),
             receiving: None,
+            branches: Branches::default(),
+            descriptions: HashMap::new(),
             kept: 0,
         }
     }
@@ -115,15 +145,35 @@ impl Streams {
     #[inline]
     pub fn take(&mut self, payload: &[u8], wal_start: Lsn, number: u64) -> Result<Taken> {
         match (self.receiving, payload.first()) {
-            (Some(xid), _) => self.piece(xid, payload, wal_start, number),
-            (None, Some(b'S' | b'c' | b'A')) => self.bound(payload),
-            (None, _) => Ok(Taken::Plain),
+            (Some(Receiving::Piece(xid)), _) => self.piece(xid, payload, wal_start, number),
+            (Some(Receiving::Whole(xid, _)), _) => self.part(xid, payload, wal_start, number),
+            (None, Some(b'S' | b'c' | b'A' | b'b' | b'p' | b'K' | b'r')) => self.bound(payload),
+            (None, tag) => {
+                if tag == Some(&b'R') {
+                    self.describe(payload, number)?;
+                }
+                Ok(Taken::Plain)
+            }
         }
     }
 
     /// Transactions in progress.
     pub fn len(&self) -> usize {
         self.open.len()
+    }
+
+    /// Transactions that are prepared, and not decided.
+    pub fn in_doubt(&self) -> InDoubt {
+        self.branches.in_doubt()
+    }
+
+    /// The place of the log behind which nothing may be confirmed, when every sink has what committed up to `durable`.
+    pub fn hold(&mut self, durable: Lsn) -> Option<Lsn> {
+        let coming = match self.receiving {
+            Some(Receiving::Whole(_, prepared)) => Some(prepared),
+            _ => None,
+        };
+        self.branches.hold(durable).into_iter().chain(coming).min()
     }
 
     /// Bytes kept of them.
@@ -151,6 +201,12 @@ impl Streams {
                     _ => wal_start.0,
                 };
                 match tag {
+                    b'R' => {
+                        let description = [&[tag], rest].concat();
+                        let relation = relation_of(&description)?;
+                        open.descriptions
+                            .insert(relation, (number, description.into()));
+                    }
                     b'M' => (open.doubtful, open.has_messages) = (true, true),
                     b'I' | b'U' | b'D' | b'T' if subxid == xid => open.doubtful = false,
                     _ => {}
@@ -159,15 +215,7 @@ impl Streams {
                     open.last = subxid;
                     open.seen.insert(subxid);
                 }
-                let length = u32::try_from(1 + rest.len())
-                    .map_err(|_| protocol("a message of more than 4 GiB"))?;
-                let mut header = [0; HEADER];
-                header[..4].copy_from_slice(&length.to_be_bytes());
-                header[4..8].copy_from_slice(&subxid.to_be_bytes());
-                header[8..].copy_from_slice(&lsn.to_be_bytes());
-                self.spools
-                    .append(&mut open.spool, &[&header, &[tag], rest]);
-                self.kept += (HEADER + 1 + rest.len()) as u64;
+                self.kept += append(&mut self.spools, open, subxid, lsn, &[&[tag], rest])?;
                 if self.spools.is_over() {
                     self.spill()?;
                 }
@@ -189,6 +237,105 @@ impl Streams {
         }
     }
 
+    /// Everybody is sent a description.
+    fn describe(&mut self, payload: &[u8], number: u64) -> Result<u32> {
+        let relation = relation_of(payload)?;
+        self.descriptions.insert(relation, (number, payload.into()));
+        Ok(relation)
+    }
+
+    /// Everybody knows what was described in the pieces of a transaction.
+    fn publish(&mut self, descriptions: &mut Descriptions) {
+        for (relation, (number, description)) in descriptions.drain() {
+            let last = self.descriptions.get(&relation);
+            if last.is_none_or(|(last, _)| *last < number) {
+                self.descriptions.insert(relation, (number, description));
+            }
+        }
+    }
+
+    /// A message of a transaction that is about to be prepared: it carries no id, as nothing is left that was rolled back.
+    ///
+    /// Descriptions that its rows go by are kept with it, also those that came before it: when it commits, others may have come.
+    fn part(&mut self, xid: u32, payload: &[u8], wal_start: Lsn, number: u64) -> Result<Taken> {
+        let described = match payload.first() {
+            Some(b'R') => Some(self.describe(payload, number)?),
+            _ => None,
+        };
+        let open = self
+            .open
+            .get_mut(&xid)
+            .ok_or_else(|| protocol("a message of a transaction that did not begin"))?;
+        match payload.first() {
+            Some(tag @ (b'I' | b'U' | b'D' | b'T' | b'M' | b'R')) => {
+                for relation in relations(payload) {
+                    if open.described.insert(relation)
+                        && let Some((number, description)) = self.descriptions.get(&relation)
+                    {
+                        self.kept += append(&mut self.spools, open, xid, *number, &[description])?;
+                    }
+                }
+                let (lsn, taken) = match tag {
+                    b'R' => (number, Taken::Described),
+                    _ => (wal_start.0, Taken::Kept),
+                };
+                open.described.extend(described);
+                self.kept += append(&mut self.spools, open, xid, lsn, &[payload])?;
+                if self.spools.is_over() {
+                    self.spill()?;
+                }
+                Ok(taken)
+            }
+            Some(b'Y') => Ok(Taken::Kept),
+            Some(b'O') => {
+                if let Message::Origin { name, .. } = read(payload)? {
+                    open.origin = Some(String::from_utf8_lossy(name).into());
+                }
+                Ok(Taken::Kept)
+            }
+            Some(b'P') => {
+                self.receiving = None;
+                match read(payload)? {
+                    Message::Prepare(prepared) if prepared.xid == xid => self.prepare(&prepared),
+                    _ => Err(protocol("a transaction was prepared inside another")),
+                }
+            }
+            _ => Err(protocol(
+                "a message that does not belong into a transaction that is prepared",
+            )),
+        }
+    }
+
+    /// All of a transaction has come, and it waits for its coordinator.
+    fn prepare(&mut self, prepared: &pgoutput::Prepared<'_>) -> Result<Taken> {
+        let gid = text(prepared.gid);
+        let open = self.open.remove(&prepared.xid).ok_or_else(|| {
+            protocol(format!(
+                "transaction {} was prepared as {gid:?}, and nothing of it came",
+                prepared.xid
+            ))
+        })?;
+        let first = Prepared {
+            gid: gid.as_str().into(),
+            lsn: Lsn(prepared.prepare_lsn),
+            micros: prepared.prepare_time + EPOCH_MICROS,
+        };
+        let xid = prepared.xid;
+        let place = first.lsn;
+        let branch = Branch { xid, open, first };
+        match self.branches.put(prepared.gid, branch) {
+            None => Ok(Taken::Kept),
+            // One that was prepared before its slot was switched comes again with its commit.
+            Some(again) if again.xid == xid && again.first.lsn == place => {
+                self.let_go(&again.open);
+                Ok(Taken::Kept)
+            }
+            Some(_) => Err(protocol(format!(
+                "a second transaction was prepared as {gid:?}, and nothing was said of the first"
+            ))),
+        }
+    }
+
     /// The beginning of a piece, or the end of a transaction.
     fn bound(&mut self, payload: &[u8]) -> Result<Taken> {
         match read(payload)? {
@@ -202,8 +349,48 @@ impl Streams {
                         "a further piece of transaction {xid} came, and none before"
                     )));
                 }
-                self.receiving = Some(xid);
+                self.receiving = Some(Receiving::Piece(xid));
                 Ok(Taken::Kept)
+            }
+            Message::BeginPrepare(prepared) => {
+                self.forget(prepared.xid);
+                self.open.insert(prepared.xid, Open::new());
+                let at = Lsn(prepared.prepare_lsn);
+                self.receiving = Some(Receiving::Whole(prepared.xid, at));
+                Ok(Taken::Kept)
+            }
+            Message::StreamPrepare(prepared) => self.prepare(&prepared),
+            Message::RollbackPrepared { gid, xid, .. } => {
+                // Nothing has come of one that changed nothing, or that was prepared before a place that is confirmed.
+                if let Some(branch) = self.branches.roll_back(gid, xid)? {
+                    self.let_go(&branch.open);
+                }
+                Ok(Taken::Kept)
+            }
+            Message::CommitPrepared {
+                commit_lsn,
+                end_lsn,
+                commit_time,
+                xid,
+                gid,
+            } => {
+                let end = Lsn(end_lsn);
+                let (open, first) = match self.branches.commit(gid, xid, end)? {
+                    Some(Branch { open, first, .. }) => (open, Some(Arc::new(first))),
+                    // One that changed nothing, on servers that tell of its end alone; or whose commit is known to be
+                    // durable: nothing else was confirmed.
+                    None => (Open::new(), None),
+                };
+                self.let_go(&open);
+                let head = Transaction {
+                    commit: Lsn(commit_lsn),
+                    commit_micros: commit_time + EPOCH_MICROS,
+                    xid,
+                    origin: open.origin.clone(),
+                    previous_commit: None,
+                    prepared: first,
+                };
+                Ok(Taken::Committed(Box::new(open.commit(head, end))))
             }
             Message::StreamAbort { xid, subxid, .. } if xid == subxid => {
                 self.forget(xid);
@@ -226,28 +413,21 @@ impl Streams {
                 end_lsn,
                 commit_time,
             } => {
-                let open = self.remove(xid).ok_or_else(|| {
+                let mut open = self.remove(xid).ok_or_else(|| {
                     protocol(format!(
                         "transaction {xid} was streamed and committed, and none of its pieces came"
                     ))
                 })?;
-                Ok(Taken::Committed(Box::new(Committed {
-                    head: Transaction {
-                        commit: Lsn(commit_lsn),
-                        commit_micros: commit_time + EPOCH_MICROS,
-                        xid,
-                        origin: open.origin,
-                        previous_commit: None,
-                    },
-                    end: Lsn(end_lsn),
-                    pieces: Pieces {
-                        reader: open.spool.read(),
-                        seen: open.seen,
-                        aborted: open.aborted,
-                        has_messages: open.has_messages,
-                        xid,
-                    },
-                })))
+                self.publish(&mut open.descriptions);
+                let head = Transaction {
+                    commit: Lsn(commit_lsn),
+                    commit_micros: commit_time + EPOCH_MICROS,
+                    xid,
+                    origin: open.origin.clone(),
+                    previous_commit: None,
+                    prepared: None,
+                };
+                Ok(Taken::Committed(Box::new(open.commit(head, Lsn(end_lsn)))))
             }
             _ => Err(protocol("a bound of a streamed transaction cannot be read")),
         }
@@ -255,9 +435,14 @@ impl Streams {
 
     fn remove(&mut self, xid: u32) -> Option<Open> {
         let open = self.open.remove(&xid)?;
+        self.let_go(&open);
+        Some(open)
+    }
+
+    /// What one holds is not counted any more.
+    fn let_go(&mut self, open: &Open) {
         self.spools.discard(&open.spool);
         self.kept -= open.spool.len();
-        Some(open)
     }
 
     fn forget(&mut self, xid: u32) {
@@ -267,20 +452,16 @@ impl Streams {
     /// Makes room in memory: the largest shares go to their files. One would do, but then the next payload may be the
     /// next to go over: half of what is held goes.
     fn spill(&mut self) -> Result<()> {
-        let mut shares: Vec<(usize, u32)> = self
-            .open
-            .iter()
-            .map(|(xid, open)| (open.spool.held(), *xid))
-            .collect();
-        shares.sort_unstable();
-        let enough = shares.iter().map(|(held, _)| held).sum::<usize>() / 2;
+        let open = self.open.values_mut().chain(self.branches.iter_mut());
+        let mut shares: Vec<&mut Spool> = open.map(|open| &mut open.spool).collect();
+        shares.sort_unstable_by_key(|spool| spool.held());
+        let enough = shares.iter().map(|spool| spool.held()).sum::<usize>() / 2;
         let mut spilled = 0;
         while spilled <= enough
-            && let Some((held, xid)) = shares.pop()
-            && let Some(open) = self.open.get_mut(&xid)
+            && let Some(spool) = shares.pop()
         {
-            self.spools.spill(&mut open.spool)?;
-            spilled += held;
+            spilled += spool.held();
+            self.spools.spill(spool)?;
         }
         Ok(())
     }
@@ -294,8 +475,24 @@ impl Open {
             last: 0,
             aborted: Xids::default(),
             origin: None,
+            described: HashSet::new(),
+            descriptions: Descriptions::new(),
             has_messages: false,
             doubtful: false,
+        }
+    }
+
+    fn commit(self, head: Transaction, end: Lsn) -> Committed {
+        Committed {
+            end,
+            pieces: Pieces {
+                reader: self.spool.read(),
+                seen: self.seen,
+                aborted: self.aborted,
+                has_messages: self.has_messages,
+                xid: head.xid,
+            },
+            head,
         }
     }
 }
@@ -376,6 +573,59 @@ impl Pieces {
             .map_or(0, |length| u32::from_be_bytes(*length) as usize);
         HEADER + length
     }
+}
+
+/// A gid as text: what is not UTF-8, as in a database in SQL_ASCII, is written as `\xff`, so that no two become one.
+fn text(gid: &[u8]) -> String {
+    let mut text = String::with_capacity(gid.len());
+    for chunk in gid.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    text
+}
+
+/// Of a description outside of pieces.
+fn relation_of(payload: &[u8]) -> Result<u32> {
+    be32(payload.get(1..)).ok_or_else(|| protocol("the description of a table cannot be decoded"))
+}
+
+fn be32(bytes: Option<&[u8]>) -> Option<u32> {
+    let bytes = bytes?.first_chunk::<4>()?;
+    Some(u32::from_be_bytes(*bytes))
+}
+
+/// The relations of a message that has rows, or truncates.
+fn relations(payload: &[u8]) -> impl Iterator<Item = u32> {
+    let (from, count) = match payload.first() {
+        Some(b'I' | b'U' | b'D') => (1, 1),
+        // Their number, and a byte of options.
+        Some(b'T') => (6, be32(payload.get(1..)).unwrap_or(0) as usize),
+        _ => (0, 0),
+    };
+    (0..count).map_while(move |at| be32(payload.get(from + at * 4..)))
+}
+
+/// Appends a message to what is kept of a transaction; returns how many bytes that takes.
+fn append(
+    spools: &mut Spools,
+    open: &mut Open,
+    subxid: u32,
+    lsn: u64,
+    message: &[&[u8]],
+) -> Result<u64> {
+    let length: usize = message.iter().map(|part| part.len()).sum();
+    let prefix = u32::try_from(length).map_err(|_| protocol("a message of more than 4 GiB"))?;
+    let mut header = [0; HEADER];
+    header[..4].copy_from_slice(&prefix.to_be_bytes());
+    header[4..8].copy_from_slice(&subxid.to_be_bytes());
+    header[8..].copy_from_slice(&lsn.to_be_bytes());
+    spools.append(&mut open.spool, &[&header]);
+    spools.append(&mut open.spool, message);
+    Ok((HEADER + length) as u64)
 }
 
 fn doubt(xid: u32) -> Error {

@@ -1,4 +1,4 @@
-//! Random schedules, sent by a model of the server with and without streaming, and compared.
+//! Random schedules, sent by a model of the server with and without streaming, in one phase and in two, and compared.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -22,6 +22,7 @@ enum Act {
     RollBack,
     Commit,
     Abort,
+    Prepare,
 }
 
 /// What happens next.
@@ -33,11 +34,13 @@ enum Event {
     Stream(usize),
     /// A relation has another shape for what is sent from now on.
     Reshape(u32),
+    /// One of those that are prepared commits, or is rolled back.
+    Decide(usize, bool),
 }
 
 const RELATIONS: u32 = 2;
 
-fn events(messages: u32) -> impl Strategy<Value = Vec<Event>> {
+fn events(messages: u32, prepares: u32) -> impl Strategy<Value = Vec<Event>> {
     let act = prop_oneof![
         20 => (0..RELATIONS).prop_map(Act::Row),
         messages => Just(Act::Message),
@@ -46,11 +49,13 @@ fn events(messages: u32) -> impl Strategy<Value = Vec<Event>> {
         3 => Just(Act::RollBack),
         2 => Just(Act::Commit),
         1 => Just(Act::Abort),
+        prepares => Just(Act::Prepare),
     ];
     let event = prop_oneof![
         30 => (0..3_usize, act).prop_map(|(session, act)| Event::Session(session, act)),
         10 => (0..3_usize).prop_map(Event::Stream),
         1 => (0..RELATIONS).prop_map(Event::Reshape),
+        prepares => (0..3_usize, any::<bool>()).prop_map(|(at, commits)| Event::Decide(at, commits)),
     ];
     prop::collection::vec(event, 0..200)
 }
@@ -84,6 +89,8 @@ struct Server {
     xid: u32,
     values: u64,
     sessions: BTreeMap<usize, Session>,
+    /// With the places where they were prepared.
+    prepared: Vec<(u64, Session)>,
     shapes: BTreeMap<u32, u16>,
     /// Shapes sent outside of pieces.
     known: HashSet<u32>,
@@ -105,6 +112,8 @@ impl Server {
             }
             Event::Stream(at) => self.stream(at),
             Event::Session(at, act) => self.act(at, &act),
+            Event::Decide(at, commits) if at < self.prepared.len() => self.decide(at, commits),
+            Event::Decide(..) => {}
         }
     }
 
@@ -171,6 +180,7 @@ impl Server {
                 }
             }
             Act::Commit => self.commit(at),
+            Act::Prepare => self.prepare(at),
             Act::Abort => {
                 if let Some(session) = self.sessions.remove(&at)
                     && session.streamed
@@ -246,6 +256,46 @@ impl Server {
         }
     }
 
+    fn prepare(&mut self, at: usize) {
+        if self.sessions[&at].streamed {
+            self.stream(at);
+        }
+        let Some(session) = self.sessions.remove(&at) else {
+            return;
+        };
+        let (prepared, xid) = (self.lsn, session.xid);
+        if session.streamed {
+            self.known_in.retain(|(known, _)| *known != xid);
+        } else {
+            let begin = [&b"b"[..], &tail(prepared), &named(xid)].concat();
+            self.out.push((prepared, begin));
+            for change in &session.live {
+                self.change(change, None);
+            }
+        }
+        let tag = if session.streamed { b"p\0" } else { b"P\0" };
+        let end = [&tag[..], &tail(prepared), &named(xid)].concat();
+        self.out.push((prepared, end));
+        self.prepared.push((prepared, session));
+    }
+
+    fn decide(&mut self, at: usize, commits: bool) {
+        let (prepared, session) = self.prepared.remove(at);
+        let (now, gid) = (tail(self.lsn), named(session.xid));
+        if !commits {
+            // The end of its PREPARE, that of its end, and two times.
+            let ends = [&tail(prepared)[8..16], &now[8..16], &[0; 16]].concat();
+            let message = [&b"r\0"[..], &ends, &gid].concat();
+            self.out.push((self.lsn, message));
+            return;
+        }
+        for (ordinal, change) in (1..).zip(&session.live) {
+            self.expected.push((self.lsn, ordinal, change.value));
+        }
+        let message = [&b"K\0"[..], &now, &gid].concat();
+        self.out.push((self.lsn, message));
+    }
+
     fn change(&mut self, change: &Change, within: Option<u32>) {
         let head = |tag: u8, xid: u32| {
             let mut message = vec![tag];
@@ -296,6 +346,11 @@ fn ended(tag: u8, xid: u32, subxid: u32) -> Vec<u8> {
     [&[tag][..], &xid.to_be_bytes(), &subxid.to_be_bytes()].concat()
 }
 
+/// The id of a transaction, and a name that it is prepared by.
+fn named(xid: u32) -> Vec<u8> {
+    [&xid.to_be_bytes()[..], format!("g{xid}\0").as_bytes()].concat()
+}
+
 fn tail(commit: u64) -> Vec<u8> {
     [commit.to_be_bytes(), (commit + 5).to_be_bytes(), [0; 8]].concat()
 }
@@ -341,9 +396,17 @@ impl Client {
             .expect("in order")
         {
             Taken::Plain => {
-                let step = self.assembler.take(payload, 0, payload.len(), Lsn(lsn));
-                self.step(step.expect("in order"));
+                loop {
+                    let step = self.assembler.take(payload, 0, payload.len(), Lsn(lsn));
+                    if self.step(step.expect("in order")) {
+                        break;
+                    }
+                }
                 self.flush(payload.to_vec());
+            }
+            Taken::Described => {
+                let noted = self.assembler.note(payload, number);
+                noted.expect("a description");
             }
             Taken::Kept => {}
             Taken::Committed(committed) => self.replay(*committed),
@@ -352,8 +415,10 @@ impl Client {
         true
     }
 
-    fn step(&mut self, step: Step) {
-        if let Step::Define(described) = step {
+    /// Whether it has been taken.
+    fn step(&mut self, step: Step) -> bool {
+        let is_taken = !matches!(step, Step::DefineFirst(_));
+        if let Step::Define(described) | Step::DefineFirst(described) = step {
             let mut schema = TableSchema::message("s".into());
             schema.id = described.id.clone();
             schema.columns.truncate(1);
@@ -364,6 +429,7 @@ impl Client {
             schema.width = 1;
             self.assembler.define(described, Some(Arc::new(schema)));
         }
+        is_taken
     }
 
     fn replay(&mut self, mut committed: Committed) {
@@ -379,10 +445,13 @@ impl Client {
                 .fill(&mut block, wanted.max(self.chunk))
                 .expect("readable");
             while let Some(piece) = pieces.next(&block, &mut at) {
-                let step = self
-                    .assembler
-                    .take_piece(&block, piece.start, piece.end, piece.lsn);
-                self.step(step.expect("in order"));
+                loop {
+                    let Piece { start, end, lsn } = piece;
+                    let step = self.assembler.take_piece(&block, start, end, lsn);
+                    if self.step(step.expect("in order")) {
+                        break;
+                    }
+                }
             }
             let rest = block.split_off(at);
             self.flush(std::mem::replace(&mut block, rest));
@@ -424,8 +493,13 @@ impl Client {
                 }
             };
             let commit = batch.position(change).commit;
+            let transaction = batch.transaction(change);
+            if let Some(prepared) = &transaction.prepared {
+                assert_eq!(*prepared.gid, format!("g{}", transaction.xid));
+                assert!(prepared.lsn < commit);
+            }
             if change.ordinal == 1 {
-                assert_eq!(batch.transaction(change).previous_commit, self.previous);
+                assert_eq!(transaction.previous_commit, self.previous);
                 self.previous = Some(commit);
             }
             let value = value.parse().expect("a number");
@@ -443,7 +517,7 @@ proptest! {
 
     #[test]
     fn what_was_streamed_arrives_as_if_it_had_not_been(
-        events in events(0),
+        events in prop_oneof![events(0, 0), events(0, 4)],
         in_memory in 0..400_usize,
         chunk in 1..200_usize,
     ) {
@@ -455,10 +529,16 @@ proptest! {
             for (lsn, payload) in server.out.drain(..) {
                 prop_assert!(client.take(lsn, &payload), "no messages, no doubt");
             }
+            let first = server.prepared.iter().map(|(lsn, _)| Lsn(*lsn)).min();
+            prop_assert_eq!(client.streams.hold(Lsn(u64::MAX)), first);
+            prop_assert_eq!(client.streams.in_doubt().count, server.prepared.len() as u64);
         }
         prop_assert_eq!(&client.arrived, &server.expected);
         for session in 0..3 {
             server.act(session, &Act::Abort);
+        }
+        while !server.prepared.is_empty() {
+            server.decide(0, false);
         }
         for (lsn, payload) in server.out.drain(..) {
             prop_assert!(client.take(lsn, &payload));
@@ -467,7 +547,7 @@ proptest! {
     }
 
     #[test]
-    fn messages_are_right_or_in_doubt(events in events(3), chunk in 1..200_usize) {
+    fn messages_are_right_or_in_doubt(events in events(3, 2), chunk in 1..200_usize) {
         let folder = tempfile::tempdir().expect("a folder");
         let mut server = Server::default();
         let mut client = Client::new(folder.path(), 100, chunk);
@@ -577,4 +657,50 @@ fn messages_out_of_order_are_errors() {
     };
     assert!(committed.pieces().is_done(), "it began anew");
     assert_eq!(streams.kept(), 0);
+}
+
+#[test]
+fn a_description_inside_a_prepared_transaction_is_for_everybody() {
+    let session = |at, act| Event::Session(at, act);
+    // Rolled back, not decided, or committed behind one that needs it: the server describes the table once.
+    for decided in [None, Some(false), Some(true)] {
+        let mut events = vec![session(0, Act::Row(0)), session(0, Act::Prepare)];
+        let decide = decided.map(|commits| Event::Decide(0, commits));
+        events.extend(decide.clone().filter(|_| decided == Some(false)));
+        events.extend([session(1, Act::Row(0)), session(1, Act::Commit)]);
+        events.extend(decide.filter(|_| decided == Some(true)));
+        let (out, mut client, _folder) = play(&events);
+        let descriptions = out.iter().filter(|(_, payload)| payload[0] == b'R');
+        assert_eq!(descriptions.count(), 1);
+        for (lsn, payload) in &out {
+            assert!(client.take(*lsn, payload));
+        }
+        let values: Vec<u64> = client.arrived.iter().map(|(_, _, value)| *value).collect();
+        match decided {
+            Some(true) => assert_eq!(values, [2, 1]),
+            _ => assert_eq!(values, [2]),
+        }
+    }
+}
+
+#[test]
+fn a_commit_of_which_nothing_came_moves_the_position_and_nothing_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut client = Client::new(folder.path(), 0, 10);
+    for tag in [b"r\0", b"K\0"] {
+        let ends = match tag[0] {
+            b'r' => [
+                tail(5)[8..16].to_vec(),
+                tail(10)[8..16].to_vec(),
+                vec![0; 16],
+            ]
+            .concat(),
+            _ => tail(10),
+        };
+        let message = [&tag[..], &ends, &named(7)].concat();
+        assert!(client.take(10, &message));
+    }
+    assert_eq!(client.arrived, []);
+    assert_eq!(client.through, Lsn(15));
+    assert_eq!(client.streams.hold(Lsn(0)), None);
 }

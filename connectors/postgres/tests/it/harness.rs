@@ -32,6 +32,7 @@ pub struct Seen {
     pub micros: i64,
     pub origin: Option<String>,
     pub previous_commit: Option<Lsn>,
+    pub gid: Option<String>,
 }
 
 impl Seen {
@@ -178,6 +179,10 @@ impl Opened {
                 micros: transaction.commit_micros,
                 origin: transaction.origin.as_deref().map(str::to_owned),
                 previous_commit: transaction.previous_commit,
+                gid: transaction
+                    .prepared
+                    .as_ref()
+                    .map(|first| first.gid.to_string()),
             });
         }
         self.mark = batch.mark.unwrap_or(self.mark);

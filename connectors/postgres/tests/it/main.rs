@@ -16,3 +16,4 @@ mod silence;
 mod stream;
 mod streamed;
 mod tables;
+mod two_phase;

@@ -144,7 +144,7 @@ async fn source_on(
 }
 
 /// Without the messages that mark the end of what is compared.
-fn without_marks(seen: &[Seen]) -> Vec<Seen> {
+pub fn without_marks(seen: &[Seen]) -> Vec<Seen> {
     let mark = |seen: &&Seen| seen.op != Op::Message || seen.value("prefix") != "test";
     let mut seen: Vec<Seen> = seen.iter().filter(mark).cloned().collect();
     for seen in &mut seen {
@@ -156,7 +156,7 @@ fn without_marks(seen: &[Seen]) -> Vec<Seen> {
     seen
 }
 
-fn same(on: &[Seen], off: &[Seen]) {
+pub fn same(on: &[Seen], off: &[Seen]) {
     let (on, off) = (without_marks(on), without_marks(off));
     for (on, off) in on.iter().zip(&off) {
         assert_eq!(on, off);
@@ -164,7 +164,7 @@ fn same(on: &[Seen], off: &[Seen]) {
     assert_eq!(on.len(), off.len());
 }
 
-async fn run(client: &Client, sql: &str) {
+pub async fn run(client: &Client, sql: &str) {
     client
         .batch_execute(sql)
         .await
@@ -172,7 +172,7 @@ async fn run(client: &Client, sql: &str) {
 }
 
 /// Rows that are more than the server keeps.
-fn many(table: &str, from: u64, count: u64) -> String {
+pub fn many(table: &str, from: u64, count: u64) -> String {
     format!(
         "INSERT INTO {table} SELECT n, repeat('x', 100) || n FROM generate_series({from}, {from} + {count} - 1) n"
     )

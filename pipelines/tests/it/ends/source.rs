@@ -11,7 +11,7 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, Op, Phase, Transaction};
 use lockstep_core::check::Finding;
 use lockstep_core::feedback::Feedback;
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
-use lockstep_core::query::{Queries, QueryColumn, QuerySession};
+use lockstep_core::query::{InDoubt, Queries, QueryColumn, QuerySession};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
 use lockstep_core::source::{Source, SourceContext, SourceFactory, SourcePhase, SourceStatus};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -282,6 +282,10 @@ impl Queries for Away {
     async fn open(&self, _: Duration) -> Result<Box<dyn QuerySession>> {
         Err(error(ErrorKind::Unavailable))
     }
+
+    async fn in_doubt(&self) -> Result<Vec<InDoubt>> {
+        Err(error(ErrorKind::Unavailable))
+    }
 }
 
 fn now_ms() -> u64 {
@@ -367,6 +371,7 @@ impl ScriptedSource {
                 xid: 1,
                 origin: None,
                 previous_commit: None,
+                prepared: None,
             });
             for (index, row) in rows.iter().enumerate() {
                 let schema = self.builder.schema(&self.server.schemas[row.table]);

@@ -107,6 +107,7 @@ impl Feed {
             xid: 9,
             origin: None,
             previous_commit: None,
+            prepared: None,
         });
         let schema = builder.schema(&self.schema);
         for (index, event) in events.iter().enumerate() {

@@ -108,6 +108,7 @@ impl Maker {
             xid: 1,
             origin: None,
             previous_commit: None,
+            prepared: None,
         });
         self
     }

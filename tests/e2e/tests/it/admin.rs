@@ -22,8 +22,11 @@ async fn table() -> Database {
 }
 
 /// Nothing has failed, and nothing is being copied any more; the table was never analysed; nobody asked for transactions
-/// in progress.
-const ABSENT: [&str; 7] = [
+/// in progress, or for those that are prepared.
+const ABSENT: [&str; 10] = [
+    metrics::SOURCE_IN_DOUBT.name,
+    metrics::SOURCE_IN_DOUBT_SINCE.name,
+    metrics::SOURCE_IN_DOUBT_BYTES.name,
     metrics::SOURCE_RECEIVES_IN_PROGRESS.name,
     metrics::SINK_ERRORS.name,
     metrics::SLOT_SAFE_BYTES.name,

@@ -29,3 +29,4 @@ mod sink_faults;
 mod source_faults;
 mod stalls;
 mod support;
+mod two_phase;

@@ -75,6 +75,7 @@ impl Stream {
             xid,
             origin: None,
             previous_commit: None,
+            prepared: None,
         });
         self
     }
