@@ -26,7 +26,7 @@ metrics! {
     SOURCE_IN_PROGRESS = "lockstep_source_in_progress_transactions" ["source"] "How many transactions have come in part and not ended yet?";
     SOURCE_IN_PROGRESS_BYTES = "lockstep_source_in_progress_bytes" ["source"] "How many bytes of them are kept, mostly on disk?";
     SOURCE_IN_DOUBT = "lockstep_source_in_doubt_transactions" ["source"] "How many transactions are prepared, and neither committed nor rolled back?";
-    SOURCE_IN_DOUBT_SINCE = "lockstep_source_in_doubt_oldest_timestamp_seconds" ["source"] "When was the first of them prepared? Not there without one.";
+    SOURCE_IN_DOUBT_SINCE = "lockstep_source_in_doubt_oldest_timestamp_seconds" ["source"] "When was the first of those in doubt prepared, if there is one?";
     SOURCE_IN_DOUBT_BYTES = "lockstep_source_in_doubt_retained_bytes" ["source"] "How much log has the server written since, which it cannot let go of?";
     SOURCE_RECEIVES_IN_PROGRESS = "lockstep_source_receives_in_progress" ["source"] "Are transactions in progress received (1), or not any more (0)?";
     SOURCE_CONNECTED = "lockstep_source_connected" ["source"] "Is the source streaming (1) or not (0)?";
