@@ -68,7 +68,7 @@ impl Queries for Asking {
         let rows = sql::query(&client, "read pg_prepared_xacts", IN_DOUBT, &[]).await?;
         let read = |row: &tokio_postgres::Row| InDoubt {
             gid: row.get(0),
-            xid: u32::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
+            xid: row.get::<_, i64>(1) as u32,
             prepared_micros: row.get(2),
             owner: row.get(3),
         };
