@@ -10,8 +10,8 @@ use lockstep_core::check::Finding;
 use lockstep_core::query::Queries;
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
 use lockstep_core::source::{Source, SourceContext, SourceFactory};
-use lockstep_postgres::wire::connection::TextRow;
-use lockstep_postgres::wire::{Connection, Mode};
+use lockstep_pg::wire::connection::TextRow;
+use lockstep_pg::wire::{Connection, Mode};
 use lockstep_postgres::{PostgresConfig, PostgresFactory, describe};
 
 /// Every column of every table that could be published, with its place in the key that identifies rows.

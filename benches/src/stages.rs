@@ -9,8 +9,8 @@ use lockstep_core::batch::Batch;
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
 use lockstep_encode::envelope::{Encoder, Format};
+use lockstep_pg::wire::frame;
 use lockstep_postgres::assemble::{Assembler, Step};
-use lockstep_postgres::wire::frame;
 
 use crate::Result;
 use crate::report::median;

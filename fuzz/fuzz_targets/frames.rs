@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use lockstep_postgres::wire::frame;
+use lockstep_pg::wire::frame;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut at = 0;

@@ -11,9 +11,9 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, OldImage, Op, Phase, Trans
 use lockstep_core::error::Result;
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::{TableId, TableSchema};
+use lockstep_pg::error::protocol;
 
 use crate::catalog::{Described, identity_of};
-use crate::error::protocol;
 use crate::pgoutput::{Context, EPOCH_MICROS, Message, Old, Relation, Tuple, Value, decode};
 use noted::Noted;
 

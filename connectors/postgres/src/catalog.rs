@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::schema::{Column, ReplicaIdentity, TableId, TableSchema};
+use lockstep_pg::sql;
 use tokio_postgres::Client;
 
-use crate::sql;
 use crate::types::TypeCache;
 use crate::visible::Visible;
 

@@ -2,10 +2,9 @@
 
 use lockstep_core::config::{ByteSize, Duration, Secret};
 use lockstep_core::error::{Error, ErrorKind, Result};
+use lockstep_pg::wire::target::Target;
 use schemars::JsonSchema;
 use serde::Deserialize;
-
-use crate::wire::target::Target;
 
 /// `publication` when the file does not say.
 pub const DEFAULT_PUBLICATION: &str = "lockstep";

@@ -8,9 +8,8 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, Op, Phase, Transaction};
 use lockstep_core::error::Result;
 use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::{Column, TableSchema};
-
-use crate::error::protocol;
-use crate::wire::{Connection, frame};
+use lockstep_pg::error::protocol;
+use lockstep_pg::wire::{Connection, frame};
 
 /// What is being done, in errors.
 const DOING: &str = "copy the table";

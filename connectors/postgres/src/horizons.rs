@@ -21,11 +21,12 @@ use std::time::{Duration, Instant};
 
 use lockstep_core::error::Result;
 use lockstep_core::position::{Lsn, SourceIdentity};
+use lockstep_pg::error::protocol;
+use lockstep_pg::sql;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
-use crate::error::protocol;
-use crate::{sql, state};
+use crate::state;
 
 /// Horizons that are kept.
 const MOST: usize = 1_000;

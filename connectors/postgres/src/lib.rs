@@ -1,6 +1,6 @@
 //! PostgreSQL as a source: its logical replication stream and its tables, as batches.
 //!
-//! `wire` speaks the protocol, `pgoutput` reads its payloads (pure, no I/O), `catalog` knows types and keys,
+//! The room `lockstep-pg` speaks the protocol, `pgoutput` reads its payloads (pure, no I/O), `catalog` knows types and keys,
 //! `publication` and `slot` keep the server's side in order, `standing` judges whether the log can be continued,
 //! `opening` decides what to do about it, `snapshot` copies tables, `stream` follows the log, `streamed` keeps transactions that are
 //! still in progress, `reload` loads tables again
@@ -12,7 +12,6 @@ pub mod assemble;
 mod catalog;
 mod config;
 mod copy_out;
-mod error;
 mod extent;
 mod horizons;
 mod ledger;
@@ -27,7 +26,6 @@ mod server;
 mod slot;
 mod snapshot;
 mod source;
-mod sql;
 mod standing;
 mod state;
 mod stream;
@@ -37,7 +35,6 @@ mod trail;
 mod types;
 mod visible;
 mod watch;
-pub mod wire;
 
 pub use config::{OnSlotLost, PostgresConfig, SnapshotMode, Streaming};
 pub use source::{PostgresFactory, describe};

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use lockstep_core::error::Result;
 use lockstep_core::schema::{ReplicaIdentity, TableId, TableSchema};
 use lockstep_core::source::Notice;
+use lockstep_pg::sql::{self, quote_ident};
 use tokio_postgres::Client;
 
 use crate::catalog::{Published, facts, identity_of, require_identity};
 use crate::publication::{self, Publication, Wanted, matches};
-use crate::sql::{self, quote_ident};
 use crate::state;
 
 /// Partitions that came or went, of which the latest are told.

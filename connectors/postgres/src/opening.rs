@@ -8,6 +8,8 @@ use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceIdentity};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::ReloadRequest;
+use lockstep_pg::wire::target::Target;
+use lockstep_pg::wire::{Connection, Mode};
 use tokio_postgres::Client;
 
 use crate::assemble::now_micros;
@@ -18,8 +20,6 @@ use crate::server::Server;
 use crate::slot::{self, Slot};
 use crate::standing::{Loss, Standing, judge};
 use crate::state::{Copied, Known, Reached, State, StateFile};
-use crate::wire::target::Target;
-use crate::wire::{Connection, Mode};
 
 /// How long the server may take to say how things stand: it reads no table for it.
 const ANSWER: Duration = Duration::from_secs(30);

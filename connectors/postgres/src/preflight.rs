@@ -4,18 +4,18 @@ use std::path::Path;
 
 use lockstep_core::check::Finding;
 use lockstep_core::error::{Error, ErrorKind, Result};
+use lockstep_pg::sql::{self, quote_ident};
+use lockstep_pg::wire::target::Target;
+use lockstep_pg::wire::{Connection, Mode};
 use tokio_postgres::Client;
 
 use crate::catalog::{Catalog, Published, require_identity};
 use crate::config::{OnSlotLost, PostgresConfig, SnapshotMode};
 use crate::source::OLDEST_SERVER;
-use crate::sql::quote_ident;
 use crate::standing::Standing;
 use crate::state::StateFile;
 use crate::types::TypeCache;
-use crate::wire::target::Target;
-use crate::wire::{Connection, Mode};
-use crate::{opening, publication, slot, sql, throttle, watch};
+use crate::{opening, publication, slot, throttle, watch};
 
 /// Looks at everything `run` would need, and at what it remembers in `state`.
 pub async fn run(config: &PostgresConfig, name: &str, state: &Path) -> Vec<Finding> {

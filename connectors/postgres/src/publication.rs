@@ -3,10 +3,10 @@
 
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::schema::TableId;
+use lockstep_pg::sql::{self, quote_ident, quote_literal};
 use tokio_postgres::Client;
 
 use crate::catalog::{Published, facts, require_identity};
-use crate::sql::{self, quote_ident, quote_literal};
 use crate::state::Known;
 
 /// How a publication stands.

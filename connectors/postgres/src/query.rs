@@ -11,13 +11,13 @@ use lockstep_core::error::{Error, ErrorKind, Policy, Result};
 use lockstep_core::query::{
     InDoubt, InProgress, Queries, QueryColumn, QuerySession, Question, Row, Snapshot,
 };
+use lockstep_pg::error::{from_sql, protocol};
+use lockstep_pg::sql::{self, quote_ident};
+use lockstep_pg::wire::target::Target;
 use tokio_postgres::types::{Kind, ToSql, Type};
 use tokio_postgres::{Client, RowStream, Statement};
 
-use crate::error::{from_sql, protocol};
-use crate::sql::{self, quote_ident};
 use crate::visible::Visible;
-use crate::wire::target::Target;
 
 /// How long a query may wait for a lock: somebody alters a table, and everybody queues up behind us meanwhile.
 const LOCK: Duration = Duration::from_secs(5);

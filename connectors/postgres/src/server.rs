@@ -2,10 +2,10 @@
 
 use lockstep_core::error::Result;
 use lockstep_core::position::{Lsn, SourceIdentity};
+use lockstep_pg::error::protocol;
+use lockstep_pg::wire::Connection;
 
-use crate::error::protocol;
 use crate::state::Reached;
-use crate::wire::Connection;
 
 /// Who the server is, and how far its log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,12 +2,11 @@
 
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::Lsn;
+use lockstep_pg::error::protocol;
+use lockstep_pg::sql::{self, quote_ident, quote_literal};
+use lockstep_pg::wire::target::Target;
+use lockstep_pg::wire::{Connection, Mode};
 use tokio_postgres::Client;
-
-use crate::error::protocol;
-use crate::sql::{self, quote_ident, quote_literal};
-use crate::wire::target::Target;
-use crate::wire::{Connection, Mode};
 
 /// The first version with slots that follow a failover.
 const FAILOVER_SINCE: u32 = 170_000;

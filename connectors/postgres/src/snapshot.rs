@@ -15,18 +15,18 @@ use lockstep_core::memory::Budget;
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::{SourcePhase, SourceStatus, TableProgress};
+use lockstep_pg::error::protocol;
+use lockstep_pg::sql::{self, quote_ident, quote_literal};
+use lockstep_pg::wire::target::Target;
+use lockstep_pg::wire::{Connection, Mode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
-use crate::error::protocol;
 use crate::extent::{self, Pages, Recorder};
-use crate::sql::{self, quote_ident, quote_literal};
 use crate::throttle::Throttle;
-use crate::wire::target::Target;
-use crate::wire::{Connection, Mode};
 
 /// A batch goes on when its block has grown to this size.
 const BLOCK: usize = 256 * 1024;

@@ -14,6 +14,9 @@ use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::query::Queries;
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::source::{Checks, Reloads, Source, SourceContext, SourceFactory, SourcePhase};
+use lockstep_pg::sql;
+use lockstep_pg::wire::target::Target;
+use lockstep_pg::wire::{Connection, Mode};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_postgres::Client;
@@ -34,9 +37,7 @@ use crate::state::{Known, State, StateFile};
 use crate::stream::Stream;
 use crate::throttle::Throttle;
 use crate::types::TypeCache;
-use crate::wire::target::Target;
-use crate::wire::{Connection, Mode};
-use crate::{preflight, publication, sql, watch};
+use crate::{preflight, publication, watch};
 
 /// Batches that wait for the pump; their bytes are bounded by the budget.
 const WAITING_BATCHES: usize = 16;

@@ -23,20 +23,20 @@ use lockstep_core::memory::Budget;
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::{SourcePhase, SourceStatus};
+use lockstep_pg::error::{from_server, protocol};
+use lockstep_pg::sql::{quote_ident, quote_literal};
+use lockstep_pg::wire::target::Target;
+use lockstep_pg::wire::{Connection, Mode, connection, frame};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{Assembler, Step};
 use crate::catalog::{Catalog, Described};
-use crate::error::{from_server, protocol};
 use crate::ledger::{Ledger, Seen};
 use crate::server::identify;
 use crate::slot::{self, Slot};
-use crate::sql::{quote_ident, quote_literal};
 use crate::streamed::{Committed, Streams};
 use crate::types::TypeCache;
-use crate::wire::target::Target;
-use crate::wire::{Connection, Mode, connection, frame};
 
 /// A batch goes on when its block has grown to this size, even while more is coming.
 const BLOCK: usize = 512 * 1024;

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use lockstep_core::Result;
 use lockstep_core::check::Finding;
+use lockstep_pg::sql;
+use lockstep_pg::wire::target::Target;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use crate::config::PostgresConfig;
-use crate::sql;
-use crate::wire::target::Target;
 
 /// How long an answer of the server about its load is good for.
 const FRESH: Duration = Duration::from_secs(1);

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use lockstep_core::error::Result;
 use lockstep_core::schema::{ColumnType, TypeKind};
+use lockstep_pg::sql;
 use tokio_postgres::Client;
-
-use crate::sql;
 
 /// A type with its domain resolved: what it is made of, and the typmod that the domain sets.
 #[derive(Clone, Debug)]

@@ -2,8 +2,7 @@
 
 use lockstep_core::error::Result;
 use lockstep_core::query::Snapshot;
-
-use crate::error::protocol;
+use lockstep_pg::error::protocol;
 
 /// What `pg_current_snapshot()` says: `xmin:xmax:running,…` (PostgreSQL documentation, *Transaction ID and Snapshot
 /// Information Functions*), in 64 bits, of top-level transactions only.

@@ -9,14 +9,14 @@ use std::time::Duration;
 use lockstep_core::error::{Error, Policy, Result};
 use lockstep_core::schema::TableId;
 use lockstep_core::source::{SourceContext, SourcePhase};
+use lockstep_pg::sql;
+use lockstep_pg::wire::target::Target;
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
 use crate::horizons::Horizons;
 use crate::lookout::Lookout;
 use crate::reload::Desk;
-use crate::sql;
-use crate::wire::target::Target;
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(5);

@@ -8,9 +8,8 @@ use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::{CheckRequest, CheckRows, Checked, Checks, Purpose};
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_pg::error::protocol;
 use tokio::sync::{mpsc, oneshot};
-
-use crate::error::protocol;
 
 /// Keys that one request may name.
 pub const MOST_KEYS: usize = 1_000;

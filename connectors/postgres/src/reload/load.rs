@@ -12,6 +12,9 @@ use lockstep_core::position::Lsn;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::{CheckRequest, CheckRows, Checked, Purpose, Sample};
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_pg::error::protocol;
+use lockstep_pg::sql::{quote_ident, quote_literal};
+use lockstep_pg::wire::{Connection, Mode};
 use tokio::sync::oneshot;
 
 use super::check::Wanted;
@@ -21,10 +24,7 @@ use super::shape::Shape;
 use super::window::{FENCE, Merged, Offer};
 use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
-use crate::error::protocol;
-use crate::sql::{quote_ident, quote_literal};
 use crate::visible::Visible;
-use crate::wire::{Connection, Mode};
 
 /// Rows of the first chunk of a table.
 const FIRST_ROWS: usize = 500;

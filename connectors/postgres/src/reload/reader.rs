@@ -9,19 +9,19 @@ use lockstep_core::memory::Budget;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::{CheckRequest, Checked};
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_pg::error::protocol;
+use lockstep_pg::sql::{self, quote_ident};
+use lockstep_pg::wire::target::Target;
+use lockstep_pg::wire::{Connection, Mode};
 
 use super::Merge;
 use super::check::Asked;
 use super::desk::{Desk, Entry};
 use super::load::{LOADING, Load, snapshot};
 use crate::catalog::Published;
-use crate::error::protocol;
 use crate::horizons::Horizons;
-use crate::sql::{self, quote_ident};
 use crate::throttle::Throttle;
 use crate::visible::Visible;
-use crate::wire::target::Target;
-use crate::wire::{Connection, Mode};
 
 /// Between two looks at what cannot be waited for.
 pub(super) const LOOK: Duration = Duration::from_millis(20);

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_pg::sql::{self, quote_literal};
+use lockstep_pg::wire::Connection;
+use lockstep_pg::wire::target::Target;
 
 use crate::catalog::{Catalog, Published};
 use crate::publication;
-use crate::sql::{self, quote_literal};
 use crate::types::TypeCache;
-use crate::wire::Connection;
-use crate::wire::target::Target;
 
 /// See the module's page.
 pub(super) struct Shape {

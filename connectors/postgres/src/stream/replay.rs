@@ -6,10 +6,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::Lsn;
+use lockstep_pg::error::protocol;
 
 use super::{BLOCK, KEEP, Receiver, Scanned, Stream, stopping};
 use crate::assemble::Step;
-use crate::error::protocol;
 use crate::streamed::{Committed, Piece, Pieces, Taken};
 
 /// The first version that says nothing of a transaction without changes.

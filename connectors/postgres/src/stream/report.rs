@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, BytesMut};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::Lsn;
+use lockstep_pg::wire::frame;
 
 use super::Receiver;
 use crate::assemble::now_micros;
 use crate::ledger::Seen;
 use crate::pgoutput::EPOCH_MICROS;
 use crate::standing::lost;
-use crate::wire::frame;
 
 /// How soon a newly confirmed position is reported.
 pub(super) const REPORT_AFTER: Duration = Duration::from_secs(1);

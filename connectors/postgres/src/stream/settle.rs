@@ -8,10 +8,10 @@
 use std::sync::Arc;
 
 use lockstep_core::error::{Error, ErrorKind, Result};
+use lockstep_pg::sql;
 
 use super::Receiver;
 use crate::catalog::Catalog;
-use crate::sql;
 use crate::streamed::Committed;
 
 /// Those that were rolled back, and those that are too old to be known. Ids have 32 bits in the stream: the nearest to the

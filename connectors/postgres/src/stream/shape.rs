@@ -44,7 +44,7 @@ impl Receiver {
         let look_up = async move {
             let mut catalog = match open.filter(|catalog| !catalog.client().is_closed()) {
                 Some(catalog) => catalog,
-                None => Catalog::new(crate::sql::connect(&target).await?, source, types),
+                None => Catalog::new(lockstep_pg::sql::connect(&target).await?, source, types),
             };
             if let Some(xid) = xid {
                 until_visible(&catalog, xid).await?;

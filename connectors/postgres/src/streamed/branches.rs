@@ -10,9 +10,9 @@ use std::collections::HashMap;
 use lockstep_core::batch::Prepared;
 use lockstep_core::error::Result;
 use lockstep_core::position::Lsn;
+use lockstep_pg::error::protocol;
 
 use super::Open;
-use crate::error::protocol;
 
 /// By what their coordinators call them: no two of one name are prepared on a server at a time.
 #[derive(Default)]

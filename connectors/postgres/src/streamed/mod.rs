@@ -21,8 +21,8 @@ use std::sync::Arc;
 use lockstep_core::batch::{Prepared, Transaction};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::Lsn;
+use lockstep_pg::error::protocol;
 
-use crate::error::protocol;
 use crate::pgoutput::{self, Context, EPOCH_MICROS, Message, decode};
 pub use branches::InDoubt;
 use branches::{Branch, Branches};

@@ -5,8 +5,8 @@ use std::path::Path;
 use lockstep_core::check::{Finding, Verdict};
 use lockstep_core::source::SourceFactory;
 use lockstep_kit::postgres::{Postgres, PostgresOptions};
-use lockstep_postgres::wire::target::Target;
-use lockstep_postgres::wire::{Connection, Mode};
+use lockstep_pg::wire::target::Target;
+use lockstep_pg::wire::{Connection, Mode};
 use lockstep_postgres::{PostgresConfig, PostgresFactory};
 use serde_json::json;
 

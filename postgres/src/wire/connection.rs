@@ -149,8 +149,11 @@ impl Connection {
         from_server(doing, server_error(body))
     }
 
-    /// Writes bytes to the server.
-    pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Writes bytes to the server. Not cancel-safe: a part of them may be written.
+    ///
+    /// # Errors
+    /// `Unavailable` when the connection ended.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         let write = async {
             self.stream.write_all(bytes).await?;
             self.stream.flush().await
@@ -381,7 +384,8 @@ fn closed(label: &str) -> Error {
 }
 
 /// The fields of an ErrorResponse (PostgreSQL documentation, §55.8).
-pub(crate) fn server_error(body: &ErrorResponseBody) -> ServerError {
+#[must_use]
+pub fn server_error(body: &ErrorResponseBody) -> ServerError {
     use fallible_iterator::FallibleIterator;
     let mut error = ServerError::default();
     let mut fields = body.fields();

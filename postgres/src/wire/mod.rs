@@ -1,4 +1,4 @@
-//! The frontend/backend protocol, as much of it as replication needs (PostgreSQL documentation, chapter 55).
+//! The frontend/backend protocol, as much of it as copies and replication need (PostgreSQL documentation, chapter 55).
 
 pub mod attended;
 pub mod auth;
