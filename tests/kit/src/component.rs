@@ -23,6 +23,8 @@ pub enum Component {
     OpenSearch,
     /// Elasticsearch. `LOCKSTEP_TEST_ELASTICSEARCH_URL` provides it.
     Elasticsearch,
+    /// Apache ZooKeeper. `LOCKSTEP_TEST_ZOOKEEPER` (host:port) provides it.
+    Zookeeper,
     /// The jars of Debezium's embedded engine, in `dir()/debezium/libs`.
     Debezium,
 }
@@ -62,6 +64,7 @@ impl Component {
             Self::Kafka => Some("LOCKSTEP_TEST_KAFKA".into()),
             Self::OpenSearch => Some("LOCKSTEP_TEST_OPENSEARCH_URL".into()),
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
+            Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
             Self::Debezium => None,
         }
     }
@@ -81,6 +84,7 @@ impl Component {
             Self::Kafka => "kafka",
             Self::OpenSearch => "opensearch",
             Self::Elasticsearch => "elasticsearch",
+            Self::Zookeeper => "zookeeper",
             Self::Debezium => "debezium",
         }
     }
@@ -90,7 +94,11 @@ impl Component {
         match self {
             Self::Postgres(major) => crate::postgres::bin_dir(major).is_some(),
             Self::Redis | Self::RedisCluster => on_path("redis-server"),
-            Self::Kafka | Self::OpenSearch | Self::Elasticsearch | Self::Debezium => {
+            Self::Kafka
+            | Self::OpenSearch
+            | Self::Elasticsearch
+            | Self::Zookeeper
+            | Self::Debezium => {
                 dir().join(self.install_name()).join("VERSION").exists()
                     && crate::java::program().is_some()
             }
@@ -123,6 +131,7 @@ impl fmt::Display for Component {
             Self::Kafka => f.write_str("Kafka"),
             Self::OpenSearch => f.write_str("OpenSearch"),
             Self::Elasticsearch => f.write_str("Elasticsearch"),
+            Self::Zookeeper => f.write_str("ZooKeeper"),
             Self::Debezium => f.write_str("Debezium"),
         }
     }

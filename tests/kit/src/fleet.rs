@@ -8,6 +8,7 @@ use lockstep_kit::opensearch::{OpenSearch, OpenSearchOptions, Product};
 use lockstep_kit::postgres::{Postgres, PostgresOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
 use lockstep_kit::redis_cluster::RedisCluster;
+use lockstep_kit::zookeeper::{Zookeeper, ZookeeperOptions};
 use lockstep_kit::{Component, Error};
 use tokio::task::JoinSet;
 
@@ -20,6 +21,7 @@ pub(crate) fn all() -> Vec<Component> {
         Component::Kafka,
         Component::OpenSearch,
         Component::Elasticsearch,
+        Component::Zookeeper,
     ];
     postgres.chain(others).collect()
 }
@@ -45,13 +47,14 @@ pub(crate) struct Server {
     _handle: Option<Handle>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there are ten of them")]
+#[expect(clippy::large_enum_variant, reason = "there are eleven of them")]
 enum Handle {
     Postgres { _server: Postgres },
     Redis { _server: Redis },
     RedisCluster { _server: RedisCluster },
     Kafka { _server: Kafka },
     Search { _server: OpenSearch },
+    Zookeeper { _server: Zookeeper },
 }
 
 /// Starts all of them side by side; they come back in the order of `components`.
@@ -118,6 +121,15 @@ async fn start_one(component: Component) -> Result<Server, Error> {
         }
         Component::OpenSearch => search(Product::OpenSearch).await?,
         Component::Elasticsearch => search(Product::Elasticsearch).await?,
+        Component::Zookeeper => {
+            let server = Zookeeper::try_start(ZookeeperOptions::default()).await?;
+            let version = lockstep_kit::zookeeper::installed_version().unwrap_or_default();
+            (
+                version,
+                server.address().into(),
+                Handle::Zookeeper { _server: server },
+            )
+        }
         Component::Debezium => unreachable!("not a server, and not among `all()`"),
     };
     Ok(Server {

@@ -40,6 +40,7 @@ pub mod redis;
 pub mod redis_cluster;
 mod scratch;
 mod wait;
+pub mod zookeeper;
 
 pub use component::{Component, dir};
 pub use error::Error;

@@ -77,6 +77,7 @@ fn provided_variables() -> Vec<String> {
         "KAFKA",
         "OPENSEARCH_URL",
         "ELASTICSEARCH_URL",
+        "ZOOKEEPER",
     ];
     let others = others.map(|name| format!("LOCKSTEP_TEST_{name}"));
     let postgres = POSTGRES_MAJORS.map(|major| format!("LOCKSTEP_TEST_PG{major}_URL"));

@@ -199,7 +199,9 @@ async fn serve(
         if orders.wait_for(|orders| !orders.refuse).await.is_err() {
             return;
         }
-        let Ok(listener) = listen(port) else { return };
+        let Ok(listener) = listen_again(port).await else {
+            return;
+        };
         listening.send_replace(true);
         let given = orders.clone();
         loop {
@@ -223,6 +225,22 @@ async fn serve(
         }
         drop(listener);
         listening.send_replace(false);
+    }
+}
+
+/// A process that is just being started by another thread has all sockets of this one for a moment, the former listener too.
+async fn listen_again(port: u16) -> io::Result<TcpListener> {
+    let end = tokio::time::Instant::now() + Duration::from_secs(5);
+    loop {
+        match listen(port) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && tokio::time::Instant::now() < end =>
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            listener => return listener,
+        }
     }
 }
 
