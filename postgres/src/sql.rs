@@ -1,16 +1,18 @@
 //! Plain SQL through `tokio-postgres`, over our own TLS.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use lockstep_core::error::{Error, ErrorKind, Result};
 use tokio_postgres::config::{ChannelBinding, SslNegotiation};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{AsyncMessage, Client, Notification, Row};
 
 use crate::error::from_sql;
 use crate::wire::Connection;
 use crate::wire::auth::{PINNED, binding_required, password_wanted};
-use crate::wire::bound::EndPoint;
+use crate::wire::bound::{Bound, EndPoint};
+use crate::wire::stream::Stream;
 use crate::wire::target::{ChannelBindingMode, SslMode, Target};
 
 /// How long a question to the catalog may take: it reads a handful of rows, so a server that takes longer hangs, or
@@ -85,7 +87,38 @@ pub async fn in_time<T>(
 }
 
 /// A client; the connection task ends with it.
+///
+/// # Errors
+/// By kind: `Unavailable` when nobody answers, `Authentication`, `Permission`, `Setup` by the server's SQLSTATE.
 pub async fn connect(target: &Target) -> Result<Client> {
+    let (client, connection) = log_in(target).await?;
+    // Ends when the client is dropped; an error shows up in the client's next call.
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// As [`connect`]; `hear` is called with what `LISTEN` brings, and is dropped when the connection has ended. It must not block.
+///
+/// # Errors
+/// As for [`connect`].
+pub async fn connect_to_listen(
+    target: &Target,
+    mut hear: impl FnMut(Notification) + Send + 'static,
+) -> Result<Client> {
+    let (client, mut connection) = log_in(target).await?;
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notification(notification) = message {
+                hear(notification);
+            }
+        }
+    });
+    Ok(client)
+}
+
+type LoggedIn = (Client, tokio_postgres::Connection<Stream, Bound>);
+
+async fn log_in(target: &Target) -> Result<LoggedIn> {
     match attempt(target).await {
         // `allow` and `prefer` try the other way when pg_hba.conf refuses the first, as libpq does.
         Err(error) if error.kind() == ErrorKind::Authentication => {
@@ -104,7 +137,7 @@ pub async fn connect(target: &Target) -> Result<Client> {
     }
 }
 
-async fn attempt(target: &Target) -> Result<Client> {
+async fn attempt(target: &Target) -> Result<LoggedIn> {
     let (stream, end_point) = Connection::open_raw(target).await?;
     let options: Vec<String> = PINNED
         .iter()
@@ -135,7 +168,7 @@ async fn attempt(target: &Target) -> Result<Client> {
     }
     let doing = format!("log in at {}", target.label());
     let connecting = config.connect_raw(stream, EndPoint(end_point));
-    let (client, connection) = tokio::time::timeout(target.connect_timeout, connecting)
+    tokio::time::timeout(target.connect_timeout, connecting)
         .await
         .map_err(|_| {
             Error::new(
@@ -143,10 +176,7 @@ async fn attempt(target: &Target) -> Result<Client> {
                 format!("{} did not answer in time", target.label()),
             )
         })?
-        .map_err(|error| login_error(target, &doing, error))?;
-    // Ends when the client is dropped; an error shows up in the client's next call.
-    tokio::spawn(connection);
-    Ok(client)
+        .map_err(|error| login_error(target, &doing, error))
 }
 
 /// The client's own complaints about a login have no SQLSTATE, and no kind but their text.
