@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::leases::Leases;
 use crate::postgres::PostgresLeases;
 use crate::provider::Provider;
+use crate::redis::RedisLeases;
 
 /// `ttl` when the file does not say: a holder that is gone is followed within 20 s, and one that the network or a busy machine
 /// holds up for 6 s keeps its lease.
@@ -26,6 +27,8 @@ pub(crate) fn default_ttl() -> Duration {
 pub enum LeaseConfig {
     /// In a table of a PostgreSQL database.
     Postgres(PostgresLeases),
+    /// In Redis, or in a Redis Cluster.
+    Redis(RedisLeases),
 }
 
 impl LeaseConfig {
@@ -34,6 +37,7 @@ impl LeaseConfig {
     pub fn ttl(&self) -> Duration {
         match self {
             LeaseConfig::Postgres(config) => config.ttl,
+            LeaseConfig::Redis(config) => config.ttl,
         }
     }
 
@@ -70,6 +74,7 @@ impl LeaseConfig {
         }
         Ok(match self {
             LeaseConfig::Postgres(config) => Box::new(config.provider()?),
+            LeaseConfig::Redis(config) => Box::new(config.provider()?),
         })
     }
 }

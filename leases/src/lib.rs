@@ -31,6 +31,7 @@ mod provider;
 mod term;
 
 pub mod postgres;
+pub mod redis;
 
 pub use config::{DEFAULT_TTL, LEAST_TTL, LeaseConfig};
 pub use held::{Held, Right};

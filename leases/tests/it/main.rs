@@ -6,3 +6,4 @@ mod ground;
 mod suite;
 
 mod postgres;
+mod redis;
