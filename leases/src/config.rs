@@ -9,6 +9,7 @@ use crate::leases::Leases;
 use crate::postgres::PostgresLeases;
 use crate::provider::Provider;
 use crate::redis::RedisLeases;
+use crate::zookeeper::ZookeeperLeases;
 
 /// `ttl` when the file does not say: a holder that is gone is followed within 20 s, and one that the network or a busy machine
 /// holds up for 6 s keeps its lease.
@@ -29,6 +30,8 @@ pub enum LeaseConfig {
     Postgres(PostgresLeases),
     /// In Redis, or in a Redis Cluster.
     Redis(RedisLeases),
+    /// In ZooKeeper.
+    Zookeeper(ZookeeperLeases),
 }
 
 impl LeaseConfig {
@@ -38,6 +41,7 @@ impl LeaseConfig {
         match self {
             LeaseConfig::Postgres(config) => config.ttl,
             LeaseConfig::Redis(config) => config.ttl,
+            LeaseConfig::Zookeeper(config) => config.ttl,
         }
     }
 
@@ -75,6 +79,7 @@ impl LeaseConfig {
         Ok(match self {
             LeaseConfig::Postgres(config) => Box::new(config.provider()?),
             LeaseConfig::Redis(config) => Box::new(config.provider()?),
+            LeaseConfig::Zookeeper(config) => Box::new(config.provider()?),
         })
     }
 }

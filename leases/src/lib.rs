@@ -32,6 +32,7 @@ mod term;
 
 pub mod postgres;
 pub mod redis;
+pub mod zookeeper;
 
 pub use config::{DEFAULT_TTL, LEAST_TTL, LeaseConfig};
 pub use held::{Held, Right};

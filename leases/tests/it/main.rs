@@ -7,3 +7,4 @@ mod suite;
 
 mod postgres;
 mod redis;
+mod zookeeper;
