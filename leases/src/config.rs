@@ -5,6 +5,7 @@ use lockstep_core::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::kubernetes::KubernetesLeases;
 use crate::leases::Leases;
 use crate::postgres::PostgresLeases;
 use crate::provider::Provider;
@@ -32,6 +33,8 @@ pub enum LeaseConfig {
     Redis(RedisLeases),
     /// In ZooKeeper.
     Zookeeper(ZookeeperLeases),
+    /// In the API of a Kubernetes cluster.
+    Kubernetes(KubernetesLeases),
 }
 
 impl LeaseConfig {
@@ -42,6 +45,7 @@ impl LeaseConfig {
             LeaseConfig::Postgres(config) => config.ttl,
             LeaseConfig::Redis(config) => config.ttl,
             LeaseConfig::Zookeeper(config) => config.ttl,
+            LeaseConfig::Kubernetes(config) => config.ttl,
         }
     }
 
@@ -80,6 +84,7 @@ impl LeaseConfig {
             LeaseConfig::Postgres(config) => Box::new(config.provider()?),
             LeaseConfig::Redis(config) => Box::new(config.provider()?),
             LeaseConfig::Zookeeper(config) => Box::new(config.provider()?),
+            LeaseConfig::Kubernetes(config) => Box::new(config.provider()?),
         })
     }
 }

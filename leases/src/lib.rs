@@ -30,6 +30,7 @@ mod name;
 mod provider;
 mod term;
 
+pub mod kubernetes;
 pub mod postgres;
 pub mod redis;
 pub mod zookeeper;

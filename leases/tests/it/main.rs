@@ -1,10 +1,12 @@
 //! Leases on real servers: one suite for all providers, and what is special to each.
 
+mod api_server;
 mod child;
 mod ground;
 #[macro_use]
 mod suite;
 
+mod kubernetes;
 mod postgres;
 mod redis;
 mod zookeeper;
