@@ -5,9 +5,10 @@ use std::time::Duration;
 use lockstep_core::ErrorKind;
 use lockstep_kit::Component::Postgres as NeedsPostgres;
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
-use lockstep_kit::{require, require_own, unique};
+use lockstep_kit::{require, require_own, unique, wait_for};
 use lockstep_leases::LeaseConfig;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::ground::{Ground, config, written};
 
@@ -107,17 +108,28 @@ async fn a_user_who_may_not_make_the_table_is_told_what_to_run() {
     database.execute(&drop).await;
 }
 
-#[tokio::test]
+/// Those who make it at the same time get in each other's way, and are held up by somebody who makes it by hand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_who_come_first_make_one_table() {
     require!(NeedsPostgres(MAJOR));
     let table = Table::shared().await;
-    let names: Vec<String> = (0..8).map(|number| format!("first-{number}")).collect();
-    let acquiring = names.iter().map(|name| {
-        let leases = table.leases(TTL);
-        async move { leases.acquire(name, "me").await }
-    });
-    for held in futures_util::future::join_all(acquiring).await {
-        assert!(held.expect("held").is_valid_now());
+    let by_hand = table.database.client().await;
+    let begun = by_hand.batch_execute("BEGIN; CREATE SCHEMA lockstep").await;
+    begun.expect("begun");
+    let mut acquiring = JoinSet::new();
+    for number in 0..8 {
+        let leases = table.leases(Duration::from_secs(60));
+        acquiring.spawn(async move { leases.acquire(&format!("first-{number}"), "me").await });
+    }
+    let waiting = "SELECT count(*) FROM pg_stat_activity \
+         WHERE datname = current_database() AND query LIKE '%CREATE SCHEMA IF%' AND wait_event_type = 'Lock'";
+    wait_for(Duration::from_secs(15), "all to be held up", async || {
+        table.database.value(waiting).await.as_deref() == Some("8")
+    })
+    .await;
+    by_hand.batch_execute("COMMIT").await.expect("made");
+    while let Some(held) = acquiring.join_next().await {
+        assert!(held.expect("no panic").expect("held").is_valid_now());
     }
 }
 
