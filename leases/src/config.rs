@@ -88,3 +88,26 @@ impl LeaseConfig {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An editor that knows the schema takes what the reader takes: `type` is one of the keys.
+    #[test]
+    fn the_schema_knows_all_keys_and_no_others() {
+        let schema = schemars::schema_for!(LeaseConfig).to_value();
+        let kinds = schema["oneOf"].as_array().expect("alternatives");
+        let mut names = Vec::new();
+        for kind in kinds {
+            assert_eq!(kind["additionalProperties"], false, "{kind}");
+            assert!(kind["properties"]["ttl"].is_object(), "{kind}");
+            names.push(
+                kind["properties"]["type"]["const"]
+                    .as_str()
+                    .expect("a type"),
+            );
+        }
+        assert_eq!(names, ["postgres", "redis", "zookeeper", "kubernetes"]);
+    }
+}

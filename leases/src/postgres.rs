@@ -2,8 +2,8 @@
 //!
 //! A lease is a row of `lockstep.lease`: who has it, its token, and when it runs out by the server's clock. One conditional
 //! `INSERT … ON CONFLICT DO UPDATE` takes it, one conditional `UPDATE` prolongs it, another lets go and notifies those who
-//! wait. Each is a transaction of its own, over one unnamed statement, so that it works through a pooler in transaction mode
-//! too; there notifications do not arrive, and those who wait look three times in a lease's time.
+//! wait. Each is a transaction of its own, by one unnamed statement, and leaves nothing in the session. Only notifications need
+//! one: behind a pooler in transaction mode they do not arrive, and those who wait look three times in a lease's time.
 //!
 //! **Why a row and not a session's advisory lock.** An advisory lock belongs to a session, and a session is no holder. A pooler
 //! in transaction mode gives the session, and with it the lock, to another client after each transaction. Where a connection

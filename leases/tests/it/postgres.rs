@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use lockstep_core::ErrorKind;
 use lockstep_kit::Component::Postgres as NeedsPostgres;
+use lockstep_kit::component::POSTGRES_MAJORS;
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
 use lockstep_kit::{require, require_own, unique, wait_for};
-use lockstep_leases::LeaseConfig;
+use lockstep_leases::{Attempt, LeaseConfig, Renewal, Token};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -130,6 +131,32 @@ async fn many_who_come_first_make_one_table() {
     by_hand.batch_execute("COMMIT").await.expect("made");
     while let Some(held) = acquiring.join_next().await {
         assert!(held.expect("no panic").expect("held").is_valid_now());
+    }
+}
+
+#[tokio::test]
+async fn every_version_keeps_leases() {
+    for major in POSTGRES_MAJORS {
+        require!(NeedsPostgres(major));
+        let database = Postgres::shared(major).await.database("leases").await;
+        let provider = at(database.url()).provider().expect("a provider");
+        let mut one = provider.candidate("shop", "one").expect("a candidate");
+        let mut other = provider.candidate("shop", "other").expect("a candidate");
+        let Attempt::Taken { token, .. } = one.attempt().await.expect("an answer") else {
+            panic!("{major}: refused");
+        };
+        let Attempt::Refused { left: Some(left) } = other.attempt().await.expect("an answer")
+        else {
+            panic!("{major}: two hold it");
+        };
+        assert!(left > TTL / 2 && left <= TTL, "{major}: {left:?}");
+        let renewed = one.renew().await.expect("an answer");
+        assert_eq!(renewed, Renewal::Prolonged(TTL), "{major}");
+        one.release().await.expect("let go");
+        let attempt = other.attempt().await.expect("an answer");
+        let granted = TTL;
+        let token = Token(token.0 + 1);
+        assert_eq!(attempt, Attempt::Taken { token, granted }, "{major}");
     }
 }
 
