@@ -72,6 +72,12 @@ impl Ground for Table {
 
 suite!(Table, NeedsPostgres(MAJOR));
 
+#[tokio::test]
+async fn a_lease_that_has_run_out_is_not_brought_back() {
+    require!(NeedsPostgres(MAJOR));
+    crate::suite::a_lease_that_has_run_out_is_not_brought_back::<Table>().await;
+}
+
 fn at(url: &str) -> LeaseConfig {
     config(json!({ "type": "postgres", "url": url, "ttl": "2s" }))
 }

@@ -67,6 +67,12 @@ impl Ground for Keys {
 
 suite!(Keys, NeedsRedis);
 
+#[tokio::test]
+async fn a_lease_that_has_run_out_is_not_brought_back() {
+    require!(NeedsRedis);
+    crate::suite::a_lease_that_has_run_out_is_not_brought_back::<Keys>().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_keeps_leases_too() {
     require!(NeedsCluster);

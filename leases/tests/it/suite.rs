@@ -312,6 +312,22 @@ pub async fn an_old_holder_changes_nothing<G: Ground>() {
     assert_eq!(renew(&mut *new).await, Renewal::Lost);
 }
 
+/// A renewal that arrives when the time is over, although nobody else has come. Not for Kubernetes, whose server cannot tell.
+pub async fn a_lease_that_has_run_out_is_not_brought_back<G: Ground>() {
+    let (ground, name) = (G::shared().await, lease_name("late"));
+    let provider = config(ground.config(&ground.address(), TTL)).provider();
+    let provider = provider.expect("a provider");
+    let mut late = provider.candidate(&name, "late").expect("a candidate");
+    take(&mut *late, TTL).await;
+    assert!(ground.is_taken(&name).await);
+    wait_for(2 * TTL + SOON, "the lease to run out", async || {
+        !ground.is_taken(&name).await
+    })
+    .await;
+    assert_eq!(renew(&mut *late).await, Renewal::Lost);
+    assert!(!ground.is_taken(&name).await);
+}
+
 /// The answer: a connection that the server has closed is made anew by the next call.
 async fn renew(candidate: &mut dyn Candidate) -> Renewal {
     for _ in 0..3 {

@@ -68,6 +68,12 @@ impl Ground for Queue {
 
 suite!(Queue, NeedsZookeeper);
 
+#[tokio::test]
+async fn a_lease_that_has_run_out_is_not_brought_back() {
+    require!(NeedsZookeeper);
+    crate::suite::a_lease_that_has_run_out_is_not_brought_back::<Queue>().await;
+}
+
 /// The first to come is the first to have it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_who_wait_keep_their_order() {
