@@ -237,13 +237,8 @@ fn judge(doubt: &Doubt, known: &Known<'_>) -> Judged {
     if let Some(judged) = by_evidence(&doubt.branch, known.evidence) {
         return judged;
     }
-    if let Some(judged) = known.managers.get(gid)
-        && judged.verdict != Verdict::LeaveAlone
-    {
-        return judged.clone();
-    }
-    let silent = known.managers.get(gid).cloned();
-    by_log.or(silent).unwrap_or_else(|| {
+    let said = || known.managers.get(gid).cloned();
+    by_log.or_else(said).unwrap_or_else(|| {
         let why = "nobody knows what its coordinator has decided";
         Judged::new(Verdict::LeaveAlone, Rule::None, why.to_owned())
     })

@@ -110,6 +110,7 @@ fn the_log_decides_what_it_holds_and_a_closed_epoch_the_rest() {
         ..own(1, 2)
     };
     assert_eq!(of(elsewhere, &logs), ALONE, "another log decides");
+    assert_eq!(log().judge(&elsewhere).verdict, Verdict::LeaveAlone);
     assert_eq!(
         told(&one("1280004948_AQ==_Ag==", &logs, &NoEvidence, None)),
         ALONE
