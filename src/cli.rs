@@ -149,7 +149,7 @@ pub enum Command {
     /// Rows that sinks have refused for good: list, show, replay or discard them.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
-    /// Two-phase commits of the sources: list those that are not decided.
+    /// Two-phase commits of the sources: list those that are not decided, and end those that a coordinator has left behind.
     #[command(subcommand)]
     Transactions(Transactions),
     /// Print the JSON Schema of the pipeline file.

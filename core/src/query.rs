@@ -9,7 +9,7 @@ use crate::error::Result;
 /// A row as texts, NULL as `None`. Columns of the key come first, in the order of the key.
 pub type Row = Vec<Option<String>>;
 
-/// Asks the database of a source. Changes nothing in it.
+/// Asks the database of a source. Changes nothing in it, but by [`Queries::finish`].
 #[async_trait]
 pub trait Queries: Send + Sync {
     /// The columns that a query yields, without running it.
@@ -29,6 +29,19 @@ pub trait Queries: Send + Sync {
     /// # Errors
     /// The server's.
     async fn in_doubt(&self) -> Result<Vec<InDoubt>>;
+
+    /// Commits a transaction that is prepared, or rolls it back. One of the same name and another number is another one, and left
+    /// alone. Not cancel-safe: dropped, it may have been done.
+    ///
+    /// # Errors
+    /// The server's; `Permission` says who may. After `Unavailable` it may have been done.
+    async fn finish(&self, one: &InDoubt, ending: Ending) -> Result<Finish>;
+
+    /// How a transaction of the server has ended, by its number; of several that had it, the last.
+    ///
+    /// # Errors
+    /// The server's.
+    async fn xact_status(&self, xid: u32) -> Result<XactStatus>;
 }
 
 /// One transaction that only reads, in the order of these methods. It ends when it is dropped.
@@ -111,6 +124,37 @@ pub struct InDoubt {
     pub prepared_micros: i64,
     /// Who may commit it, or roll it back, besides superusers.
     pub owner: String,
+}
+
+/// How a prepared transaction is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// COMMIT PREPARED.
+    Commit,
+    /// ROLLBACK PREPARED.
+    RollBack,
+}
+
+/// What came of ending a prepared transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// It has ended so.
+    Done,
+    /// It was not prepared any more.
+    Gone,
+}
+
+/// How a transaction has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XactStatus {
+    /// It committed.
+    Committed,
+    /// It was rolled back.
+    RolledBack,
+    /// It has not ended.
+    InProgress,
+    /// The server has forgotten, or never knew.
+    Unknown,
 }
 
 /// A transaction in progress.

@@ -73,8 +73,18 @@ pub async fn in_time<T>(
     doing: &str,
     work: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T> {
+    in_time_raw(doing, work)
+        .await?
+        .map_err(|error| from_sql(doing, error))
+}
+
+/// As [`in_time`], for one who reads the server's error: that is the inner one.
+pub async fn in_time_raw<T>(
+    doing: &str,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<Result<T, tokio_postgres::Error>> {
     match tokio::time::timeout(ANSWER, work).await {
-        Ok(answer) => answer.map_err(|error| from_sql(doing, error)),
+        Ok(answer) => Ok(answer),
         Err(_) => Err(Error::new(
             ErrorKind::Unavailable,
             format!(

@@ -20,16 +20,38 @@
 //! `RecoveredXid`, psycopg `Xid`, dtm `dtmimp`, Npgsql `NpgsqlPromotableSinglePhaseNotification`, Citus
 //! `remote_transaction.c`, PostgreSQL `worker.c`).
 
+mod own;
 mod pattern;
 mod xa;
 
 use std::fmt;
 
+pub use own::Own;
 pub use pattern::Pattern;
 pub use xa::{Manager, Xid};
 
 /// The longest gid, in bytes (`GIDSIZE` of PostgreSQL is 200, with the end of the string).
 pub const MOST_BYTES: usize = 199;
+
+/// The words for all who write gids: what [`Dialect::as_str`] gives.
+pub const MANAGERS: [&str; 16] = [
+    "lockstep",
+    "narayana",
+    "atomikos",
+    "bitronix",
+    "seata",
+    "flink",
+    "websphere",
+    "weblogic",
+    "geronimo",
+    "xa",
+    "dtm",
+    "npgsql",
+    "citus",
+    "subscriber",
+    "sqlalchemy",
+    "plain",
+];
 
 /// A branch of a transaction, as its coordinator calls it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

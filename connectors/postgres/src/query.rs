@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use lockstep_core::error::{Error, ErrorKind, Policy, Result};
 use lockstep_core::query::{
-    InDoubt, InProgress, Queries, QueryColumn, QuerySession, Question, Row, Snapshot,
+    Ending, Finish, InDoubt, InProgress, Queries, QueryColumn, QuerySession, Question, Row,
+    Snapshot, XactStatus,
 };
 use lockstep_pg::error::{from_sql, protocol};
-use lockstep_pg::sql::{self, quote_ident};
+use lockstep_pg::sql::{self, quote_ident, quote_literal};
 use lockstep_pg::wire::target::Target;
 use tokio_postgres::types::{Kind, ToSql, Type};
 use tokio_postgres::{Client, RowStream, Statement};
@@ -74,7 +75,68 @@ impl Queries for Asking {
         };
         Ok(rows.iter().map(read).collect())
     }
+
+    async fn finish(&self, one: &InDoubt, ending: Ending) -> Result<Finish> {
+        let client = sql::connect(&self.target).await?;
+        let (doing, number) = ("read pg_prepared_xacts", one.xid.to_string());
+        let which: [&(dyn ToSql + Sync); 2] = [&one.gid, &number];
+        let there = sql::query_opt(&client, doing, IS_PREPARED, &which).await?;
+        if there.is_none() {
+            return Ok(Finish::Gone);
+        }
+        let gid = quote_literal(&one.gid);
+        let (verb, doing) = match ending {
+            Ending::Commit => ("COMMIT", "commit the prepared transaction"),
+            Ending::RollBack => ("ROLLBACK", "roll the prepared transaction back"),
+        };
+        // Waits for the disk, and for synchronous standbys.
+        let statement = format!("{verb} PREPARED {gid}");
+        let done = sql::in_time_raw(doing, client.batch_execute(&statement));
+        let Err(error) = done.await? else {
+            return Ok(Finish::Done);
+        };
+        let code = error.code().map(|code| code.code().to_owned());
+        match code.as_deref() {
+            // undefined_object: somebody else was faster.
+            Some("42704") => Ok(Finish::Gone),
+            Some("42501") => {
+                let (owner, remedy) = (&one.owner, "name a user in the URL who is a superuser, or");
+                Err(from_sql(doing, error).remedy(format!("{remedy} `{owner}`, who prepared it")))
+            }
+            Some("0A000") => Err(from_sql(doing, error)
+                .remedy("name the database in the URL in which it was prepared")),
+            _ => Err(from_sql(doing, error)),
+        }
+    }
+
+    async fn xact_status(&self, xid: u32) -> Result<XactStatus> {
+        let client = sql::connect(&self.target).await?;
+        let doing = "ask how a transaction has ended";
+        let near = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text";
+        let near = sql::query_one(&client, doing, near, &[]).await?;
+        let near: Option<u64> = near.get::<_, &str>(0).parse().ok();
+        let Some(xid) = near.and_then(|near| widened(xid, near)) else {
+            return Err(protocol("a transaction's number is not one"));
+        };
+        let ask = format!("SELECT pg_catalog.pg_xact_status('{xid}'::xid8)");
+        let status = match sql::in_time_raw(doing, client.query_one(&*ask, &[])).await? {
+            Ok(row) => row.get::<_, Option<String>>(0),
+            // "transaction ID is in the future": the server has lost it.
+            Err(error) if error.code().is_some_and(|code| code.code() == "22023") => None,
+            Err(error) => return Err(from_sql(doing, error)),
+        };
+        Ok(match status.as_deref() {
+            Some("committed") => XactStatus::Committed,
+            Some("aborted") => XactStatus::RolledBack,
+            Some(_) => XactStatus::InProgress,
+            None => XactStatus::Unknown,
+        })
+    }
 }
+
+/// Of this number and database: a name may be given again.
+const IS_PREPARED: &str = "SELECT 1 FROM pg_catalog.pg_prepared_xacts
+    WHERE gid = $1 AND transaction::text = $2 AND database = current_database()";
 
 /// The view lists those of all databases.
 const IN_DOUBT: &str = "SELECT gid, transaction::text::int8, (extract(epoch FROM prepared) * 1000000)::int8, owner::text

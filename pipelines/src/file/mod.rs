@@ -11,6 +11,7 @@ mod report;
 mod scan;
 mod settings;
 mod shape;
+mod transactions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,8 +26,9 @@ pub use path::{KeyPath, PathPart};
 pub use settings::{
     Admin, DEFAULT_ADMIN_LISTEN, DEFAULT_MAX_LETTER_BYTES, DEFAULT_MAX_LETTERS, DEFAULT_MEMORY,
     DEFAULT_SHUTDOWN_TIMEOUT, EmbeddedLetters, InvariantSection, Later, OnError, Reconciling,
-    Section, Settings, SinkPolicy, State,
+    Section, Settings, SinkPolicy, State, TwoPhase,
 };
+pub use transactions::Resolving;
 
 pub use self::fingerprint::Fingerprint;
 pub use self::invariants::DeclaredInvariant;
@@ -51,6 +53,8 @@ pub struct Pipeline {
     pub reconcile: Option<Reconciling>,
     /// What must hold between the sources' databases.
     pub invariants: Vec<DeclaredInvariant>,
+    /// What becomes of two-phase commits that a coordinator has left behind.
+    pub resolving: Resolving,
     /// Bytes that batches may hold.
     pub memory: ByteSize,
     /// How long a drain may take.
@@ -147,6 +151,7 @@ fn check(
     let sinks = nodes("sinks", &settings.sinks, registry.sinks(), report);
     let dead_letters = dead_letters(settings.dead_letters, registry.sinks(), report);
     let invariants = invariants::declared(settings.reconcile.as_ref(), &sources, report);
+    let resolving = transactions::resolving(settings.transactions.as_ref(), &sources, report);
     let plan = match Plan::build(&sources.declared, &transforms.declared, &sinks.declared) {
         Ok(plan) => plan,
         Err(errors) => {
@@ -176,6 +181,7 @@ fn check(
         state,
         reconcile: settings.reconcile,
         invariants,
+        resolving,
         memory: settings.memory,
         shutdown_timeout: settings.shutdown_timeout,
         plan,

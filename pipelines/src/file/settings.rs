@@ -55,6 +55,9 @@ pub struct Settings {
     /// for.
     #[serde(default)]
     pub reconcile: Option<Reconciling>,
+    /// Two-phase commits: what `lockstep transactions resolve` goes by.
+    #[serde(default)]
+    pub transactions: Option<TwoPhase>,
     /// Bytes that batches may hold, all stages together; sources wait when they are spent. Default `32MiB`.
     #[serde(default = "default_memory")]
     pub memory: ByteSize,
@@ -136,6 +139,25 @@ pub struct InvariantSection {
     pub timeout: Duration,
 }
 
+/// Two-phase commits that a coordinator has left behind.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TwoPhase {
+    /// The source whose database has the decision log of lockstep's coordinators. Default: it is looked for in all sources.
+    #[serde(default)]
+    pub log: Option<String>,
+    /// The managers whose transactions may be ended: `lockstep`, `narayana`, `dtm`, `plain`, … Default: nobody's, it is only told
+    /// what would be done.
+    #[serde(default)]
+    pub resolve: Vec<String>,
+    /// How old a branch must be before it is ended. Default `60s`.
+    #[serde(default = "default_safety_interval")]
+    pub safety_interval: Duration,
+    /// The same of single managers, by their names.
+    #[serde(default)]
+    pub safety_intervals: BTreeMap<String, Duration>,
+}
+
 /// Where state is kept.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -201,6 +223,10 @@ fn default_max_bytes() -> ByteSize {
 
 fn default_invariant_timeout() -> Duration {
     DEFAULT_INVARIANT_TIMEOUT
+}
+
+fn default_safety_interval() -> Duration {
+    Duration(lockstep_transactions::resolve::DEFAULT_SAFETY_INTERVAL)
 }
 
 fn default_every() -> Duration {

@@ -262,6 +262,22 @@ fn types_and_values() {
         &[(12, "reconcile.every: `10ms` is too often; 1s or longer")],
     );
     check(
+        &with(
+            "[transactions]\nlog = \"order\"\nresolve = [\"lockstpe\"]\nsafety_intervals = { dmt = \"1s\" }",
+        ),
+        &[
+            (
+                12,
+                "transactions.log: there is no source `order`; did you mean `orders`?",
+            ),
+            (
+                13,
+                "transactions.resolve[0]: `lockstpe` is no manager whose names are known; did you mean `lockstep`?",
+            ),
+            (14, "transactions.safety_intervals.dmt: `dmt` is no manager"),
+        ],
+    );
+    check(
         &with("[admin]\nlisten = \"nowhere\""),
         &[(12, "`nowhere` is not an address; write host:port")],
     );

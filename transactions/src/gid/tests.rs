@@ -196,6 +196,36 @@ fn keys_of_two_dialects_or_of_branches_without_siblings_differ() {
     assert_ne!(key("201_AQ==_Ag==", "a"), key("201_AQ==_Aw==", "a"));
 }
 
+#[test]
+fn every_writer_of_gids_has_a_word() {
+    let managers = [
+        131_077,
+        1_096_044_365,
+        1_114_926_712,
+        9752,
+        201,
+        1_463_898_948,
+        48_801,
+        1_197_822_575,
+        Manager::LOCKSTEP,
+        5,
+    ];
+    let xa = managers.map(|format| Dialect::Xa(Manager::of(format)));
+    let others = [
+        Dialect::Dtm,
+        Dialect::Npgsql,
+        Dialect::Citus,
+        Dialect::Subscriber,
+        Dialect::SqlAlchemy,
+        Dialect::Plain,
+    ];
+    let mut words: Vec<&str> = xa.iter().chain(&others).map(Dialect::as_str).collect();
+    let mut known = MANAGERS.to_vec();
+    words.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(words, known);
+}
+
 proptest! {
     #[test]
     fn triples_round_trip_and_branches_of_one_agree(

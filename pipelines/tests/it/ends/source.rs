@@ -11,7 +11,9 @@ use lockstep_core::batch::{Batch, BatchBuilder, Cell, Op, Phase, Transaction};
 use lockstep_core::check::Finding;
 use lockstep_core::feedback::Feedback;
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
-use lockstep_core::query::{InDoubt, Queries, QueryColumn, QuerySession};
+use lockstep_core::query::{
+    Ending, Finish, InDoubt, Queries, QueryColumn, QuerySession, XactStatus,
+};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
 use lockstep_core::source::{Source, SourceContext, SourceFactory, SourcePhase, SourceStatus};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -284,6 +286,14 @@ impl Queries for Away {
     }
 
     async fn in_doubt(&self) -> Result<Vec<InDoubt>> {
+        Err(error(ErrorKind::Unavailable))
+    }
+
+    async fn finish(&self, _: &InDoubt, _: Ending) -> Result<Finish> {
+        Err(error(ErrorKind::Unavailable))
+    }
+
+    async fn xact_status(&self, _: u32) -> Result<XactStatus> {
         Err(error(ErrorKind::Unavailable))
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_core::Result;
 use lockstep_core::query::{
-    InDoubt, InProgress, Queries, QueryColumn, QuerySession, Question, Row, Snapshot,
+    Ending, Finish, InDoubt, InProgress, Queries, QueryColumn, QuerySession, Question, Row,
+    Snapshot, XactStatus,
 };
 
 pub fn text(text: &str) -> Option<String> {
@@ -357,6 +358,14 @@ impl Queries for Database {
 
     async fn in_doubt(&self) -> Result<Vec<InDoubt>> {
         unreachable!("nobody lists them here")
+    }
+
+    async fn finish(&self, _: &InDoubt, _: Ending) -> Result<Finish> {
+        unreachable!("nobody asks here")
+    }
+
+    async fn xact_status(&self, _: u32) -> Result<XactStatus> {
+        unreachable!("nobody asks here")
     }
 }
 

@@ -23,6 +23,7 @@ mod reconcile_faults;
 mod reconcile_kafka;
 mod reconcile_stale;
 mod reload;
+mod resolve;
 mod resume;
 mod schema;
 mod sink_faults;

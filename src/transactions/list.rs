@@ -1,63 +1,29 @@
-//! `lockstep transactions`: two-phase commits that are not decided.
+//! `lockstep transactions list`: what is prepared, and neither committed nor rolled back.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
-use clap::Subcommand;
-use lockstep_core::Result;
-use lockstep_core::error::At;
 use lockstep_core::query::InDoubt;
-use lockstep_pipelines::{Pipeline, Registry};
+use lockstep_pipelines::Registry;
 use lockstep_transactions::gid;
 use serde_json::{Value, json};
 
+use super::{age, ask, databases, now_micros};
 use crate::cli::{Format, load};
-use crate::figures::{Paint, Table, duration};
+use crate::figures::{Paint, Table};
 use crate::{Outcome, output};
 
-/// What to do about them.
-#[derive(Debug, Subcommand)]
-pub enum Transactions {
-    /// List the transactions that are prepared in the sources of a pipeline, and neither committed nor rolled back; the branches of one
-    /// together. Asks the databases: no pipeline has to run.
-    List {
-        /// The pipeline file.
-        file: PathBuf,
-        /// How the answer looks.
-        #[arg(long, value_enum, default_value_t = Format::Table)]
-        format: Format,
-    },
-}
-
 /// Runs it.
-pub async fn run(command: Transactions, registry: &Registry) -> Outcome {
-    let Transactions::List { file, format } = command;
-    let pipeline = load(&file, registry)?;
-    let found = group(ask(&pipeline).await?);
+pub async fn list(file: &Path, format: Format, registry: &Registry) -> Outcome {
+    let pipeline = load(file, registry)?;
+    let found = group(ask(&databases(&pipeline)?).await?);
     output::print(&match format {
         Format::Json => format!("{}\n", json(&found)),
         Format::Table => table(&found, now_micros()),
     });
     Ok(ExitCode::SUCCESS)
-}
-
-/// What is prepared in each source, by its name.
-///
-/// # Errors
-/// When a database cannot be asked: a list without it would say that nothing is left there.
-async fn ask(pipeline: &Pipeline) -> Result<Vec<(String, Vec<InDoubt>)>> {
-    let mut all = Vec::new();
-    for (name, component) in pipeline.plan.sources.iter().zip(&pipeline.sources) {
-        let place = format!("sources.{name}");
-        let Some(queries) = component.queries().at(&place)? else {
-            continue;
-        };
-        let in_doubt = queries.in_doubt().await.at(&place)?;
-        all.push((name.to_string(), in_doubt));
-    }
-    Ok(all)
 }
 
 /// A transaction, as far as its branches are prepared.
@@ -70,10 +36,10 @@ struct Found {
 }
 
 /// Puts branches together, the oldest transaction first.
-fn group(sources: Vec<(String, Vec<InDoubt>)>) -> Vec<Found> {
+fn group(sources: Vec<(Arc<str>, Vec<InDoubt>)>) -> Vec<Found> {
     let mut all: Vec<(String, InDoubt)> = Vec::new();
     for (source, in_doubt) in sources {
-        all.extend(in_doubt.into_iter().map(|one| (source.clone(), one)));
+        all.extend(in_doubt.into_iter().map(|one| (source.to_string(), one)));
     }
     all.sort_by_key(|(_, one)| one.prepared_micros);
     let mut found: Vec<Found> = Vec::new();
@@ -130,27 +96,18 @@ fn table(found: &[Found], now_micros: i64) -> String {
                     String::new()
                 }
             };
-            let micros = now_micros.saturating_sub(branch.prepared_micros);
-            let age = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
             table.row(vec![
                 first(&one.global),
                 first(one.dialect),
                 source.clone(),
                 branch.gid.clone(),
                 branch.owner.clone(),
-                duration(age),
+                age(branch, now_micros),
             ]);
         }
     }
     table.render(Paint {
         color: output::colours(),
-    })
-}
-
-fn now_micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
     })
 }
 
@@ -171,10 +128,10 @@ mod tests {
     fn branches_of_one_stand_together_and_the_oldest_first() {
         let found = group(vec![
             (
-                "orders".to_owned(),
+                "orders".into(),
                 vec![one("131077_AQ==_Ag==", 20), one("x", 30)],
             ),
-            ("inventory".to_owned(), vec![one("131077_AQ==_Aw==", 10)]),
+            ("inventory".into(), vec![one("131077_AQ==_Aw==", 10)]),
         ]);
         let sources = |found: &Found| -> Vec<String> {
             let branches = found.branches.iter();
