@@ -48,6 +48,7 @@ pub fn builtin() -> Registry {
         .with_transform::<lockstep_transforms::Mask>()
         .with_transform::<lockstep_transforms::Project>()
         .with_transform::<lockstep_transforms::Route>()
+        .with_transform::<lockstep_transforms::Stitch>()
         .with_sink::<lockstep_sink_kafka::KafkaSinkFactory>()
         .with_sink::<lockstep_sink_redis::RedisFactory>()
         .with_sink::<lockstep_sink_search::opensearch::OpenSearch>()

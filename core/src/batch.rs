@@ -5,20 +5,24 @@
 
 mod builder;
 mod cell;
+mod folded;
 mod join;
 mod rewrite;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::memory::Permit;
 use crate::position::{Lsn, Position, SourceInfo};
+use crate::progress::{Progress, Standing};
 use crate::schema::{Column, TableSchema};
 
 pub use builder::BatchBuilder;
 pub use cell::{Cell, CellRef};
 use cell::{EXTRA, KIND_NULL, KIND_SHIFT, KIND_TEXT, KIND_UNCHANGED, LENGTH};
+pub use folded::Folded;
 pub use rewrite::{Edit, Rewrite};
 
 /// What happened to a row.
@@ -134,10 +138,35 @@ pub struct Transaction {
     pub previous_commit: Option<Lsn>,
     /// How it was prepared, where it was a branch of a two-phase commit and the source decodes these.
     pub prepared: Option<Arc<Prepared>>,
+    /// What it is a branch of, where branches go on together.
+    pub global: Option<Arc<Global>>,
 }
 
-/// The first phase of a transaction that committed in two.
+/// A transaction of several databases, all of whose branches go on together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Global {
+    /// What its branches share: who named it, a colon, and the name.
+    pub id: Arc<str>,
+    /// How many branches go on together.
+    pub branches: u32,
+}
+
+/// What a source says of a two-phase commit beside its changes. It has a batch of its own, at its place of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Branch {
+    /// One was prepared: its changes follow when it commits.
+    Prepared(Arc<Prepared>),
+    /// One that was prepared has been rolled back.
+    RolledBack(Arc<Prepared>),
+    /// One that was prepared has committed, and no change of it follows: it has changed nothing that is read.
+    Empty(Arc<Prepared>),
+}
+
+/// Prefix of the logical message in which a transaction says what it is a branch of.
+pub const MARKER: &str = "gtx";
+
+/// The first phase of a transaction that committed in two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepared {
     /// What its coordinator calls it: unique among those that are prepared on the server at a time.
     pub gid: Arc<str>,
@@ -145,6 +174,9 @@ pub struct Prepared {
     pub lsn: Lsn,
     /// When it was prepared, microseconds since the Unix epoch.
     pub micros: i64,
+    /// What it says itself that it is a branch of: the content of a logical message with the prefix [`MARKER`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marker: Option<Arc<str>>,
 }
 
 /// Where a batch comes from.
@@ -180,6 +212,10 @@ pub struct Batch {
     pub mark: Option<u64>,
     /// Which check it is, in the phase `Check`; in the phase `Snapshot`, which check's sinks it is for, and no others.
     pub check: Option<u64>,
+    /// What else has gone on of the source, where that is not simply all before; for [`Batch::progress_at`].
+    pub standing: Option<Arc<Standing>>,
+    /// Word of a two-phase commit. Only batches without changes carry one.
+    pub branch: Option<Branch>,
     /// When the first byte of it was read, for latencies: `Instant` of the process.
     pub received: std::time::Instant,
     block: Bytes,
@@ -206,6 +242,17 @@ impl Batch {
         let batch = builder.finish(source, Phase::Snapshot, None, Bytes::new());
         Batch {
             mark: Some(mark),
+            ..batch
+        }
+    }
+
+    /// An empty batch with word of a two-phase commit.
+    #[must_use]
+    pub fn of_branch(source: Arc<SourceInfo>, branch: Branch) -> Self {
+        let mut builder = BatchBuilder::new();
+        let batch = builder.finish(source, Phase::Stream, None, Bytes::new());
+        Batch {
+            branch: Some(branch),
             ..batch
         }
     }
@@ -249,6 +296,16 @@ impl Batch {
         Position {
             commit: self.transaction(change).commit,
             ordinal: change.ordinal,
+        }
+    }
+
+    /// What a sink holds of the source once it has this change of the batch, those before it, and all batches before.
+    #[must_use]
+    pub fn progress_at(&self, change: &Change) -> Progress {
+        let position = self.position(change);
+        match &self.standing {
+            Some(standing) => standing.with(position),
+            None => position.into(),
         }
     }
 
@@ -322,6 +379,12 @@ impl Batch {
         self
     }
 
+    /// Whether a share of the memory budget is tied to the batch.
+    #[must_use]
+    pub fn has_permit(&self) -> bool {
+        self.permit.is_some()
+    }
+
     /// The same bytes with other change heads, for filters and for parts of a flow.
     #[must_use]
     pub fn with_changes(&self, changes: Vec<Change>) -> Batch {
@@ -343,6 +406,18 @@ impl Batch {
         self.share(schemas, changes)
     }
 
+    /// The same, with what each transaction is a branch of.
+    #[must_use]
+    pub fn with_globals(&self, global: impl Fn(&Transaction) -> Option<Arc<Global>>) -> Batch {
+        let mut batch = self.share(self.schemas.clone(), self.changes.clone());
+        let transactions = self.transactions.iter().map(|transaction| Transaction {
+            global: global(transaction),
+            ..transaction.clone()
+        });
+        batch.transactions = Arc::new(transactions.collect());
+        batch
+    }
+
     fn share(&self, schemas: Vec<Arc<TableSchema>>, changes: Vec<Change>) -> Batch {
         Batch {
             source: Arc::clone(&self.source),
@@ -350,6 +425,8 @@ impl Batch {
             through: self.through,
             mark: self.mark,
             check: self.check,
+            standing: self.standing.clone(),
+            branch: None,
             received: self.received,
             block: self.block.clone(),
             extra: self.extra.clone(),

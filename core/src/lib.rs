@@ -12,6 +12,7 @@ pub mod feedback;
 pub mod memory;
 pub mod metrics;
 pub mod position;
+pub mod progress;
 pub mod query;
 pub mod refusal;
 pub mod schema;

@@ -4,9 +4,6 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes are counted in units of this size, so that a budget of many GiB fits a semaphore.
-const UNIT: usize = 1024;
-
 /// A budget in bytes. Sources take from it before they read on; batches give back when the last stage drops them.
 #[derive(Clone, Debug)]
 pub struct Budget {
@@ -21,10 +18,13 @@ pub struct Permit {
 }
 
 impl Budget {
+    /// Bytes are counted in units of this size, so that a budget of many GiB fits a semaphore.
+    pub const UNIT: usize = 1024;
+
     /// A budget of `bytes`, at least one unit of 1 KiB.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        let units = u32::try_from(bytes / UNIT)
+        let units = u32::try_from(bytes / Budget::UNIT)
             .unwrap_or(u32::MAX)
             .clamp(1, u32::MAX >> 3);
         Budget {
@@ -36,7 +36,7 @@ impl Budget {
     /// Waits until `bytes` are free and takes them. A request above the whole budget takes the whole budget, so that
     /// one huge row passes alone instead of never. Cancel-safe; waiters are served in order.
     pub async fn take(&self, bytes: usize) -> Permit {
-        let units = u32::try_from(bytes.div_ceil(UNIT))
+        let units = u32::try_from(bytes.div_ceil(Budget::UNIT))
             .unwrap_or(u32::MAX)
             .clamp(1, self.units);
         // The semaphore is never closed, so acquiring cannot fail; without it the permit would be empty and harmless.
@@ -51,13 +51,13 @@ impl Budget {
     /// Bytes taken at the moment.
     #[must_use]
     pub fn used(&self) -> usize {
-        (self.units as usize - self.semaphore.available_permits()) * UNIT
+        (self.units as usize - self.semaphore.available_permits()) * Budget::UNIT
     }
 
     /// Bytes in all.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.units as usize * UNIT
+        self.units as usize * Budget::UNIT
     }
 }
 
@@ -67,10 +67,10 @@ mod tests {
 
     #[tokio::test]
     async fn gives_back_on_drop_and_lets_one_giant_pass() {
-        let budget = Budget::new(10 * UNIT);
-        let first = budget.take(4 * UNIT).await;
-        assert_eq!(budget.used(), 4 * UNIT);
-        let giant = budget.take(100 * UNIT);
+        let budget = Budget::new(10 * Budget::UNIT);
+        let first = budget.take(4 * Budget::UNIT).await;
+        assert_eq!(budget.used(), 4 * Budget::UNIT);
+        let giant = budget.take(100 * Budget::UNIT);
         tokio::pin!(giant);
         assert!(
             futures_poll(&mut giant).await.is_none(),

@@ -50,6 +50,10 @@ metrics! {
     DEDUPE_KEYS = "lockstep_dedupe_keys" ["transform"] "How many idempotency keys are remembered?";
     DEDUPE_HELD_ROWS = "lockstep_dedupe_held_rows" ["transform"] "How many rows that repeat a key are held back?";
     DEDUPE_STORE_BYTES = "lockstep_dedupe_store_bytes" ["transform"] "How many bytes does the memory of keys take, on disk or in Redis?";
+    STITCH_TRANSACTIONS = "lockstep_stitch_transactions_total" ["stitch", "outcome"] "How many transactions of several databases went on, and were all branches with them?";
+    STITCH_HOLD = "lockstep_stitch_hold_seconds" ["stitch"] "How long does a branch wait, from its commit's arrival, until it goes on with the others?";
+    STITCH_WAITING = "lockstep_stitch_waiting_transactions" ["stitch"] "How many transactions have committed, and wait for branches of their own or of others?";
+    STITCH_FILE_BYTES = "lockstep_stitch_file_bytes" ["stitch"] "How many bytes of what waits are kept in a file?";
     TRANSFORM_ERRORS = "lockstep_transform_errors_total" ["transform", "code"] "How often did the transform fail and try again, by error code?";
     DEAD_LETTERS = "lockstep_dead_letters_total" ["place", "reason"] "How many rows were put aside, and why?";
     DEAD_LETTERS_KEPT = "lockstep_dead_letters" ["place"] "How many rows lie aside now?";

@@ -11,7 +11,8 @@ use crate::batch::Batch;
 use crate::check::Finding;
 use crate::durable::Durable;
 use crate::error::Result;
-use crate::position::{Lsn, Position, SourceInfo};
+use crate::position::{Lsn, SourceInfo};
+use crate::progress::Progress;
 use crate::schema::TableSchema;
 
 /// A place that batches are written to.
@@ -23,10 +24,9 @@ use crate::schema::TableSchema;
 /// change twice (exactly once); one that does not must make a second write of the same change harmless.
 #[async_trait]
 pub trait Sink: Send {
-    /// The highest position of this source that the sink can prove it holds, with everything before it. Changes of the
-    /// stream at or below it are not written again. `None`: cannot tell. Positions are kept by identity, so another
-    /// system identifier, timeline or database finds none.
-    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>>;
+    /// What of this source the sink can prove it holds: the [`Batch::progress_at`] of the last change that is there. It is not
+    /// written again. `None`: cannot tell. Kept by identity, so another system identifier, timeline or database finds none.
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Progress>>;
 
     /// Takes a batch. Pends while there is no room; the write itself goes on behind the returned [`Durable`], on the
     /// sink's own clock, whether or not `flush` is called. Dropping the future leaves the batch taken or not taken;
@@ -37,6 +37,23 @@ pub trait Sink: Send {
     /// is of kind `Refused` and names its change ([`crate::Error::about`]); one error should name all that are known. The
     /// runtime puts these changes aside and writes the rest to a sink opened anew.
     async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable>;
+
+    /// Takes batches that belong together: the branches of a transaction of several databases. Else as [`Sink::write`], with a
+    /// `Durable` for each.
+    ///
+    /// A sink that can makes them durable, and visible to whoever reads only what is committed, in one step (I6). This
+    /// default writes one after the other: a reader in between, or after a crash until the pipeline goes on, finds the first without
+    /// the others.
+    ///
+    /// # Errors
+    /// As for [`Sink::write`].
+    async fn write_together(&mut self, batches: Vec<Arc<Batch>>) -> Result<Vec<Durable>> {
+        let mut durable = Vec::with_capacity(batches.len());
+        for batch in batches {
+            durable.push(self.write(batch).await?);
+        }
+        Ok(durable)
+    }
 
     /// Hurries: everything taken becomes durable as soon as possible. Called when the pipeline drains.
     async fn flush(&mut self) -> Result<()>;

@@ -50,6 +50,23 @@ pub trait Source: Send {
     fn checks(&self) -> Option<Arc<dyn Checks>> {
         None
     }
+
+    /// Tells where its log ends; `None` where the source cannot.
+    fn fences(&self) -> Option<Arc<dyn Fences>> {
+        None
+    }
+}
+
+/// Tells where the log of a source ends, for those who have to know what had been written by a moment.
+#[async_trait]
+pub trait Fences: Send + Sync {
+    /// A place of the log behind everything that was durable on the server when this was called. The source hurries to come
+    /// there: a batch whose [`Batch::through`] has reached it follows within milliseconds of the server's having sent what is before,
+    /// unless a transaction lies across it.
+    ///
+    /// # Errors
+    /// When the server cannot be asked. It may be asked again.
+    async fn fence(&self) -> Result<Lsn>;
 }
 
 /// Reads rows to compare sinks with, while the stream goes on.

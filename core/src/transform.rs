@@ -132,6 +132,15 @@ pub trait DeadLetters: Send + Sync {
     ) -> Result<()>;
 }
 
+/// How transactions of several databases are put together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stitching {
+    /// Which part of a gid branches share, where that is not the way of a known manager: a regular expression.
+    pub gids: Option<String>,
+    /// Bytes of what waits that are kept in memory; the rest is kept in a file.
+    pub memory: usize,
+}
+
 /// What a transform is given.
 #[derive(Clone)]
 pub struct TransformContext {
@@ -164,6 +173,12 @@ pub trait TransformFactory: Send + Sync + 'static {
     /// # Errors
     /// Of kind `Storage` when the state cannot be opened.
     fn open(config: &Self::Config, context: TransformContext) -> Result<Box<dyn Transform>>;
+
+    /// How transactions of several databases are put together directly behind the sources that it reads; `None` where it does no
+    /// such thing.
+    fn stitches(_config: &Self::Config) -> Option<Stitching> {
+        None
+    }
 
     /// Looks at the servers it needs, and reports. Changes nothing on them. One that cannot be reached is a finding.
     async fn preflight(_config: &Self::Config, _pipeline: &str, _name: &str) -> Vec<Finding> {

@@ -14,6 +14,7 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_reconciler::invariants::InvariantReport;
 use lockstep_reconciler::{State, TableReport};
+use lockstep_transactions::order::Unit;
 use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -73,6 +74,10 @@ pub struct Metrics {
     pub(crate) dedupe_held: IntGaugeVec,
     pub(crate) dedupe_bytes: IntGaugeVec,
     transform_errors: IntCounterVec,
+    stitch_transactions: IntCounterVec,
+    stitch_hold: HistogramVec,
+    stitch_waiting: IntGaugeVec,
+    stitch_file: IntGaugeVec,
     pub(crate) dead_letters: IntCounterVec,
     pub(crate) dead_letters_kept: IntGaugeVec,
     pub(crate) memory_budget: IntGauge,
@@ -128,6 +133,9 @@ impl Metrics {
         let latency = names::END_TO_END_LATENCY;
         let latency_options =
             HistogramOpts::new(latency.name, latency.help).buckets(LATENCY_BUCKETS.to_vec());
+        let hold = names::STITCH_HOLD;
+        let hold_options =
+            HistogramOpts::new(hold.name, hold.help).buckets(LATENCY_BUCKETS.to_vec());
         let int_gauge = |metric: Metric| IntGauge::new(metric.name, metric.help);
         Ok(Metrics {
             source_names: plan.sources.clone(),
@@ -189,6 +197,10 @@ impl Metrics {
             dedupe_held: make.gauges(names::DEDUPE_HELD_ROWS)?,
             dedupe_bytes: make.gauges(names::DEDUPE_STORE_BYTES)?,
             transform_errors: make.counters(names::TRANSFORM_ERRORS)?,
+            stitch_transactions: make.counters(names::STITCH_TRANSACTIONS)?,
+            stitch_hold: make.add(HistogramVec::new(hold_options, hold.labels))?,
+            stitch_waiting: make.gauges(names::STITCH_WAITING)?,
+            stitch_file: make.gauges(names::STITCH_FILE_BYTES)?,
             dead_letters: make.counters(names::DEAD_LETTERS)?,
             dead_letters_kept: make.gauges(names::DEAD_LETTERS_KEPT)?,
             memory_budget: make.add(int_gauge(names::MEMORY_BUDGET_BYTES))?,
@@ -230,6 +242,20 @@ impl Metrics {
         }
     }
 
+    /// Those of a stitch.
+    pub(crate) fn stitch(&self, name: &str) -> StitchMetrics {
+        let outcome = |outcome| self.stitch_transactions.with_label_values(&[name, outcome]);
+        StitchMetrics {
+            whole: outcome("whole"),
+            late: outcome("late"),
+            mixed: outcome("mixed"),
+            cut: outcome("cut"),
+            hold: self.stitch_hold.with_label_values(&[name]),
+            waiting: self.stitch_waiting.with_label_values(&[name]),
+            file: self.stitch_file.with_label_values(&[name]),
+        }
+    }
+
     /// Those of comparisons.
     pub(crate) fn reconciles(&self) -> ReconcileMetrics {
         self.reconciles.clone()
@@ -253,6 +279,45 @@ impl Metrics {
             errors: self.sink_errors.clone(),
             name: Arc::clone(name),
         }
+    }
+}
+
+/// Those of transactions of several databases that go on together.
+pub(crate) struct StitchMetrics {
+    whole: IntCounter,
+    late: IntCounter,
+    mixed: IntCounter,
+    cut: IntCounter,
+    hold: Histogram,
+    waiting: IntGauge,
+    file: IntGauge,
+}
+
+impl StitchMetrics {
+    /// One has gone on.
+    pub fn went_on(&self, unit: &Unit) {
+        match (unit.mixed, unit.late) {
+            (true, _) => self.mixed.inc(),
+            (false, true) => self.late.inc(),
+            (false, false) => self.whole.inc(),
+        }
+    }
+
+    /// One was too large to go on at once.
+    pub fn cut(&self) {
+        self.cut.inc();
+    }
+
+    /// A branch has waited so long.
+    pub fn held(&self, waited: std::time::Duration) {
+        self.hold.observe(waited.as_secs_f64());
+    }
+
+    /// So many transactions wait, with so many bytes in a file.
+    pub fn waits(&self, transactions: usize, bytes: u64) {
+        self.waiting
+            .set(i64::try_from(transactions).unwrap_or(i64::MAX));
+        self.file.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 }
 
@@ -600,6 +665,10 @@ mod tests {
             metrics.dedupe_keys.desc(),
             metrics.dedupe_held.desc(),
             metrics.dedupe_bytes.desc(),
+            metrics.stitch_transactions.desc(),
+            metrics.stitch_hold.desc(),
+            metrics.stitch_waiting.desc(),
+            metrics.stitch_file.desc(),
             metrics.transform_errors.desc(),
             metrics.dead_letters.desc(),
             metrics.dead_letters_kept.desc(),

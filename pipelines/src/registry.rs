@@ -13,7 +13,7 @@ use lockstep_core::query::Queries;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::source::{Source, SourceContext, SourceFactory};
-use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
+use lockstep_core::transform::{Stitching, Transform, TransformContext, TransformFactory};
 use lockstep_core::{Error, Result};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -41,6 +41,8 @@ pub trait TransformComponent: Send + Sync {
     fn open(&self, context: TransformContext) -> Result<Box<dyn Transform>>;
     /// See [`TransformFactory::preflight`].
     async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding>;
+    /// See [`TransformFactory::stitches`].
+    fn stitches(&self) -> Option<Stitching>;
 }
 
 /// A sink with its section parsed and checked.
@@ -228,6 +230,10 @@ impl<F: TransformFactory> TransformComponent for TypedTransform<F> {
 
     async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding> {
         F::preflight(&self.0, pipeline, name).await
+    }
+
+    fn stitches(&self) -> Option<Stitching> {
+        F::stitches(&self.0)
     }
 }
 

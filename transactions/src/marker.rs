@@ -12,7 +12,7 @@ use lockstep_core::{Error, ErrorKind, Result};
 use serde::Deserialize;
 
 /// The prefix of the logical message.
-pub const PREFIX: &str = "gtx";
+pub use lockstep_core::batch::MARKER as PREFIX;
 
 /// The longest shared part, in bytes: what is longer is no name.
 pub const MOST_BYTES: usize = 1_000;

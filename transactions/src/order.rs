@@ -18,6 +18,10 @@
 //! **Who does not keep to it.** A coordinator that commits before all is prepared, or gives one name to two transactions at
 //! a time, can make circles, and branches that come when the others have gone on. What is in a circle goes on together; a late branch
 //! goes on by itself, and is counted. Nothing waits for ever.
+//!
+//! **Rows that were read at a place of a log**, to be compared or loaded again, go on behind all that committed before it and before all
+//! that committed behind it: a [`Unit`] of their own. Where no order has such a place, they go on anywhere, and are told
+//! ([`Unit::displaced`]).
 
 mod circle;
 mod recent;
@@ -26,7 +30,8 @@ mod source;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use lockstep_core::position::Lsn;
+use lockstep_core::position::{Lsn, Position};
+use lockstep_core::progress::Standing;
 
 use recent::Recent;
 use source::Source;
@@ -36,9 +41,9 @@ use source::Source;
 pub struct Committed {
     /// Which source, by number.
     pub source: usize,
-    /// Its commit record: what identifies it.
-    pub commit: Lsn,
-    /// The end of that.
+    /// What identifies it: its last position.
+    pub place: Position,
+    /// A place of the log at or behind the end of its commit record, and before any other commit record's end.
     pub end: Lsn,
     /// What it is a branch of, and where it was prepared.
     pub branch: Option<(Arc<str>, Lsn)>,
@@ -55,6 +60,10 @@ pub struct Unit {
     pub mixed: bool,
     /// It is what was missing from one that went on before: its coordinator had committed that one before all was prepared.
     pub late: bool,
+    /// It is not a transaction: rows that were read at a place of the log. Their number in `members` is theirs alone.
+    pub rows: Option<u64>,
+    /// They do not stand where they were read: something that committed before that goes on behind something that committed later.
+    pub displaced: bool,
 }
 
 /// A branch, or a transaction of one database.
@@ -62,8 +71,9 @@ pub struct Unit {
 pub struct Member {
     /// Which source, by number.
     pub source: usize,
-    /// Its commit record.
-    pub commit: Lsn,
+    /// Its last position; of rows that were read, that of the transaction before them.
+    pub place: Position,
+    at: u64,
     prepared: Lsn,
 }
 
@@ -72,8 +82,10 @@ pub struct Member {
 pub struct Reach {
     /// Everything that ended at or below this has gone on.
     pub through: Lsn,
-    /// What committed behind that, and has gone on all the same.
-    pub ahead: BTreeSet<Lsn>,
+    /// The same as a position: everything at or below it.
+    pub upto: Position,
+    /// What stands behind that, and has gone on all the same.
+    pub ahead: BTreeSet<Position>,
 }
 
 /// A question for the ends of all logs. They are to be asked for behind it, not before.
@@ -85,8 +97,10 @@ pub struct Ticket(u64);
 pub struct Order {
     sources: Vec<Source>,
     units: BTreeMap<u64, Waiting>,
-    /// By name, the one that branches join.
-    current: HashMap<Arc<str>, u64>,
+    /// Those of them that have names.
+    named: BTreeSet<u64>,
+    /// The same by their names, the oldest first.
+    by_name: HashMap<Arc<str>, Vec<u64>>,
     next: u64,
     tickets: u64,
     /// What went on lately, with the sources that it was in.
@@ -127,8 +141,12 @@ impl Order {
         }
     }
 
-    /// A branch was prepared.
+    /// A branch was prepared. May be told again.
     pub fn prepared(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) {
+        // What has become of it has been told, too, or is told next.
+        if !self.sources[source].is_prepared(lsn) {
+            return;
+        }
         let id = self.join(source, global, lsn);
         if let Some(waiting) = self.units.get_mut(&id) {
             waiting.prepared.push((source, lsn));
@@ -148,16 +166,43 @@ impl Order {
         self.drop_if_empty(id);
     }
 
-    /// A transaction committed.
-    pub fn committed(&mut self, committed: Committed) {
+    /// A branch that was prepared at `lsn` has committed, and there is nothing of it that could go on.
+    pub fn left_out(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) {
+        let Some(id) = self.find(global, source, lsn) else {
+            return;
+        };
+        if let Some(waiting) = self.units.get_mut(&id) {
+            waiting.end_branch(source, lsn);
+        }
+        self.drop_if_empty(id);
+    }
+
+    /// Rows have been read at the place where a source is read now. Gives the number that they go on with.
+    pub fn rows(&mut self, source: usize) -> u64 {
+        let id = self.put(None);
+        let (at, place, prepared) = self.sources[source].put_rows(id);
+        if let Some(waiting) = self.units.get_mut(&id) {
+            waiting.unit.rows = Some(at);
+            waiting.unit.members.push(Member {
+                source,
+                place,
+                at,
+                prepared,
+            });
+        }
+        at
+    }
+
+    /// A transaction committed. False when it is known: it is told again, as its source reads from an earlier place.
+    pub fn committed(&mut self, committed: Committed) -> bool {
         let Committed {
             source,
-            commit,
+            place,
             end,
             branch,
         } = committed;
-        let prepared = branch.as_ref().map_or(commit, |(_, lsn)| *lsn);
-        let has_gone_on = self.sources[source].has_gone_on(commit, end);
+        let prepared = branch.as_ref().map_or(place.commit, |(_, lsn)| *lsn);
+        let has_gone_on = self.sources[source].is_known(place, end);
         let id = match branch {
             None if has_gone_on => None,
             None => Some(self.put(None)),
@@ -180,18 +225,20 @@ impl Order {
         };
         let waiting = id.and_then(|id| Some((id, self.units.get_mut(&id)?)));
         let Some((id, waiting)) = waiting else {
-            self.sources[source].passed(commit, end);
-            return;
+            self.sources[source].passed(place, end);
+            return false;
         };
+        let at = self.sources[source].hold(place, end, id);
         waiting.unit.members.push(Member {
             source,
-            commit,
+            place,
+            at,
             prepared,
         });
         if waiting.unit.global.is_some() && waiting.fences == Fences::None {
             waiting.fences = Fences::Wanted;
         }
-        self.sources[source].hold(commit, end, id);
+        true
     }
 
     /// A source has been read up to `lsn`: all that ends at or below it has been told.
@@ -228,23 +275,79 @@ impl Order {
         }
     }
 
-    /// What goes on now, in order. Units of one step go on together, in each source in the order of their commits; nearly always it
-    /// is one.
-    pub fn release(&mut self) -> Vec<Vec<Unit>> {
-        let mut steps = Vec::new();
-        loop {
-            let free = self.next_free().map(|id| vec![id]);
-            let Some(ids) = free.or_else(|| self.next_circle()) else {
-                return steps;
-            };
-            steps.push(ids.into_iter().filter_map(|id| self.go_on(id)).collect());
+    /// What goes on next, if something can. Units of one step go on together, in each source in the order of their commits; nearly
+    /// always it is one.
+    pub fn release(&mut self) -> Option<Vec<Unit>> {
+        // Not before: what the last step stands beside is asked for behind it.
+        self.sources.iter_mut().for_each(Source::forget_passed);
+        let free = self.next_free();
+        let is_free = free.is_some();
+        let ids = free.map(|id| vec![id]).or_else(|| self.next_circle())?;
+        let mut step: Vec<Unit> = ids.into_iter().filter_map(|id| self.go_on(id)).collect();
+        for unit in &mut step {
+            unit.displaced = !is_free && unit.rows.is_some();
         }
+        Some(step)
+    }
+
+    /// Nothing more comes of the log of a source: [`Order::release`] gives all that is held of it, as it is, with what goes before that.
+    /// Then [`Order::forget`] it.
+    pub fn give_up(&mut self, source: usize) {
+        for id in self.named.clone() {
+            if let Some(waiting) = self.units.get_mut(&id) {
+                waiting.prepared.retain(|(of, _)| *of != source);
+                waiting.fences.let_pass(source);
+            }
+            self.drop_if_empty(id);
+        }
+        let mut all: BTreeSet<u64> = self.sources[source].held().collect();
+        for id in all.clone() {
+            all.extend(self.waited_for(id));
+        }
+        for id in all {
+            if let Some(waiting) = self
+                .units
+                .get_mut(&id)
+                .filter(|one| one.unit.global.is_some())
+            {
+                waiting.prepared.clear();
+                waiting.fences = Fences::At(vec![Lsn::ZERO; self.sources.len()]);
+            }
+        }
+    }
+
+    /// A source reads another log from now on: nothing that was told of it counts any more. Nothing of it may be held.
+    pub fn forget(&mut self, source: usize) {
+        self.sources[source] = Source::new(Reach::default());
+    }
+
+    /// Whether something of a source is held.
+    #[must_use]
+    pub fn holds(&self, source: usize) -> bool {
+        self.sources[source].first().is_some()
     }
 
     /// How far what went on reaches in a source.
     #[must_use]
     pub fn reach(&self, source: usize) -> Reach {
         self.sources[source].reach()
+    }
+
+    /// What of a source had gone on when a member of the last step goes on, beside that member. Members of the step that go on
+    /// after it are `later`. To be asked for before the next step.
+    #[must_use]
+    pub fn standing(&self, source: usize, place: Position, later: &[Position]) -> Standing {
+        let reach = self.sources[source].reach();
+        let upto = (reach.upto < place).then_some(reach.upto);
+        let before = upto.unwrap_or(place);
+        let ahead = reach.ahead.into_iter();
+        let is_else = |ahead: &Position| *ahead != place && !later.contains(ahead);
+        Standing {
+            upto,
+            ahead: ahead
+                .filter(|ahead| *ahead > before && is_else(ahead))
+                .collect(),
+        }
     }
 
     /// Transactions that have committed, in part at least, and not gone on.
@@ -262,20 +365,21 @@ impl Order {
         self.late
     }
 
-    /// The unit that a branch of this name belongs to: the current one, unless it cannot be a branch of that.
+    /// The unit that a branch of this name belongs to: the oldest of which it can be one.
     fn join(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) -> u64 {
-        let current = self.current.get(global).copied();
-        let waiting = current.and_then(|id| Some((id, self.units.get(&id)?)));
         let mut late = self.gone.was_elsewhere(global, source);
-        if let Some((id, waiting)) = waiting {
+        for id in self.by_name.get(global).into_iter().flatten() {
+            let Some(waiting) = self.units.get(id) else {
+                continue;
+            };
             let is_behind = waiting.is_behind_fence(source, lsn);
-            if !is_behind && !waiting.has_ended_in(source) {
-                return id;
+            let has_ended = waiting.has_ended_in(source);
+            if !is_behind && !has_ended {
+                return *id;
             }
-            late |= is_behind && !waiting.has_ended_in(source);
+            late |= is_behind && !has_ended;
         }
         let id = self.put(Some(global));
-        self.late += u64::from(late);
         let rolled_back = self.rolled_back.was_elsewhere(global, source);
         if let Some(waiting) = self.units.get_mut(&id) {
             waiting.unit.late = late;
@@ -291,6 +395,8 @@ impl Order {
             members: Vec::new(),
             mixed: false,
             late: false,
+            rows: None,
+            displaced: false,
         };
         let waiting = Waiting {
             unit,
@@ -300,23 +406,20 @@ impl Order {
         };
         self.units.insert(self.next, waiting);
         if let Some(global) = global {
-            self.current.insert(Arc::clone(global), self.next);
+            let named = self.by_name.entry(Arc::clone(global)).or_default();
+            named.push(self.next);
+            self.named.insert(self.next);
         }
         self.next
     }
 
-    /// The unit that has a branch prepared there. The current one nearly always.
+    /// The unit that has a branch prepared there.
     fn find(&self, global: &Arc<str>, source: usize, lsn: Lsn) -> Option<u64> {
-        let has = |waiting: &Waiting| waiting.prepared.contains(&(source, lsn));
-        let current = self.current.get(global).copied();
-        if let Some(id) = current.filter(|id| self.units.get(id).is_some_and(has)) {
-            return Some(id);
-        }
-        let mut named = self
-            .units
-            .iter()
-            .filter(|(_, waiting)| waiting.unit.global.as_ref() == Some(global));
-        named.find(|(_, waiting)| has(waiting)).map(|(id, _)| *id)
+        let mut named = self.by_name.get(global)?.iter().copied();
+        named.find(|id| {
+            let waiting = self.units.get(id);
+            waiting.is_some_and(|waiting| waiting.prepared.contains(&(source, lsn)))
+        })
     }
 
     fn drop_if_empty(&mut self, id: u64) {
@@ -329,26 +432,25 @@ impl Order {
 
     fn remove(&mut self, id: u64) -> Option<Waiting> {
         let waiting = self.units.remove(&id)?;
+        self.named.remove(&id);
         if let Some(global) = &waiting.unit.global
-            && self.current.get(global) == Some(&id)
+            && let Some(named) = self.by_name.get_mut(global)
         {
-            self.current.remove(global);
+            named.retain(|other| *other != id);
+            if named.is_empty() {
+                self.by_name.remove(global);
+            }
         }
         Some(waiting)
     }
 
     /// One that may go on: of those that were not prepared only the first of each source can.
     fn next_free(&self) -> Option<u64> {
+        let is_free = |id: &u64| self.is_complete(*id) && self.blockers(*id).next().is_none();
         let heads = self.sources.iter().filter_map(Source::first);
-        let branches = self
-            .units
-            .iter()
-            .filter(|(_, waiting)| waiting.unit.global.is_some())
-            .map(|(id, _)| *id);
-        heads
-            .chain(branches)
-            .filter(|id| self.is_complete(*id) && self.blockers(*id).next().is_none())
-            .min()
+        let head = heads.filter(|id| is_free(id)).min();
+        let branch = self.named.iter().copied().find(|id| is_free(id));
+        head.into_iter().chain(branch).min()
     }
 
     /// Whether all its branches are known, and none is left that has not ended.
@@ -373,7 +475,7 @@ impl Order {
     fn blockers(&self, id: u64) -> impl Iterator<Item = u64> {
         let members = self.units.get(&id).map(|waiting| &waiting.unit.members);
         members.into_iter().flatten().flat_map(move |member| {
-            let held = self.sources[member.source].held_before(member.prepared);
+            let held = self.sources[member.source].held_before(member.prepared, member.at);
             held.filter(move |other| *other != id)
         })
     }
@@ -385,13 +487,25 @@ impl Order {
             ..
         } = self.remove(id)?;
         unit.mixed |= !rolled_back.is_empty();
+        self.late += u64::from(unit.late);
         for member in &unit.members {
-            self.sources[member.source].go_on(member.commit);
+            self.sources[member.source].go_on(member.at);
             if let Some(global) = &unit.global {
                 self.gone.put(global, member.source);
             }
         }
         Some(unit)
+    }
+}
+
+impl Fences {
+    /// Nothing is waited for in a source any more: its places of the log mean nothing from now on.
+    fn let_pass(&mut self, source: usize) {
+        match self {
+            Fences::At(ends) => ends[source] = Lsn::ZERO,
+            Fences::Asked(_) => *self = Fences::Wanted,
+            Fences::None | Fences::Wanted => {}
+        }
     }
 }
 

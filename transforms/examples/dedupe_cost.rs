@@ -116,6 +116,7 @@ fn inserts(schema: &Arc<TableSchema>, batch: u64, micros: i64) -> Batch {
         origin: None,
         previous_commit: None,
         prepared: None,
+        global: None,
     });
     let index = builder.schema(schema);
     for row in 0..BATCH {

@@ -7,6 +7,7 @@
 //! | [`route`] | sets the schema and table that records go to | none |
 //! | [`project`] | keeps, drops and renames columns | none |
 //! | [`mask`] | hashes and redacts columns | none |
+//! | [`stitch`] | branches of a transaction of several databases go on together | what waits |
 //!
 //! Names are resolved once per schema version; per batch there is one call, and tables that a transform does not
 //! concern cost one look-up per batch. Logical messages pass every transform as they are, except where a `filter`
@@ -19,6 +20,7 @@ pub mod mask;
 mod plans;
 pub mod project;
 pub mod route;
+pub mod stitch;
 mod tables;
 mod text;
 
@@ -27,4 +29,5 @@ pub use filter::Filter;
 pub use mask::Mask;
 pub use project::Project;
 pub use route::Route;
+pub use stitch::Stitch;
 pub use tables::Tables;

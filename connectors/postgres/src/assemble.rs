@@ -74,6 +74,8 @@ pub struct Assembler {
     said: Lsn,
     /// The last whole transaction.
     last: Option<Transaction>,
+    /// How many changes came of it.
+    changes: u64,
 }
 
 impl Assembler {
@@ -94,6 +96,7 @@ impl Assembler {
             ended: Lsn::ZERO,
             said: from,
             last: None,
+            changes: 0,
         }
     }
 
@@ -203,6 +206,7 @@ impl Assembler {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         })
     }
 
@@ -295,6 +299,7 @@ impl Assembler {
             Some(current) if current.transaction.commit == commit => {
                 // In the next batch or later in this one, a new transaction must get a head of its own.
                 self.builder.end_transaction();
+                self.changes = current.ordinal;
                 self.last = Some(current.transaction);
                 self.end(end);
                 Ok(())
@@ -505,6 +510,7 @@ impl Assembler {
             origin: None,
             previous_commit: self.previous_commit(),
             prepared: None,
+            global: None,
         });
         let index = self.builder.schema(&schema);
         self.builder
@@ -530,6 +536,11 @@ impl Assembler {
     /// The last whole transaction that was received.
     pub fn last(&self) -> Option<&Transaction> {
         self.last.as_ref()
+    }
+
+    /// Whether the last whole transaction that was received is this one, and changes came of it.
+    pub fn has_come(&self, commit: Lsn) -> bool {
+        self.changes > 0 && self.last.as_ref().is_some_and(|last| last.commit == commit)
     }
 
     /// Everything that ends at or below this has been taken in.

@@ -331,6 +331,7 @@ mod tests {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         };
         let schema = Arc::new(TableSchema::message("s".into()));
         let batch = rows.into_batch(&source, &schema, transaction, 1);

@@ -281,6 +281,7 @@ mod tests {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         }
     }
 

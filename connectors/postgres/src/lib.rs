@@ -5,7 +5,7 @@
 //! `opening` decides what to do about it, `snapshot` copies tables, `stream` follows the log, `streamed` keeps transactions that are
 //! still in progress, `reload` loads tables again
 //! inside it, `ledger` records how far all that came, `horizons` knows behind which place of the log a row was written,
-//! `query` asks what invariants ask, `assemble` turns messages into batches, `lookout` sees what the stream never says. Everything that is plain SQL goes through `tokio-postgres`.
+//! `fence` knows where the log ends, `query` asks what invariants ask, `assemble` turns messages into batches, `lookout` sees what the stream never says. Everything that is plain SQL goes through `tokio-postgres`.
 
 #[doc(hidden)]
 pub mod assemble;
@@ -13,6 +13,7 @@ mod catalog;
 mod config;
 mod copy_out;
 mod extent;
+mod fence;
 mod horizons;
 mod ledger;
 mod lookout;

@@ -323,6 +323,7 @@ async fn hand_on(shared: &Shared, table: usize, rows: Rows) -> Result<()> {
         origin: None,
         previous_commit: None,
         prepared: None,
+        global: None,
     };
     let schema = &shared.copy.tables[table].1;
     let batch = rows.into_batch(&shared.copy.source, schema, transaction, first);

@@ -13,7 +13,9 @@ use lockstep_core::error::{At, Error, ErrorKind, Result};
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::query::Queries;
 use lockstep_core::schema::{TableId, TableSchema};
-use lockstep_core::source::{Checks, Reloads, Source, SourceContext, SourceFactory, SourcePhase};
+use lockstep_core::source::{
+    Checks, Fences, Reloads, Source, SourceContext, SourceFactory, SourcePhase,
+};
 use lockstep_pg::sql;
 use lockstep_pg::wire::target::Target;
 use lockstep_pg::wire::{Connection, Mode};
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, Described, Published, require_identity};
 use crate::config::{OnSlotLost, PostgresConfig, Streaming};
 use crate::extent::{self, Recorder};
+use crate::fence::{Fence, Wanted};
 use crate::horizons::Horizons;
 use crate::ledger::Ledger;
 use crate::lookout::{self, Lookout};
@@ -84,6 +87,7 @@ struct PostgresSource {
     merge: Merge,
     desk: Arc<Desk>,
     checks: Arc<Counter>,
+    fence: Arc<Fence>,
     shutdown: CancellationToken,
     driver: Option<JoinHandle<()>>,
 }
@@ -113,6 +117,10 @@ impl Source for PostgresSource {
 
     fn checks(&self) -> Option<Arc<dyn Checks>> {
         Some(Arc::clone(&self.checks) as Arc<dyn Checks>)
+    }
+
+    fn fences(&self) -> Option<Arc<dyn Fences>> {
+        Some(Arc::clone(&self.fence) as Arc<dyn Fences>)
     }
 
     async fn close(&mut self) -> Result<()> {
@@ -160,6 +168,7 @@ struct Driver {
     server: SourceIdentity,
     batches: mpsc::Sender<Result<Batch>>,
     throttle: Arc<Throttle>,
+    wanted: Arc<Wanted>,
     shutdown: CancellationToken,
 }
 
@@ -317,8 +326,11 @@ impl PostgresSource {
         }
         let throttle = Arc::new(Throttle::new(config, &target));
         let (checks, asked) = counter();
+        let wanted = Arc::new(Wanted::default());
+        let fence = Arc::new(Fence::new(target.clone(), Arc::clone(&wanted)));
         let driver = Driver {
             throttle,
+            wanted,
             asked,
             desk: Arc::clone(&desk),
             merge: merge.clone(),
@@ -347,6 +359,7 @@ impl PostgresSource {
             merge,
             desk,
             checks: Arc::new(checks),
+            fence,
             shutdown,
             driver: Some(driver),
         })
@@ -504,6 +517,7 @@ impl Driver {
             feedback: self.context.feedback,
             budget: self.context.budget,
             status: self.context.status,
+            wanted: self.wanted,
             shutdown: self.shutdown,
         };
         let (done, ended) = tokio::sync::oneshot::channel();
@@ -534,6 +548,7 @@ impl Driver {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         });
         for (ordinal, (_, _, schema)) in self.tables.iter().enumerate() {
             let index = builder.schema(schema);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use lockstep_core::batch::Batch;
+use lockstep_core::batch::{Batch, Branch};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{Assembler, Step};
 use crate::catalog::{Catalog, Described};
+use crate::fence::Wanted;
 use crate::ledger::{Ledger, Seen};
 use crate::server::identify;
 use crate::slot::{self, Slot};
@@ -48,6 +49,8 @@ const LONG_READ: usize = 64 * 1024;
 const AGE: Duration = Duration::from_millis(5);
 /// A stream that has not been silent for this long, since this long, is busy.
 const SILENCE: Duration = Duration::from_millis(1);
+/// How soon the server is asked again how far it is, while somebody waits for it.
+const HURRY: Duration = Duration::from_millis(2);
 /// How often housekeeping is done.
 const TICK: Duration = Duration::from_millis(100);
 /// How often it is done at least while the stream is busy.
@@ -86,6 +89,8 @@ pub struct Stream {
     pub feedback: Feedback,
     pub budget: Budget,
     pub status: SourceStatus,
+    /// How far somebody waits for the stream to come.
+    pub wanted: Arc<Wanted>,
     pub shutdown: CancellationToken,
 }
 
@@ -254,6 +259,8 @@ enum Scanned {
     Asked,
     /// To the commit of a transaction that was kept.
     Committed(Box<Committed>),
+    /// To word of a two-phase commit.
+    Told(Branch),
 }
 
 impl Receiver {
@@ -305,7 +312,10 @@ impl Receiver {
         loop {
             let shutdown = self.stream.shutdown.clone();
             let room = self.room();
-            // PRIORITY 1: stop when told to. 2: bytes. 3: housekeeping, which a busy stream gets in `take_in`.
+            let is_wanted = self.is_wanted();
+            let wanted = Arc::clone(&self.stream.wanted);
+            // PRIORITY 1: stop when told to. 2: bytes. 3: who waits for a place of the log. 4: housekeeping, which a busy
+            // stream gets in `take_in`.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Err(stopping()),
@@ -313,12 +323,48 @@ impl Receiver {
                     let read = read?;
                     self.take_in(read).await?;
                 }
+                () = wanted.changed() => self.hurry().await?,
+                () = tokio::time::sleep(HURRY), if is_wanted => self.hurry().await?,
                 _ = self.tick.tick() => {
                     self.housekeeping().await?;
                     self.is_answered()?;
                 }
             }
         }
+    }
+
+    /// Whether somebody waits for a place of the log that has not been told to be passed.
+    fn is_wanted(&self) -> bool {
+        self.assembler.said() < self.stream.wanted.get()
+    }
+
+    /// Tells how far the stream has come, and asks the server how far it is where that is not enough.
+    async fn hurry(&mut self) -> Result<()> {
+        self.tell_passed().await?;
+        match self.is_wanted() {
+            true => self.ask().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn tell_passed(&mut self) -> Result<()> {
+        if !self.is_wanted() {
+            return Ok(());
+        }
+        self.flush().await?;
+        match self.assembler.progress() {
+            Some(batch) => self.deliver(batch).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Hands on word of a two-phase commit, behind what came before it.
+    async fn tell(&mut self, branch: Branch) -> Result<()> {
+        if let Some(batch) = self.cut() {
+            self.hand_on(batch).await?;
+        }
+        let source = Arc::clone(&self.stream.source);
+        self.hand_on(Batch::of_branch(source, branch)).await
     }
 
     /// Takes in a read that was waited for; on a busy stream, also what comes behind it.
@@ -344,6 +390,7 @@ impl Receiver {
                 break;
             }
         }
+        self.tell_passed().await?;
         if self.kept_at.elapsed() >= KEEP {
             self.housekeeping().await?;
         }
@@ -398,6 +445,7 @@ impl Receiver {
                 }
                 Scanned::Asked => self.report().await?,
                 Scanned::Committed(committed) => self.replay(committed).await?,
+                Scanned::Told(branch) => self.tell(branch).await?,
             }
         }
     }

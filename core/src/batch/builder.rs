@@ -137,6 +137,8 @@ impl BatchBuilder {
             through,
             mark: None,
             check: None,
+            standing: None,
+            branch: None,
             received: self.received.take().unwrap_or_else(std::time::Instant::now),
             block,
             extra: Bytes::new(),

@@ -10,7 +10,8 @@ use crate::schema::TableSchema;
 
 impl Batch {
     /// One batch of changes of several, in the order given. Each names the batch that it is of by index; all are of one
-    /// source and one phase. Progress and the share of memory are those of the first.
+    /// source and one phase. Progress and the share of memory are those of the first; what else has gone on is that of the
+    /// last.
     ///
     /// Change heads and cells are copied; bytes are not, but for those that the first does not have: of other blocks, and
     /// made by transforms.
@@ -39,6 +40,7 @@ impl Batch {
         joined.cells = Arc::new(join.cells);
         joined.transactions = Arc::new(join.transactions);
         joined.extra = join.extra.into();
+        joined.standing = parts.last().and_then(|last| last.standing.clone());
         Ok(Some(joined))
     }
 }

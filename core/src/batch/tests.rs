@@ -20,6 +20,7 @@ fn batch() -> Batch {
         origin: None,
         previous_commit: None,
         prepared: None,
+        global: None,
     };
     builder.begin(transaction);
     let index = builder.schema(&schema);
@@ -53,6 +54,36 @@ fn cells_resolve_to_the_block() {
         }
     );
     assert!(batch.old_row(&change).is_none());
+}
+
+#[test]
+fn a_batch_that_was_put_away_comes_back_as_it_was() {
+    let original = batch();
+    let mut rewrite = original.rewrite();
+    rewrite.edit_cell(0, 1, |_, out| {
+        out.extend_from_slice(b"other");
+        Edit::Text
+    });
+    let mut original = rewrite.finish();
+    original.check = Some(7);
+    let mut bytes = b"before".to_vec();
+    let folded = original.fold(&mut bytes);
+    let bytes = Bytes::from(bytes).slice(6..);
+    let back = folded.unfold(&bytes).expect("as it was written");
+    assert_eq!(back.changes(), original.changes());
+    assert_eq!(
+        (back.check, back.through, &back.source),
+        (Some(7), original.through, &original.source)
+    );
+    for (change, other) in original.changes().iter().zip(back.changes()) {
+        let (row, again) = (original.new_row(change), back.new_row(other));
+        let (row, again) = (row.expect("a row"), again.expect("a row"));
+        for column in &original.schema(change).columns {
+            assert_eq!(row.get(column), again.get(column));
+        }
+    }
+    assert!(folded.unfold(&bytes.slice(..bytes.len() - 1)).is_err());
+    assert!(folded.unfold(&Bytes::new()).is_err());
 }
 
 #[test]

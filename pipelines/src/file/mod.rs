@@ -11,6 +11,7 @@ mod report;
 mod scan;
 mod settings;
 mod shape;
+mod stitch;
 mod transactions;
 
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub use self::fingerprint::Fingerprint;
 pub use self::invariants::DeclaredInvariant;
 use self::lines::Lines;
 use self::report::Report;
+pub use self::stitch::Stitched;
 use crate::letters::Limits;
 use crate::plan::{Declared, Plan, PlanError};
 use crate::registry::{
@@ -59,6 +61,8 @@ pub struct Pipeline {
     pub memory: ByteSize,
     /// How long a drain may take.
     pub shutdown_timeout: Duration,
+    /// Sources whose transactions go on together.
+    pub stitch: Option<Stitched>,
     /// The graph.
     pub plan: Plan,
     /// One per [`Plan::sources`].
@@ -161,6 +165,8 @@ fn check(
             return None;
         }
     };
+    let components = transforms.in_order(plan.transforms.iter().map(|node| &node.name))?;
+    let stitch = stitch::declared(&plan, &components, report);
     let name: Arc<str> = settings.name.into();
     let state = settings
         .state
@@ -168,7 +174,8 @@ fn check(
         .map_or_else(|| PathBuf::from(".lockstep").join(&*name), PathBuf::from);
     Some(Pipeline {
         sources: sources.in_order(plan.sources.iter())?,
-        transforms: transforms.in_order(plan.transforms.iter().map(|node| &node.name))?,
+        transforms: components,
+        stitch,
         policies: {
             let policies = sinks.policies(plan.sinks.iter().map(|node| &node.name));
             waiting_needs_the_store(&plan, &policies, dead_letters.as_ref()?, report);

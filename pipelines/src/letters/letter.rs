@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::batch::{
-    Batch, BatchBuilder, Cell, CellRef, Change, OldImage, Op, Phase, Prepared, Row, Transaction,
+    Batch, BatchBuilder, Cell, CellRef, Change, Global, OldImage, Op, Phase, Prepared, Row,
+    Transaction,
 };
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
 use lockstep_core::schema::TableSchema;
@@ -67,7 +68,10 @@ pub struct Body {
     previous_commit: Option<Lsn>,
     /// How it was prepared, when it was: not in letters of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    prepared: Option<FirstPhase>,
+    prepared: Option<Prepared>,
+    /// What it was a branch of, where branches go on together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    global: Option<Global>,
     /// LSN of the change itself.
     lsn: Lsn,
     duplicate: bool,
@@ -77,32 +81,6 @@ pub struct Body {
     old: Option<Map<String, Value>>,
     new: Option<Map<String, Value>>,
     schema: Shape,
-}
-
-/// See [`Prepared`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct FirstPhase {
-    gid: Arc<str>,
-    lsn: Lsn,
-    micros: i64,
-}
-
-impl FirstPhase {
-    fn of(prepared: &Prepared) -> Self {
-        FirstPhase {
-            gid: Arc::clone(&prepared.gid),
-            lsn: prepared.lsn,
-            micros: prepared.micros,
-        }
-    }
-
-    fn get(&self) -> Prepared {
-        Prepared {
-            gid: Arc::clone(&self.gid),
-            lsn: self.lsn,
-            micros: self.micros,
-        }
-    }
 }
 
 /// A letter.
@@ -157,7 +135,8 @@ impl Letter {
                 xid: transaction.xid,
                 origin: transaction.origin.clone(),
                 previous_commit: transaction.previous_commit,
-                prepared: transaction.prepared.as_deref().map(FirstPhase::of),
+                prepared: transaction.prepared.as_deref().cloned(),
+                global: transaction.global.as_deref().cloned(),
                 lsn: change.lsn,
                 duplicate: change.duplicate,
                 old_image: match change.old_image {
@@ -188,7 +167,8 @@ impl Letter {
             xid: body.xid,
             origin: body.origin.clone(),
             previous_commit: body.previous_commit,
-            prepared: body.prepared.as_ref().map(|first| Arc::new(first.get())),
+            prepared: body.prepared.clone().map(Arc::new),
+            global: body.global.clone().map(Arc::new),
         });
         let index = builder.schema(&schema);
         let mut block = Vec::new();

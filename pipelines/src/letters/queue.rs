@@ -217,6 +217,7 @@ fn batch(table: &Arc<TableSchema>, record: &Record, letter: &Letter) -> Batch {
         origin: None,
         previous_commit: None,
         prepared: None,
+        global: None,
     });
     let index = builder.schema(table);
     let mut block = Vec::new();

@@ -62,6 +62,7 @@ fn change(phase: Phase, commit: u64, from: &str, to: &str) -> Batch {
         origin: Some("elsewhere".into()),
         previous_commit: Some(Lsn(8)),
         prepared: None,
+        global: None,
     });
     let index = builder.schema(&schema);
     let mut block = Vec::new();

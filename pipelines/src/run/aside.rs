@@ -72,7 +72,11 @@ impl Aside {
         if self.horizons.contains_key(source) {
             return Ok(());
         }
-        store.passed(&self.place, source, batch.position(first))?;
+        // What has gone on ahead is not where it began.
+        let upto = batch.standing.as_ref().and_then(|standing| standing.upto);
+        let first = batch.position(first);
+        let begins = upto.map_or(first, |upto| upto.min(first));
+        store.passed(&self.place, source, begins)?;
         let horizon = store.horizon(&self.place, source)?;
         self.horizons.insert(source.clone(), horizon);
         Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lockstep_core::Result;
 use lockstep_core::batch::{Batch, Change, Phase};
 use lockstep_core::position::Position;
+use lockstep_core::progress::Progress;
 use lockstep_core::schema::{TableId, TableSchema};
 
 use crate::selector::Selector;
@@ -15,6 +16,46 @@ pub(super) fn last_position(batch: &Batch) -> Option<Position> {
         Phase::Stream => batch.changes().last().map(|change| batch.position(change)),
         Phase::Snapshot | Phase::Replay | Phase::Check => None,
     }
+}
+
+/// What a sink holds of the source once it has a batch of the stream; `None` for the initial copy and for empty batches.
+pub(super) fn progress(batch: &Batch) -> Option<Progress> {
+    match batch.phase {
+        Phase::Stream => batch.changes().last().map(|last| batch.progress_at(last)),
+        Phase::Snapshot | Phase::Replay | Phase::Check => None,
+    }
+}
+
+/// Whether all that a sink holds has gone on before a batch of the stream.
+pub(super) fn is_past(batch: &Batch, held: &Progress) -> bool {
+    let standing = batch.standing.as_ref().and_then(|standing| standing.upto);
+    match (standing, batch.changes().first()) {
+        (Some(upto), _) => upto >= held.last(),
+        (None, Some(first)) => batch.position(first) > held.last(),
+        (None, None) => false,
+    }
+}
+
+/// What a sink does not hold of a batch of the stream, beside what it holds; `None` when it holds all.
+pub(super) fn beyond(batch: &Arc<Batch>, held: &Progress) -> Option<Arc<Batch>> {
+    let changes = batch.changes().iter();
+    let changes: Vec<Change> = changes
+        .filter(|change| !held.holds(batch.position(change)))
+        .copied()
+        .collect();
+    if changes.is_empty() {
+        return None;
+    }
+    let beside = !held.ahead().is_empty() || batch.standing.is_some();
+    if changes.len() == batch.changes().len() && !beside {
+        return Some(Arc::clone(batch));
+    }
+    let mut rest = batch.with_changes(changes);
+    if beside {
+        let standing = batch.standing.as_deref().cloned().unwrap_or_default();
+        rest.standing = Some(Arc::new(standing.beside(held)));
+    }
+    Some(Arc::new(rest))
 }
 
 /// What is left of a batch when the stream up to `done` is known to be there.
@@ -190,6 +231,7 @@ mod tests {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         });
         let index = builder.schema(&Arc::new(TableSchema::message("a".into())));
         for &ordinal in ordinals {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep_core::batch::{Batch, Phase};
+use lockstep_core::position::Lsn;
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::transform::Comparable;
-use lockstep_core::{Error, Result};
+use lockstep_core::{Error, ErrorKind, Result};
 
 use super::batches;
 use super::checks::{Check, CheckDesk};
@@ -201,6 +202,26 @@ impl Flow {
         Ok(())
     }
 
+    /// What each lane is to get of a batch of the stream, for those who send more with it.
+    pub async fn entries(&self, batch: Batch) -> Result<Vec<(&Arc<LaneState>, Entry)>> {
+        let mut made = self.made(batch).await?;
+        let mut entries = Vec::with_capacity(self.outlets.len());
+        for outlet in &self.outlets {
+            if let Some(batch) = take(&outlet.taps, &mut made)? {
+                entries.push((&outlet.lane, Entry::new(self.source, Some(batch), None)));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Tells every lane how far the source has come with what has been sent.
+    pub fn passed(&self, through: Lsn) {
+        for outlet in &self.outlets {
+            let entry = Entry::new(self.source, None, Some(through));
+            outlet.lane.inbox.push(entry);
+        }
+    }
+
     /// Sends rows to be compared, or mended, to the lanes that are asked; to be compared also where none of them is for it. What keeps them from it is told, and is
     /// no reason to stop: nothing is lost with them.
     async fn send_check(&self, number: u64, batch: Batch) {
@@ -233,6 +254,27 @@ impl Flow {
                 (false, None) => continue,
             };
             outlet.lane.inbox.push(entry);
+        }
+    }
+
+    /// Tells those who asked for rows to compare that these are not what they should be.
+    pub fn fail_check(&self, number: u64, batch: &Batch) {
+        if batch.phase != Phase::Check {
+            return;
+        }
+        let error = Error::new(
+            ErrorKind::Unavailable,
+            "the rows cannot stand at one place of the stream: transactions changed them that go on together with others",
+        );
+        for outlet in &self.outlets {
+            if self.checks.asks(number, &outlet.lane.name) {
+                let check = Check {
+                    number,
+                    batch: None,
+                    failed: Some(error.clone().remedy("they are compared again")),
+                };
+                outlet.lane.inbox.push(Entry::check(self.source, check));
+            }
         }
     }
 

@@ -108,6 +108,8 @@ pub(super) struct Inner {
     pub desk: Arc<Desk>,
     /// Why nothing can be confirmed, when nothing can.
     pub keeper: Trouble,
+    /// Why it is not known which branches belong together.
+    pub stitch: Trouble,
     /// Compares sinks with sources.
     pub reconciler: Reconciler,
     /// Looks at what must hold between databases.
@@ -232,6 +234,7 @@ impl Handle {
             .chain(transforms)
             .chain(sinks)
             .chain(keeper)
+            .chain(self.0.stitch.get())
             .chain(letters)
             .collect();
         if problems.is_empty() {

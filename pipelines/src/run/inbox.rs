@@ -28,6 +28,8 @@ pub(super) struct Entry {
     pub renewal: Option<Renewal>,
     /// Rows to compare with what the sink holds once everything before is durable.
     pub check: Option<Check>,
+    /// The next entry belongs to it: the two are written together.
+    pub joined: bool,
 }
 
 /// A source reads another log, or other tables of the same one: what came before has to be durable first.
@@ -58,6 +60,7 @@ impl Entry {
             since,
             renewal: None,
             check: None,
+            joined: false,
         }
     }
 
@@ -122,6 +125,21 @@ impl Inbox {
             }
         }
         self.changed.notify_one();
+    }
+
+    /// Adds entries with batches that are to be written together: nothing comes in between.
+    pub fn push_together(&self, mut entries: Vec<Entry>) {
+        let last = entries.len().saturating_sub(1);
+        for entry in &mut entries[..last] {
+            entry.joined = true;
+        }
+        lock(&self.queue).entries.extend(entries);
+        self.changed.notify_one();
+    }
+
+    /// The next entry, if there is one.
+    pub fn try_pop(&self) -> Option<Entry> {
+        lock(&self.queue).entries.pop_front()
     }
 
     /// The next entry; `None` once the inbox is closed and empty. For one reader. Cancel-safe.

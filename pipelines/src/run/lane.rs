@@ -19,7 +19,8 @@ use std::sync::Arc;
 use lockstep_core::batch::Batch;
 use lockstep_core::durable::{Delivered, Durable};
 use lockstep_core::error::{At, Policy};
-use lockstep_core::position::{Position, SourceIdentity};
+use lockstep_core::position::SourceIdentity;
+use lockstep_core::progress::Progress;
 use lockstep_core::sink::Sink;
 use lockstep_core::{Error, Result};
 use tokio::sync::{Notify, mpsc};
@@ -63,12 +64,12 @@ pub(super) struct Lane {
     /// Not durable yet, oldest first. The first `written` of them have been written to the sink that is open now.
     pending: VecDeque<Pending>,
     written: usize,
-    /// By source index: the sink that is open now holds everything up to here. Gone once the stream is past it.
-    resume: BTreeMap<usize, Position>,
+    /// By source index: what the sink that is open now holds. Gone once the stream is past it.
+    resume: BTreeMap<usize, Progress>,
     /// By source index: what the sink told when it was opened last.
-    proved: BTreeMap<usize, Position>,
-    /// By source index: the last position that the sink has confirmed.
-    durable: BTreeMap<usize, Position>,
+    proved: BTreeMap<usize, Progress>,
+    /// By source index: what the sink has confirmed.
+    durable: BTreeMap<usize, Progress>,
     /// By name of the source: whose log it reads.
     logs: BTreeMap<Arc<str>, SourceIdentity>,
     /// Comparisons that are asked for, in their place. Nothing more is taken before they are done.
@@ -90,8 +91,8 @@ struct Pending {
     entry: Entry,
     batch: Arc<Batch>,
     durable: Option<Durable>,
-    /// The last position of it that the sink has been given.
-    given: Option<Position>,
+    /// What the sink holds of its source once it is durable; `None`: nothing of it was given to the sink.
+    given: Option<Progress>,
     /// Written with nothing else on its way, so that an error can only be about it.
     alone: bool,
     /// The letter that it is.
@@ -275,7 +276,7 @@ impl Lane {
                 }
                 // 4. More work, when there is room for it.
                 entry = self.parts.state.inbox.pop(), if has_room => match entry {
-                    Some(entry) => self.accept(entry),
+                    Some(entry) => self.accept_all(entry),
                     None => return self.finish(sink).await,
                 },
             }

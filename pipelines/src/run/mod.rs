@@ -29,6 +29,7 @@ mod reconcile;
 pub(crate) mod rehearsal;
 mod replay;
 mod source_state;
+mod stitch;
 mod supervisor;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -13,7 +13,7 @@ use lockstep_core::memory::Budget;
 use lockstep_core::position::{Lsn, Position, SourceInfo};
 use lockstep_core::schema::TableId;
 use lockstep_core::source::{Source, SourceContext, SourcePhase};
-use lockstep_core::{Error, Result};
+use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ use super::flow::Flow;
 use super::inbox::{Entry, Renewal};
 use super::lane_state::Announced;
 use super::source_state::{Desks, SourceShare};
+use super::stitch::Door;
 use crate::letters::Desk;
 use crate::metrics::SourceMetrics;
 
@@ -37,7 +38,9 @@ pub(super) struct Parts {
     pub pipeline: Arc<str>,
     pub directory: PathBuf,
     pub budget: Budget,
-    pub flow: Flow,
+    pub flow: Arc<Flow>,
+    /// Where transactions of several databases are put together, if they are.
+    pub stitch: Option<Door>,
     /// Where transforms put rows aside.
     pub desk: Arc<Desk>,
     pub metrics: SourceMetrics,
@@ -88,6 +91,10 @@ impl Pump {
                 Ok(mut source) => match self.read(source.as_mut()).await {
                     Ok(()) => return (Some(source), Ok(())),
                     Err(Failure::Source(error)) => error,
+                    // What takes its batches has ended, and says why.
+                    Err(Failure::Flow(error)) if error.kind() == ErrorKind::Stopping => {
+                        return (Some(source), Ok(()));
+                    }
                     // The source sends the batch again.
                     Err(Failure::Flow(error)) if error.kind().policy() == Policy::Retry => error,
                     Err(Failure::Flow(error)) => return (Some(source), Err(error)),
@@ -149,7 +156,7 @@ impl Pump {
             .collect();
         match parts.share.info() {
             Some(before) if before.identity != info.identity => {
-                self.change_over(&before, &info, announced).await;
+                self.change_over(&before, &info, announced).await?;
             }
             Some(_) if tables != self.tables => self.more_tables(announced),
             _ => {
@@ -160,9 +167,13 @@ impl Pump {
         }
         self.tables = tables;
         let parts = &self.parts;
+        if let Some(door) = &parts.stitch {
+            door.again().await?;
+        }
         let desks = Desks {
             reloads: source.reloads(),
             checks: source.checks(),
+            fences: source.fences(),
         };
         parts
             .share
@@ -184,8 +195,11 @@ impl Pump {
         before: &SourceInfo,
         info: &SourceInfo,
         announced: Vec<Announced>,
-    ) {
+    ) -> Result<()> {
         let parts = &self.parts;
+        if let Some(door) = &parts.stitch {
+            door.renew().await?;
+        }
         tracing::warn!(
             source = %parts.share.name, before = %before.identity, now = %info.identity,
             "the source reads another log; what was read of the old one is written first"
@@ -209,6 +223,7 @@ impl Pump {
         while all_done.recv().await.is_some() {}
         parts.share.forget();
         self.sent = None;
+        Ok(())
     }
 
     /// The source follows other tables from now on: every sink is opened anew with them, behind what came before.
@@ -267,6 +282,9 @@ impl Pump {
             *mark += self.marks_before;
             self.marks = self.marks.max(*mark);
         }
+        if self.parts.stitch.is_none() && batch.branch.is_some() {
+            return Ok(());
+        }
         let batch = match self.sent {
             None => batch,
             Some(sent) => match batches::after(&batch, sent) {
@@ -282,6 +300,10 @@ impl Pump {
         debug_assert!(batch.phase == Phase::Snapshot || last.is_none() || last > self.sent);
         let place = format!("from sources.{}", self.parts.share.name);
         self.parts.desk.room().await;
+        if let Some(door) = &self.parts.stitch {
+            // What comes again is known there.
+            return door.send(batch).await.at(place);
+        }
         self.parts.flow.send(batch).await.at(place)?;
         self.sent = last.or(self.sent);
         Ok(())

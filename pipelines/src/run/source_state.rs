@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use lockstep_core::feedback::Feedback;
 use lockstep_core::position::{Lsn, SourceInfo};
-use lockstep_core::source::{Checks, Reloads, SourceStatus, TableProgress};
+use lockstep_core::source::{Checks, Fences, Reloads, SourceStatus, TableProgress};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -45,6 +45,7 @@ struct Inner {
 pub(super) struct Desks {
     pub reloads: Option<Arc<dyn Reloads>>,
     pub checks: Option<Arc<dyn Checks>>,
+    pub fences: Option<Arc<dyn Fences>>,
 }
 
 impl SourceShare {
@@ -95,6 +96,11 @@ impl SourceShare {
     /// Where rows to compare come from; `None` before the source has been open, or where it cannot.
     pub fn checks(&self) -> Option<Arc<dyn Checks>> {
         lock(&self.inner).desks.checks.clone()
+    }
+
+    /// Who tells where its log ends; `None` before the source has been open, or where it cannot.
+    pub fn fences(&self) -> Option<Arc<dyn Fences>> {
+        lock(&self.inner).desks.fences.clone()
     }
 
     /// Where requests to load tables again go; `None` before the source has been open, or where it cannot.

@@ -28,6 +28,7 @@ use super::node::Node;
 use super::pump::{self, Pump};
 use super::reconcile::{self, Reconciler};
 use super::source_state::SourceShare;
+use super::stitch::{self, Door, Stitch};
 use crate::file::{DeadLettersTo, Pipeline};
 use crate::letters::{Desk, Queue, Store};
 use crate::metrics::Metrics;
@@ -107,6 +108,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         metrics,
         desk: dead_letters,
         keeper: keeper.trouble.clone(),
+        stitch: Trouble::default(),
         reconciler,
         invariants: invariants.clone(),
     });
@@ -121,6 +123,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         tasks: JoinSet::new(),
         names: HashMap::new(),
         pumps: 0,
+        stitches: 0,
         lanes: 0,
         idle: Vec::new(),
         failed: None,
@@ -262,6 +265,7 @@ fn unexpected(what: &str, error: JoinError) -> Error {
 /// What a task leaves when it ends.
 enum Ended {
     Pump(usize, Option<Box<dyn Source>>, Result<()>),
+    Stitch(Result<()>),
     Lane(Result<()>),
     Keeper(Result<()>),
 }
@@ -270,6 +274,7 @@ enum Ended {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Pump,
+    Stitch,
     Lane,
     Keeper,
 }
@@ -288,8 +293,9 @@ struct Supervisor {
     enough: CancellationToken,
     tasks: JoinSet<Ended>,
     names: HashMap<Id, (Kind, String)>,
-    /// Pumps and lanes that run.
+    /// Pumps, stitches and lanes that run.
     pumps: usize,
+    stitches: usize,
     lanes: usize,
     /// Sources whose pumps have ended.
     idle: Vec<(usize, Box<dyn Source>)>,
@@ -302,6 +308,18 @@ struct Supervisor {
 impl Supervisor {
     fn spawn(&mut self, pipeline: &Pipeline) -> Result<()> {
         let inner = self.handle.inner();
+        let flow = |source| {
+            Arc::new(Flow::new(
+                &pipeline.plan,
+                source,
+                &inner.nodes,
+                &inner.lanes,
+                Arc::clone(inner.reconciler.desk()),
+            ))
+        };
+        let flows: Vec<Arc<Flow>> = (0..inner.sources.len()).map(flow).collect();
+        let mut doors = self.spawn_stitch(pipeline, &flows)?;
+        let inner = self.handle.inner();
         for (index, share) in inner.sources.iter().enumerate() {
             let pump = Pump::new(pump::Parts {
                 index,
@@ -309,13 +327,8 @@ impl Supervisor {
                 pipeline: Arc::clone(&pipeline.name),
                 directory: made_directory(&pipeline.state, "sources", &share.name)?,
                 budget: inner.budget.clone(),
-                flow: Flow::new(
-                    &pipeline.plan,
-                    index,
-                    &inner.nodes,
-                    &inner.lanes,
-                    Arc::clone(inner.reconciler.desk()),
-                ),
+                flow: Arc::clone(&flows[index]),
+                stitch: doors.remove(&index),
                 desk: Arc::clone(&inner.desk),
                 metrics: inner.metrics.source(index),
                 draining: self.draining.clone(),
@@ -364,6 +377,44 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Where transactions of several databases are put together; gives the doors by their sources.
+    fn spawn_stitch(
+        &mut self,
+        pipeline: &Pipeline,
+        flows: &[Arc<Flow>],
+    ) -> Result<HashMap<usize, Door>> {
+        let Some(stitched) = &pipeline.stitch else {
+            return Ok(HashMap::new());
+        };
+        let inner = self.handle.inner();
+        let sources = stitched.sources.iter();
+        let sources = sources.map(|source| {
+            (
+                Arc::clone(&inner.sources[*source]),
+                Arc::clone(&flows[*source]),
+            )
+        });
+        let place = format!("transforms.{}", stitched.name);
+        let directory = made_directory(&pipeline.state, "transforms", &stitched.name)?;
+        let (stitch, doors) = Stitch::new(stitch::Parts {
+            name: Arc::clone(&stitched.name),
+            stitching: stitched.stitching.clone(),
+            sources: sources.collect(),
+            directory: &directory,
+            budget: inner.budget.clone(),
+            metrics: inner.metrics.stitch(&stitched.name),
+            trouble: inner.stitch.clone(),
+        })
+        .at(place.clone())?;
+        let of = place.clone();
+        let task = self
+            .tasks
+            .spawn(async move { Ended::Stitch(stitch.run().await.at(of)) });
+        self.names.insert(task.id(), (Kind::Stitch, place));
+        self.stitches += 1;
+        Ok(stitched.sources.iter().copied().zip(doors).collect())
+    }
+
     async fn run(mut self) -> Result<()> {
         self.watch().await;
         let deadline = Instant::now() + self.shutdown_timeout;
@@ -397,6 +448,9 @@ impl Supervisor {
     async fn drain(&mut self, deadline: Instant) {
         self.draining.cancel();
         self.join_while(deadline, |supervisor| supervisor.pumps > 0)
+            .await;
+        // It ends when the last pump has.
+        self.join_while(deadline, |supervisor| supervisor.stitches > 0)
             .await;
         for lane in &self.handle.inner().lanes {
             lane.inbox.close();
@@ -473,6 +527,10 @@ impl Supervisor {
                         self.lanes -= 1;
                         result
                     }
+                    Ended::Stitch(result) => {
+                        self.stitches -= 1;
+                        result
+                    }
                     Ended::Keeper(result) => result,
                 }
             }
@@ -483,6 +541,7 @@ impl Supervisor {
                     .unwrap_or_else(|| (Kind::Keeper, "a task".to_owned()));
                 match kind {
                     Kind::Pump => self.pumps -= 1,
+                    Kind::Stitch => self.stitches -= 1,
                     Kind::Lane => self.lanes -= 1,
                     Kind::Keeper => {}
                 }

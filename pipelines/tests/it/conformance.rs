@@ -75,6 +75,11 @@ impl SinkUnderTest for Memory {
     fn progress(&self) -> Progress {
         Progress::Atomic
     }
+
+    /// This one writes one batch behind the other.
+    fn is_whole(&self) -> bool {
+        false
+    }
 }
 
 async fn memory() -> Option<Memory> {

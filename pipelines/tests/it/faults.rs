@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lockstep_core::ErrorKind;
 use lockstep_core::batch::Phase;
-use lockstep_core::position::Lsn;
+use lockstep_core::position::{Lsn, Position};
 use proptest::prelude::*;
 
 use crate::ends::{Fault, LogRow, Run, Server, Store, Witness, until};
@@ -209,11 +209,14 @@ async fn a_sink_that_has_lost_what_it_confirmed_is_counted() {
     fail();
     all_of(3).await;
     counted(0);
-    store
-        .state()
-        .progress
-        .values_mut()
-        .for_each(|at| at.commit = Lsn(200));
+    store.state().progress.values_mut().for_each(|held| {
+        let commit = Lsn(200);
+        *held = Position {
+            commit,
+            ..held.upto()
+        }
+        .into();
+    });
     fail();
     all_of(4).await;
     counted(1);

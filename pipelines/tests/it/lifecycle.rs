@@ -184,7 +184,7 @@ async fn a_restart_continues_from_what_the_sink_holds() {
     let all = server.stream();
     {
         let mut state = store.state();
-        state.progress.insert("a 1/1/a".to_owned(), all[7].0);
+        state.progress.insert("a 1/1/a".to_owned(), all[7].0.into());
         server.state().confirmed = Lsn(200);
     }
     let run = Run::start(&one_to_one("restart")).await;

@@ -11,7 +11,8 @@ use lockstep_core::Result;
 use lockstep_core::batch::{Batch, BatchBuilder, Cell, Op, Phase, Transaction};
 use lockstep_core::check::Finding;
 use lockstep_core::durable::{Delivered, Durable};
-use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
+use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
+use lockstep_core::progress::Progress;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
 use lockstep_core::source::{Source, SourceContext, SourceFactory};
@@ -91,6 +92,7 @@ impl Source for Ready {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         });
         let schema = self.builder.schema(&self.schema);
         for ordinal in 1..=changes as u64 {
@@ -138,7 +140,7 @@ impl SinkFactory for Nothing {
 
 #[async_trait]
 impl Sink for Nothing {
-    async fn resume(&mut self, _: &SourceInfo) -> Result<Option<Position>> {
+    async fn resume(&mut self, _: &SourceInfo) -> Result<Option<Progress>> {
         Ok(None)
     }
 

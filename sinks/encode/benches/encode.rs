@@ -73,6 +73,7 @@ fn batch(op: Op, old: bool) -> Batch {
                 origin: None,
                 previous_commit: Some(Lsn(29_672_000 + ordinal * 500)),
                 prepared: None,
+                global: None,
             });
         }
         let values = [

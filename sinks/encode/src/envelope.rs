@@ -27,6 +27,10 @@ pub const HEADER_ID: &str = "lockstep.id";
 pub const HEADER_SOURCE: &str = "lockstep.source";
 /// `true` on records of a change that `dedupe` marked; absent on others.
 pub const HEADER_DUPLICATE: &str = "lockstep.duplicate";
+/// On records of a transaction of several databases whose branches go on together: what the branches share.
+pub const HEADER_GLOBAL: &str = "lockstep.gtrid";
+/// Beside [`HEADER_GLOBAL`]: how many branches go on together.
+pub const HEADER_BRANCHES: &str = "lockstep.gtx.count";
 /// In the `debezium` format, on delete and tombstone of a key change: the new key.
 pub const HEADER_NEW_KEY: &str = "__debezium.newkey";
 /// In the `debezium` format, on the create of a key change: the old key.
@@ -163,7 +167,7 @@ pub struct Record<'a> {
 }
 
 /// The most headers a record has.
-const MAX_HEADERS: usize = 4;
+const MAX_HEADERS: usize = 6;
 
 /// The headers of a record, in order.
 #[derive(Clone, Copy, Debug)]

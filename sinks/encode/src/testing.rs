@@ -116,6 +116,7 @@ impl Maker {
             origin: None,
             previous_commit: previous.map(Lsn),
             prepared: None,
+            global: None,
         });
     }
 

@@ -257,19 +257,19 @@ mod tests {
         let template = format!("{}/{{table}}", folder.path().display());
         let template = Template::parse_any(&template).expect("a template");
         let mut files = Files::restore(template, &sidecar).expect("restored");
-        sidecar.note(&source, position);
+        sidecar.note(&source, position.into());
         let schema = Arc::new(TableSchema::message("shop".into()));
         files.of(&schema, &mut sidecar).expect("opened");
         drop(sidecar);
         let mut sidecar = open();
         assert_eq!(sidecar.state.files.len(), 1);
-        assert_eq!(sidecar.position(&source).expect("readable"), None);
-        sidecar.note(&source, position);
+        assert_eq!(sidecar.progress(&source), None);
+        sidecar.note(&source, position.into());
         sidecar.synced();
         sidecar.save().expect("saved");
         drop(sidecar);
-        let there = open().position(&source).expect("readable");
-        assert_eq!(there, Some(position));
+        let sidecar = open();
+        assert_eq!(sidecar.progress(&source), Some(&position.into()));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lockstep_core::position::{Lsn, Position, SourceInfo};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress;
 use lockstep_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -22,22 +23,15 @@ pub(crate) struct State {
     /// Durable bytes by path.
     pub(crate) files: BTreeMap<PathBuf, u64>,
     /// By [`key`].
-    sources: BTreeMap<String, Stored>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stored {
-    commit: String,
-    ordinal: u64,
+    sources: BTreeMap<String, Progress>,
 }
 
 /// The sidecar in a sink's state folder, locked for this process.
 pub(crate) struct Sidecar {
     folder: PathBuf,
     pub(crate) state: State,
-    /// Positions of lines that are not synced yet: a record of them would be a record of lines that may go.
-    noted: BTreeMap<String, Stored>,
+    /// With lines that are not synced yet: a record of them would be a record of lines that may go.
+    noted: BTreeMap<String, Progress>,
     /// Held until drop.
     _lock: File,
 }
@@ -74,24 +68,13 @@ impl Sidecar {
         })
     }
 
-    pub(crate) fn position(&self, source: &SourceInfo) -> Result<Option<Position>> {
-        let Some(stored) = self.state.sources.get(&key(source)) else {
-            return Ok(None);
-        };
-        let commit: Lsn = stored.commit.parse()?;
-        Ok(Some(Position {
-            commit,
-            ordinal: stored.ordinal,
-        }))
+    pub(crate) fn progress(&self, source: &SourceInfo) -> Option<&Progress> {
+        self.state.sources.get(&key(source))
     }
 
     /// The lines up to here have been taken; the next [`Sidecar::synced`] counts them.
-    pub(crate) fn note(&mut self, source: &SourceInfo, position: Position) {
-        let stored = Stored {
-            commit: position.commit.to_string(),
-            ordinal: position.ordinal,
-        };
-        self.noted.insert(key(source), stored);
+    pub(crate) fn note(&mut self, source: &SourceInfo, reached: Progress) {
+        self.noted.insert(key(source), reached);
     }
 
     /// All that was taken is synced.

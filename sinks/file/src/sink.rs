@@ -10,8 +10,9 @@ use std::time::Instant;
 use async_trait::async_trait;
 use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
-use lockstep_core::durable::Durable;
-use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::durable::{Durable, Receipt};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -31,7 +32,7 @@ const ROOM: usize = 1024;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FileSinkFactory;
 
-type Positions = Vec<(Arc<SourceInfo>, Option<Position>)>;
+type Positions = Vec<(Arc<SourceInfo>, Option<Progress>)>;
 
 #[async_trait]
 impl SinkFactory for FileSinkFactory {
@@ -96,7 +97,7 @@ fn writer(
     let sidecar = Sidecar::open(&context.state, &|| shared.is_dropped())?;
     let mut positions = Vec::with_capacity(context.sources.len());
     for source in &context.sources {
-        positions.push((Arc::clone(source), sidecar.position(source)?));
+        positions.push((Arc::clone(source), sidecar.progress(source).cloned()));
     }
     let writer = Writer {
         encoder: Encoder::new(config.format.with_decimals(config.decimals)),
@@ -152,6 +153,14 @@ impl FileSink {
         self.shared.failure().unwrap_or_else(gone)
     }
 
+    async fn order(&self, parts: Vec<(Arc<Batch>, Receipt)>) -> Result<()> {
+        self.check()?;
+        let room = Arc::clone(&self.shared.room).acquire_owned().await;
+        let room = room.map_err(|_| self.failure())?;
+        let order = Order::Write { parts, _room: room };
+        self.orders.send(order).map_err(|_| self.failure())
+    }
+
     fn check(&self) -> Result<()> {
         self.shared.failure().map_or(Ok(()), Err)
     }
@@ -166,24 +175,27 @@ fn gone() -> Error {
 
 #[async_trait]
 impl Sink for FileSink {
-    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Progress>> {
         let known = self.positions.iter().find(|(known, _)| **known == *source);
-        Ok(known.and_then(|(_, position)| *position))
+        Ok(known.and_then(|(_, reached)| reached.clone()))
     }
 
     async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable> {
-        self.check()?;
-        let room = Arc::clone(&self.shared.room).acquire_owned().await;
-        let room = room.map_err(|_| self.failure())?;
         let (durable, receipt) = Durable::later();
-        self.orders
-            .send(Order::Write {
-                batch,
-                receipt,
-                _room: room,
-            })
-            .map_err(|_| self.failure())?;
+        self.order(vec![(batch, receipt)]).await?;
         Ok(durable)
+    }
+
+    /// All of them are synced, or the next start removes what was written. Who follows the files sees lines as they come.
+    async fn write_together(&mut self, batches: Vec<Arc<Batch>>) -> Result<Vec<Durable>> {
+        let (mut all, mut parts) = (Vec::new(), Vec::new());
+        for batch in batches {
+            let (durable, receipt) = Durable::later();
+            all.push(durable);
+            parts.push((batch, receipt));
+        }
+        self.order(parts).await?;
+        Ok(all)
     }
 
     /// There is nothing to hurry: files are synced as soon as no batch waits.

@@ -18,10 +18,10 @@ use crate::sidecar::Sidecar;
 
 /// What the thread is told.
 pub(crate) enum Order {
+    /// Batches that go to one sync; mostly it is one batch.
     Write {
-        batch: Arc<Batch>,
-        receipt: Receipt,
-        /// Given back when the batch is encoded.
+        parts: Vec<(Arc<Batch>, Receipt)>,
+        /// Given back when they are encoded.
         _room: OwnedSemaphorePermit,
     },
     /// Everything before it is made durable; then the thread ends.
@@ -93,7 +93,11 @@ impl Writer {
         }
         while let Ok(order) = inbox.try_recv() {
             match order {
-                Order::Write { receipt, .. } => receipt.resolve(Err(error.clone())),
+                Order::Write { parts, .. } => {
+                    for (_, receipt) in parts {
+                        receipt.resolve(Err(error.clone()));
+                    }
+                }
                 Order::Close(done) => drop(done.send(Err(error.clone()))),
             }
         }
@@ -117,15 +121,11 @@ impl Writer {
                 }
             };
             match order {
-                Order::Write { batch, receipt, .. } => {
-                    let taken = self.take(&batch);
+                Order::Write { parts, .. } => {
                     if self.awaiting.is_empty() {
                         self.since = Instant::now();
                     }
-                    // Answered with the others when it failed.
-                    let delivered = taken.as_ref().copied().unwrap_or_default();
-                    self.awaiting.push_back((receipt, delivered));
-                    taken?;
+                    self.take_together(parts)?;
                     if self.since.elapsed() >= self.interval {
                         self.sync()?;
                     }
@@ -136,6 +136,21 @@ impl Writer {
                 }
             }
         }
+    }
+
+    fn take_together(&mut self, parts: Vec<(Arc<Batch>, Receipt)>) -> Result<()> {
+        let mut failed = None;
+        for (batch, receipt) in parts {
+            let taken = match failed {
+                None => self.take(&batch),
+                Some(_) => Ok(Delivered::default()),
+            };
+            // Answered with the others when it failed.
+            let delivered = taken.as_ref().copied().unwrap_or_default();
+            self.awaiting.push_back((receipt, delivered));
+            failed = failed.or_else(|| taken.err());
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     fn take(&mut self, batch: &Batch) -> Result<Delivered> {
@@ -168,7 +183,7 @@ impl Writer {
         }
         // Rows of an initial copy come from several readers at once: their positions say nothing of each other.
         if let (Phase::Stream, Some(last)) = (batch.phase, batch.changes().last()) {
-            self.sidecar.note(&batch.source, batch.position(last));
+            self.sidecar.note(&batch.source, batch.progress_at(last));
         }
         Ok(total)
     }

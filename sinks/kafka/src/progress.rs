@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use lockstep_core::ErrorKind;
-use lockstep_core::position::{Lsn, Position, SourceInfo};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::client;
 use crate::config::KafkaConfig;
@@ -31,11 +32,11 @@ pub(crate) const TOPIC_CONFIG: &[(&str, &str)] = &[
 /// `transaction.timeout.ms`, at most 15 minutes by default, 1 minute for lockstep's.
 const STABLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Positions by record key.
-pub(crate) type Positions = HashMap<String, Position>;
+/// Progress by record key.
+pub(crate) type Positions = HashMap<String, Progress>;
 
 /// The value of a progress record.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Value<'a> {
     pipeline: &'a str,
     sink: &'a str,
@@ -44,15 +45,8 @@ struct Value<'a> {
     system: String,
     timeline: u32,
     database: &'a str,
-    commit: String,
-    ordinal: u64,
-}
-
-/// The parts that are read back.
-#[derive(Deserialize)]
-struct Read {
-    commit: String,
-    ordinal: u64,
+    #[serde(flatten)]
+    progress: &'a Progress,
 }
 
 /// `pipeline/sink/source/system/timeline/database`, with `/` and `%` inside a part as `%2F` and `%25`. The source's
@@ -77,12 +71,12 @@ fn part(text: &str) -> String {
     text.replace('%', "%25").replace('/', "%2F")
 }
 
-/// The value that says: everything up to `position` is in.
+/// The value that says what is in.
 pub(crate) fn value(
     pipeline: &str,
     sink: &str,
     source: &SourceInfo,
-    position: Position,
+    progress: &Progress,
 ) -> Vec<u8> {
     let value = Value {
         pipeline,
@@ -91,22 +85,13 @@ pub(crate) fn value(
         system: source.identity.system.to_string(),
         timeline: source.identity.timeline,
         database: &source.identity.database,
-        commit: position.commit.to_string(),
-        ordinal: position.ordinal,
+        progress,
     };
     serde_json::to_vec(&value).expect("texts and numbers are always JSON")
 }
 
-fn parse(value: &[u8]) -> Result<Position, String> {
-    let read: Read = serde_json::from_slice(value).map_err(|error| error.to_string())?;
-    let commit: Lsn = read
-        .commit
-        .parse()
-        .map_err(|_| format!("`{}` is not an LSN", read.commit))?;
-    Ok(Position {
-        commit,
-        ordinal: read.ordinal,
-    })
+fn parse(value: &[u8]) -> Result<Progress, String> {
+    serde_json::from_slice(value).map_err(|error| error.to_string())
 }
 
 /// Reads the whole topic as committed, to the end it has now. Called after `init_transactions`, so that the last
@@ -141,9 +126,9 @@ pub(crate) fn read(
                 match message.payload() {
                     None => drop(positions.remove(&key)),
                     Some(value) => {
-                        let position = parse(value)
+                        let progress = parse(value)
                             .map_err(|cause| broken(topic, message.offset(), &key, &cause))?;
-                        positions.insert(key, position);
+                        positions.insert(key, progress);
                     }
                 }
             }
@@ -248,7 +233,7 @@ pub(crate) fn stopped() -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lockstep_core::position::SourceIdentity;
+    use lockstep_core::position::{Lsn, Position, SourceIdentity};
 
     fn source() -> SourceInfo {
         SourceInfo {
@@ -272,11 +257,16 @@ mod tests {
 
     #[test]
     fn values_round_trip() {
-        let position = Position {
-            commit: Lsn(0x16_B374_D848),
-            ordinal: 7,
+        let at = |commit, ordinal| Position {
+            commit: Lsn(commit),
+            ordinal,
         };
-        assert_eq!(parse(&value("p", "s", &source(), position)), Ok(position));
+        let plain = Progress::from(at(0x16_B374_D848, 7));
+        let gaps = Progress::new(at(0x16_B374_D848, 7), [at(0x16_B374_D900, 1)]);
+        for progress in [plain, gaps] {
+            let value = value("p", "s", &source(), &progress);
+            assert_eq!(parse(&value), Ok(progress));
+        }
         assert!(parse(b"{}").is_err() && parse(b"x").is_err());
     }
 }

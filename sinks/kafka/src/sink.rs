@@ -6,8 +6,9 @@ use std::sync::mpsc::{Sender, channel};
 use async_trait::async_trait;
 use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
-use lockstep_core::durable::Durable;
-use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::durable::{Durable, Receipt};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -101,6 +102,14 @@ impl KafkaSink {
             .map_or_else(gone, |failure: Failure| failure.error())
     }
 
+    async fn order(&self, parts: Vec<(Arc<Batch>, Receipt)>) -> Result<()> {
+        self.check()?;
+        let room = Arc::clone(&self.shared.room).acquire_owned().await;
+        let room = room.map_err(|_| self.failure())?;
+        let order = Order::Write { parts, room };
+        self.orders.send(order).map_err(|_| self.failure())
+    }
+
     fn check(&self) -> Result<()> {
         match self.shared.failure() {
             Some(failure) => Err(failure.error()),
@@ -118,24 +127,27 @@ fn gone() -> Error {
 
 #[async_trait]
 impl Sink for KafkaSink {
-    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Progress>> {
         let key = progress::key(&self.pipeline, &self.name, source);
-        Ok(self.positions.get(&key).copied())
+        Ok(self.positions.get(&key).cloned())
     }
 
     async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable> {
-        self.check()?;
-        let room = Arc::clone(&self.shared.room).acquire_owned().await;
-        let room = room.map_err(|_| self.failure())?;
         let (durable, receipt) = Durable::later();
-        self.orders
-            .send(Order::Write {
-                batch,
-                receipt,
-                room,
-            })
-            .map_err(|_| self.failure())?;
+        self.order(vec![(batch, receipt)]).await?;
         Ok(durable)
+    }
+
+    /// With `exactly_once` they are in one transaction of Kafka, with the progress of their sources.
+    async fn write_together(&mut self, batches: Vec<Arc<Batch>>) -> Result<Vec<Durable>> {
+        let (mut all, mut parts) = (Vec::new(), Vec::new());
+        for batch in batches {
+            let (durable, receipt) = Durable::later();
+            all.push(durable);
+            parts.push((batch, receipt));
+        }
+        self.order(parts).await?;
+        Ok(all)
     }
 
     /// There is nothing to hurry: a transaction is committed as soon as no batch waits, records linger a millisecond.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lockstep_core::batch::{Batch, Change};
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::progress::{Progress, Standing};
 use lockstep_core::{Error, Result};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, Producer};
@@ -24,8 +26,14 @@ pub(crate) struct Transaction {
     pub(crate) since: Instant,
     pub(crate) records: u64,
     pub(crate) ticket: Ticket,
-    /// The last change of each source in it.
-    positions: Vec<(Arc<SourceInfo>, Position)>,
+    /// The last change of each source in it, and what it stands beside.
+    last: Vec<Last>,
+}
+
+struct Last {
+    source: Arc<SourceInfo>,
+    position: Position,
+    standing: Option<Arc<Standing>>,
 }
 
 /// Where progress goes.
@@ -52,16 +60,32 @@ impl Transaction {
             since: Instant::now(),
             records: 0,
             ticket: outlet.reports().open(),
-            positions: Vec::new(),
+            last: Vec::new(),
         })
     }
 
-    /// Notes that everything of `source` up to `position` is in.
-    pub(crate) fn note(&mut self, source: &Arc<SourceInfo>, position: Position) {
+    /// Notes that a change of a batch is in, and all before it.
+    pub(crate) fn note(&mut self, batch: &Batch, change: &Change) {
+        let source = &batch.source;
         let same = |known: &Arc<SourceInfo>| Arc::ptr_eq(known, source) || known == source;
-        match self.positions.iter_mut().find(|(known, _)| same(known)) {
-            Some((_, last)) => *last = position,
-            None => self.positions.push((Arc::clone(source), position)),
+        let position = batch.position(change);
+        match self.last.iter_mut().find(|last| same(&last.source)) {
+            Some(last) => {
+                last.position = position;
+                let is_known = match (&last.standing, &batch.standing) {
+                    (None, None) => true,
+                    (Some(known), Some(standing)) => Arc::ptr_eq(known, standing),
+                    _ => false,
+                };
+                if !is_known {
+                    last.standing.clone_from(&batch.standing);
+                }
+            }
+            None => self.last.push(Last {
+                source: Arc::clone(source),
+                position,
+                standing: batch.standing.clone(),
+            }),
         }
     }
 
@@ -103,9 +127,14 @@ impl Transaction {
     }
 
     fn write_progress(&self, outlet: &Outlet, book: &Book) -> Result<()> {
-        for (source, position) in &self.positions {
+        for last in &self.last {
+            let source = &last.source;
+            let reached = match &last.standing {
+                Some(standing) => standing.with(last.position),
+                None => Progress::from(last.position),
+            };
             let key = progress::key(&book.pipeline, &book.sink, source);
-            let value = progress::value(&book.pipeline, &book.sink, source, *position);
+            let value = progress::value(&book.pipeline, &book.sink, source, &reached);
             outlet.push(BaseRecord {
                 topic: &book.topic,
                 partition: Some(progress::PARTITION),

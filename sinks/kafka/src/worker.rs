@@ -29,10 +29,10 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// What the thread is told.
 pub(crate) enum Order {
+    /// Batches that belong into one transaction; mostly it is one batch.
     Write {
-        batch: Arc<Batch>,
-        receipt: Receipt,
-        /// Given back when the batch is encoded.
+        parts: Vec<(Arc<Batch>, Receipt)>,
+        /// Given back when they are encoded.
         room: OwnedSemaphorePermit,
     },
     /// Everything before it is made durable; then the thread ends.
@@ -140,7 +140,11 @@ impl Worker {
         }
         while let Ok(order) = inbox.try_recv() {
             match order {
-                Order::Write { receipt, .. } => receipt.resolve(Err(failure.error())),
+                Order::Write { parts, .. } => {
+                    for (_, receipt) in parts {
+                        receipt.resolve(Err(failure.error()));
+                    }
+                }
                 Order::Close(done) => drop(done.send(Err(failure.error()))),
             }
         }
@@ -172,18 +176,10 @@ impl Worker {
                 }
             };
             match order {
-                Some(Order::Write {
-                    batch,
-                    receipt,
-                    room,
-                }) => {
+                Some(Order::Write { parts, room }) => {
                     pause = Pause::new();
-                    let taken = self.take(&batch);
-                    drop((batch, room));
-                    // When it was not taken, it is answered with the others.
-                    let delivered = taken.as_ref().copied().unwrap_or_default();
-                    self.awaiting.push_back(Awaiting { receipt, delivered });
-                    taken?;
+                    self.take_together(parts)?;
+                    drop(room);
                     self.commit_if_due()?;
                     self.settle()?;
                 }
@@ -198,19 +194,45 @@ impl Worker {
         }
     }
 
-    /// Encodes a batch into librdkafka.
-    fn take(&mut self, batch: &Batch) -> Result<Delivered> {
+    /// Encodes batches into librdkafka: several of them into one transaction.
+    fn take_together(&mut self, parts: Vec<(Arc<Batch>, Receipt)>) -> Result<()> {
+        let changes = parts.iter().map(|(batch, _)| batch.changes().len() as u64);
+        self.make_room(changes.sum())?;
+        let whole = parts.len() > 1;
+        let mut failed = None;
+        for (batch, receipt) in parts {
+            let taken = match failed {
+                None => self.take(&batch, whole),
+                Some(_) => Ok(Delivered::default()),
+            };
+            // What was not taken is answered with the others.
+            let delivered = taken.as_ref().copied().unwrap_or_default();
+            self.awaiting.push_back(Awaiting { receipt, delivered });
+            failed = failed.or_else(|| taken.err());
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Commits first where so many more changes would make a transaction too long.
+    fn make_room(&mut self, changes: u64) -> Result<()> {
+        let records = match &self.mode {
+            Mode::Transactions {
+                open: Some(open), ..
+            } => open.records,
+            _ => 0,
+        };
+        match records > 0 && records + changes > self.config.commit_records {
+            true => self.commit(),
+            false => Ok(()),
+        }
+    }
+
+    /// Encodes a batch into librdkafka; with `whole` nothing is committed in the middle of it.
+    fn take(&mut self, batch: &Batch, whole: bool) -> Result<Delivered> {
         let topics = self.topics_of(batch)?;
         let mut ticket = match &mut self.mode {
             Mode::Plain => Some(self.outlet.reports().open()),
-            Mode::Transactions { open, .. } => {
-                let records = open.as_ref().map_or(0, |open| open.records);
-                let whole = records + batch.changes().len() as u64 <= self.config.commit_records;
-                if records > 0 && !whole {
-                    self.commit()?;
-                }
-                None
-            }
+            Mode::Transactions { .. } => None,
         };
         let mut total = Delivered::default();
         for (index, change) in batch.changes().iter().enumerate() {
@@ -237,7 +259,7 @@ impl Worker {
                     .changes()
                     .get(index + 1)
                     .map(|next| batch.position(next));
-                if next != Some(batch.position(change)) {
+                if !whole && next != Some(batch.position(change)) {
                     self.commit_if_due()?;
                 }
             }
@@ -328,7 +350,7 @@ impl Worker {
             open.records += records;
             // Rows of an initial copy come from several readers at once: their positions say nothing of each other.
             if batch.phase == Phase::Stream {
-                open.note(&batch.source, batch.position(change));
+                open.note(batch, change);
             }
         }
     }

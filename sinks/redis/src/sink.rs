@@ -7,7 +7,8 @@ use lockstep_core::Result;
 use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
 use lockstep_core::durable::Durable;
-use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_redis::Link;
@@ -120,7 +121,7 @@ fn millis(duration: std::time::Duration) -> u64 {
 
 #[async_trait]
 impl Sink for RedisSink {
-    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Progress>> {
         state::load_progress(&self.link, &self.names, source).await
     }
 

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
+use lockstep_core::position::{SourceIdentity, SourceInfo};
+use lockstep_core::progress::Progress;
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_redis::{Command, Link};
@@ -133,12 +134,10 @@ impl Sources {
 }
 
 /// The command that notes how far a source has come.
-pub(crate) fn save_progress(names: &Names, source: &SourceInfo, position: Position) -> Command {
+pub(crate) fn save_progress(names: &Names, source: &SourceInfo, reached: &Progress) -> Command {
     let key = keys::progress(&names.pipeline, &names.sink, source);
     let mut command = Command::on_key("SET", key);
-    command
-        .cmd
-        .arg(format!("{:016x}/{}", position.commit.0, position.ordinal));
+    command.cmd.arg(reached.to_hex());
     command
 }
 
@@ -150,29 +149,25 @@ pub(crate) async fn load_progress(
     link: &Link,
     names: &Names,
     source: &SourceInfo,
-) -> Result<Option<Position>> {
+) -> Result<Option<Progress>> {
     let key = keys::progress(&names.pipeline, &names.sink, source);
     match link.expect_one(Command::on_key("GET", &key)).await? {
         Value::Nil => Ok(None),
-        Value::BulkString(text) => parse_position(&text).map(Some).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Protocol,
-                format!("{key} holds something that this sink did not write"),
-            )
-            .remedy(format!(
-                "delete the key {key}; changes are then written again, which does no harm"
-            ))
-        }),
+        Value::BulkString(text) => {
+            let reached = Progress::parse_hex(&String::from_utf8_lossy(&text));
+            reached.map(Some).map_err(|error| {
+                Error::new(
+                    ErrorKind::Protocol,
+                    format!("{key} holds something that this sink did not write"),
+                )
+                .source(error)
+                .remedy(format!(
+                    "delete the key {key}; changes are then written again, which does no harm"
+                ))
+            })
+        }
         other => Err(link.unexpected("GET", &other)),
     }
-}
-
-fn parse_position(text: &[u8]) -> Option<Position> {
-    let (commit, ordinal) = std::str::from_utf8(text).ok()?.split_once('/')?;
-    Some(Position {
-        commit: Lsn(u64::from_str_radix(commit, 16).ok()?),
-        ordinal: ordinal.parse().ok()?,
-    })
 }
 
 /// The epoch of a source's identity, if it has one here.
@@ -217,25 +212,5 @@ fn bulk(value: Value) -> Result<Vec<u8>, Value> {
     match value {
         Value::BulkString(bytes) => Ok(bytes),
         other => Err(other),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_round_trip() {
-        for position in [(0, 0), (u64::MAX, u64::MAX), (0x163_f2a8, 17)] {
-            let position = Position {
-                commit: Lsn(position.0),
-                ordinal: position.1,
-            };
-            let text = format!("{:016x}/{}", position.commit.0, position.ordinal);
-            assert_eq!(parse_position(text.as_bytes()), Some(position));
-        }
-        for bad in [&b""[..], b"/", b"x/1", b"1", b"1/", b"\xff/1"] {
-            assert_eq!(parse_position(bad), None);
-        }
     }
 }

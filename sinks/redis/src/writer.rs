@@ -13,7 +13,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::durable::{Delivered, Receipt};
-use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress;
 use lockstep_core::refusal::Refusals;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::fold::{Part, Write, fold, is_independent};
@@ -78,7 +79,7 @@ pub(crate) struct Writer {
 struct Waiting {
     receipt: Receipt,
     delivered: Delivered,
-    progress: Option<(Arc<SourceInfo>, Position)>,
+    progress: Option<(Arc<SourceInfo>, Progress)>,
 }
 
 enum Landed {
@@ -159,7 +160,7 @@ impl Writer {
             .changes()
             .last()
             .filter(|_| batch.phase == Phase::Stream);
-        let progress = last.map(|change| (Arc::clone(&batch.source), batch.position(change)));
+        let progress = last.map(|change| (Arc::clone(&batch.source), batch.progress_at(change)));
         self.waiting.push_back(Waiting {
             receipt,
             delivered: Delivered::default(),
@@ -293,21 +294,21 @@ impl Writer {
             return;
         }
         self.saving = std::mem::take(&mut self.answered);
-        let mut latest: Vec<(&Arc<SourceInfo>, Position)> = Vec::new();
-        for (source, position) in self
+        let mut latest: Vec<(&Arc<SourceInfo>, &Progress)> = Vec::new();
+        for (source, reached) in self
             .waiting
             .iter()
             .take(self.saving)
             .filter_map(|waiting| waiting.progress.as_ref())
         {
             match latest.iter_mut().find(|(known, _)| known == &source) {
-                Some(known) => known.1 = *position,
-                None => latest.push((source, *position)),
+                Some(known) => known.1 = reached,
+                None => latest.push((source, reached)),
             }
         }
         let commands: Vec<_> = latest
             .into_iter()
-            .map(|(source, position)| state::save_progress(&self.names, source, position))
+            .map(|(source, reached)| state::save_progress(&self.names, source, reached))
             .collect();
         let link = self.link.clone();
         self.flight.push_back(Box::pin(async move {

@@ -70,7 +70,10 @@ async fn a_key_of_another_type_is_refused_and_named() {
         assert_eq!(named, [(301, "wrong_type")]);
         assert!(!error.is_suspicion());
         assert_eq!(
-            sink.resume(&lab.source).await.expect("asked"),
+            sink.resume(&lab.source)
+                .await
+                .expect("asked")
+                .map(|held| held.upto()),
             None,
             "nothing counts as written"
         );
@@ -147,7 +150,7 @@ async fn a_full_server_makes_the_sink_wait() {
         .resume(&lab.source)
         .await
         .expect("asked")
-        .map_or(0, |position| position.commit.0);
+        .map_or(0, |held| held.upto().commit.0);
     assert!(
         resumed >= good as u64,
         "what was reported durable is behind: {resumed} < {good}"
@@ -308,7 +311,7 @@ async fn write_through(lab: &Lab, last: u64, mut disturb: impl AsyncFnMut(u64)) 
         let Ok(from) = sink.resume(&lab.source).await else {
             continue;
         };
-        let from = from.map_or(1, |position| position.commit.0 + 1);
+        let from = from.map_or(1, |held| held.upto().commit.0 + 1);
         let mut durables = Vec::new();
         for commit in from..=last {
             disturb(commit).await;
@@ -344,7 +347,7 @@ async fn write_through(lab: &Lab, last: u64, mut disturb: impl AsyncFnMut(u64)) 
             .await
             .ok()
             .flatten()
-            .map_or(0, |position| position.commit.0);
+            .map_or(0, |held| held.upto().commit.0);
         match broken {
             Some(error) => assert_eq!(error.kind().policy(), Policy::Retry, "{error}"),
             None if reached == last => return,

@@ -44,6 +44,12 @@ impl Together {
             && self.bytes + next.size() <= MOST_BYTES
     }
 
+    /// Whether a batch is of the same part of the same stream.
+    pub(crate) fn is_of(&self, next: &Batch) -> bool {
+        let first = &self.batches[0];
+        first.source == next.source && first.phase == next.phase && first.check == next.check
+    }
+
     pub(crate) fn push(&mut self, next: Arc<Batch>) {
         self.changes += next.changes().len();
         self.bytes += next.size();

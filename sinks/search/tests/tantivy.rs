@@ -95,7 +95,11 @@ async fn what_was_not_committed_never_happened() {
     drop(sink);
     let answer = unanswered.await;
     let mut sink = self::sink(dir.path()).await;
-    let resumed = sink.resume(&source).await.expect("resume");
+    let resumed = sink
+        .resume(&source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     // Whether the second batch was in time is a race; that state and position agree is not.
     let (at, status) = match answer {
         Ok(_) => (position(20, 1), "lost"),
@@ -140,7 +144,10 @@ async fn what_a_killed_commit_left_is_in_nobodys_way() {
     std::fs::write(&list, before).expect("the list");
     let mut sink = self::sink(dir.path()).await;
     assert_eq!(
-        sink.resume(&source).await.expect("resume"),
+        sink.resume(&source)
+            .await
+            .expect("resume")
+            .map(|held| held.upto()),
         Some(position(10, 2))
     );
     put_ok(&mut sink, second()).await;
@@ -445,7 +452,11 @@ async fn any_crash_resumes_to_the_right_end() {
         for (number, copy) in copies.iter().enumerate() {
             let place = format!("round {round}, copy {number}");
             let mut sink = self::sink(copy).await;
-            let resumed = sink.resume(&source).await.expect("resume");
+            let resumed = sink
+                .resume(&source)
+                .await
+                .expect("resume")
+                .map(|held| held.upto());
             let nothing = position(0, 0);
             let at_position = shown(model(&history, Some(resumed.unwrap_or(nothing))));
             assert_eq!(statuses(copy), at_position, "{place}, at {resumed:?}");

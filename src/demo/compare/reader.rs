@@ -159,6 +159,7 @@ impl Reader {
                 origin: None,
                 previous_commit: None,
                 prepared: None,
+                global: None,
             });
         }
         let schema = chunk.builder.schema(&self.table);

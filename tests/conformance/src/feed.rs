@@ -181,6 +181,7 @@ impl Feed {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         });
         self
     }

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use lockstep_core::batch::{Batch, CellRef, Change, Op, Phase, Row as BatchRow};
 use lockstep_core::durable::{Delivered, Durable, Receipt};
 use lockstep_core::position::{Position, SourceIdentity, SourceInfo};
+use lockstep_core::progress::Progress as Holds;
 use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::sink::{Sink, SinkContext};
@@ -49,12 +50,18 @@ pub enum Broken {
     CopyIsProgress,
     /// A change is written a second time after a crash.
     Doubles,
+    /// What went on ahead of something else counts as everything before it.
+    ForgetsAhead,
+    /// What belongs together is written one after the other.
+    WritesApart,
 }
 
 /// A sink in memory on a store that outlives it.
 #[derive(Clone, Debug)]
 pub struct MemorySink {
     store: Arc<Mutex<Store>>,
+    /// Held by the one that is open.
+    alive: Arc<tokio::sync::Mutex<()>>,
     broken: Broken,
     is_queue: bool,
 }
@@ -66,7 +73,7 @@ struct Store {
     gone: HashMap<(TableId, String), Position>,
     emptied: HashMap<TableId, Position>,
     events: Vec<(TableId, Event)>,
-    progress: HashMap<(String, Option<SourceIdentity>), Position>,
+    progress: HashMap<(String, Option<SourceIdentity>), Holds>,
 }
 
 impl MemorySink {
@@ -75,6 +82,7 @@ impl MemorySink {
     pub fn of_rows(broken: Broken) -> Self {
         MemorySink {
             store: Arc::default(),
+            alive: Arc::default(),
             broken,
             is_queue: false,
         }
@@ -106,7 +114,12 @@ impl MemorySink {
             && self.broken != Broken::ForgetsProgress
         {
             let name = self.name(&batch.source);
-            self.lock().progress.insert(name, batch.position(last));
+            let held = batch.progress_at(last);
+            let held = match self.broken {
+                Broken::ForgetsAhead => held.last().into(),
+                _ => held,
+            };
+            self.lock().progress.insert(name, held);
         }
     }
 
@@ -276,33 +289,48 @@ fn key(_: &Batch, schema: &TableSchema, row: Option<BatchRow<'_>>) -> Option<Row
 #[async_trait]
 impl SinkUnderTest for MemorySink {
     async fn open(&self, _: SinkContext) -> Result<Box<dyn Sink>> {
-        let (work, mut inbox) = mpsc::channel::<(Arc<Batch>, Receipt)>(16);
+        let (work, mut inbox) = mpsc::channel::<Vec<(Arc<Batch>, Receipt)>>(16);
         let memory = self.clone();
+        // An earlier one may be at work until it sees that it was dropped.
+        let alive = Arc::clone(&self.alive).lock_owned().await;
         let worker = tokio::spawn(async move {
+            let _alive = alive;
             let mut first = true;
-            while let Some((batch, receipt)) = inbox.recv().await {
-                if memory.broken == Broken::ProgressAhead {
-                    memory.advance(&batch);
-                    tokio::time::sleep(std::time::Duration::from_millis(3)).await;
-                }
-                // A moment at which it may be dropped.
-                tokio::time::sleep(std::time::Duration::from_micros(200)).await;
-                if let Err(error) = memory.check(&batch) {
-                    return receipt.resolve(Err(error));
-                }
-                if memory.broken == Broken::EarlyReceipts {
-                    receipt.resolve(Ok(Delivered::default()));
-                    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-                    memory.apply(&batch);
-                    memory.advance(&batch);
+            while let Some(parts) = inbox.recv().await {
+                if parts.len() > 1 && memory.broken != Broken::WritesApart {
+                    // A moment at which it may be dropped.
+                    tokio::time::sleep(std::time::Duration::from_micros(200)).await;
+                    for (batch, receipt) in parts {
+                        let delivered = memory.apply(&batch);
+                        memory.advance(&batch);
+                        receipt.resolve(Ok(delivered));
+                    }
                     continue;
                 }
-                let delivered = memory.apply(&batch);
-                if memory.broken == Broken::Doubles && std::mem::take(&mut first) {
-                    memory.apply(&batch);
+                for (batch, receipt) in parts {
+                    if memory.broken == Broken::ProgressAhead {
+                        memory.advance(&batch);
+                        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+                    }
+                    // A moment at which it may be dropped.
+                    tokio::time::sleep(std::time::Duration::from_micros(200)).await;
+                    if let Err(error) = memory.check(&batch) {
+                        return receipt.resolve(Err(error));
+                    }
+                    if memory.broken == Broken::EarlyReceipts {
+                        receipt.resolve(Ok(Delivered::default()));
+                        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                        memory.apply(&batch);
+                        memory.advance(&batch);
+                        continue;
+                    }
+                    let delivered = memory.apply(&batch);
+                    if memory.broken == Broken::Doubles && std::mem::take(&mut first) {
+                        memory.apply(&batch);
+                    }
+                    memory.advance(&batch);
+                    receipt.resolve(Ok(delivered));
                 }
-                memory.advance(&batch);
-                receipt.resolve(Ok(delivered));
             }
         });
         Ok(Box::new(Open {
@@ -337,7 +365,7 @@ impl SinkUnderTest for MemorySink {
 
 struct Open {
     memory: MemorySink,
-    work: mpsc::Sender<(Arc<Batch>, Receipt)>,
+    work: mpsc::Sender<Vec<(Arc<Batch>, Receipt)>>,
     worker: tokio::task::JoinHandle<()>,
     silent: Vec<Receipt>,
 }
@@ -353,9 +381,9 @@ impl Drop for Open {
 
 #[async_trait]
 impl Sink for Open {
-    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Holds>> {
         let name = self.memory.name(source);
-        Ok(self.memory.lock().progress.get(&name).copied())
+        Ok(self.memory.lock().progress.get(&name).cloned())
     }
 
     async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable> {
@@ -367,10 +395,24 @@ impl Sink for Open {
             self.silent.push(receipt);
             return Ok(durable);
         }
-        let gone = self.work.send((batch, receipt)).await.is_err();
+        let gone = self.work.send(vec![(batch, receipt)]).await.is_err();
         match gone {
             true => Err(Error::new(ErrorKind::Abandoned, "the sink has failed")),
             false => Ok(durable),
+        }
+    }
+
+    async fn write_together(&mut self, batches: Vec<Arc<Batch>>) -> Result<Vec<Durable>> {
+        let (mut all, mut parts) = (Vec::new(), Vec::new());
+        for batch in batches {
+            let (durable, receipt) = Durable::later();
+            all.push(durable);
+            parts.push((batch, receipt));
+        }
+        let gone = self.work.send(parts).await.is_err();
+        match gone {
+            true => Err(Error::new(ErrorKind::Abandoned, "the sink has failed")),
+            false => Ok(all),
         }
     }
 

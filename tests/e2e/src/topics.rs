@@ -26,6 +26,8 @@ pub struct Record {
     pub value: Value,
     /// The header `lockstep.id`.
     pub id: String,
+    /// The headers `lockstep.gtrid` and `lockstep.gtx.count`, when they are there.
+    pub global: Option<(String, u32)>,
 }
 
 impl Record {
@@ -278,6 +280,7 @@ pub fn read_file(path: &Path) -> Vec<Record> {
                 .as_str()
                 .unwrap_or_else(|| panic!("no id: {line}"))
                 .to_owned(),
+            global: None,
         }
     });
     lines.collect()
@@ -301,19 +304,20 @@ fn any_record(message: &BorrowedMessage<'_>) -> Record {
         let bytes = bytes.unwrap_or(b"null");
         serde_json::from_slice(bytes).unwrap_or_else(|_| Value::String(text(bytes)))
     };
-    let id = message
-        .headers()
-        .into_iter()
-        .flat_map(Headers::iter)
-        .find_map(|Header { key, value }| {
-            (key == "lockstep.id").then(|| text(value.unwrap_or_default()))
-        });
+    let header = |name: &str| {
+        let mut headers = message.headers().into_iter().flat_map(Headers::iter);
+        let found = headers.find(|header| header.key == name)?;
+        Some(text(found.value.unwrap_or_default()))
+    };
+    let branches = |text: String| text.parse().unwrap_or_else(|_| panic!("{text} branches"));
+    let global = header("lockstep.gtrid").zip(header("lockstep.gtx.count").map(branches));
     Record {
         partition: message.partition(),
         offset: message.offset(),
         key: json(message.key()),
         value: json(message.payload()),
-        id: id.unwrap_or_default(),
+        id: header("lockstep.id").unwrap_or_default(),
+        global,
     }
 }
 

@@ -5,9 +5,13 @@ use std::collections::BTreeSet;
 use super::{Order, Source};
 
 impl Order {
-    /// Units that are complete, and go behind each other only. There are none while coordinators commit nothing before all is
-    /// prepared.
+    /// Units that are complete, and go behind each other only; where rows that were read are among them, some of these: they are what
+    /// finds no place. There are no others while coordinators commit nothing before all is prepared.
     pub(super) fn next_circle(&self) -> Option<Vec<u64>> {
+        let mut named = self.named.iter();
+        if !named.any(|id| self.is_complete(*id) && self.has_complete_heads(*id)) {
+            return None;
+        }
         let mut left: BTreeSet<u64> = self.units.keys().copied().collect();
         left.retain(|id| self.is_complete(*id) && self.has_complete_heads(*id));
         loop {
@@ -18,7 +22,25 @@ impl Order {
             }
             left = closed;
         }
-        (!left.is_empty()).then(|| left.into_iter().collect())
+        // Others may be behind a circle, and in none: the least of what anyone waits for is one.
+        let waited_for = left.iter().map(|id| self.waited_for(*id));
+        let circle = waited_for.min_by_key(BTreeSet::len)?;
+        let rows = circle.iter().copied().find(|id| self.is_of_rows(*id));
+        Some(rows.map_or_else(|| circle.into_iter().collect(), |id| vec![id]))
+    }
+
+    /// All that goes before a unit, and before that.
+    pub(super) fn waited_for(&self, id: u64) -> BTreeSet<u64> {
+        let (mut all, mut next) = (BTreeSet::new(), vec![id]);
+        while let Some(id) = next.pop() {
+            next.extend(self.blockers(id).filter(|blocker| all.insert(*blocker)));
+        }
+        all
+    }
+
+    fn is_of_rows(&self, id: u64) -> bool {
+        let unit = self.units.get(&id);
+        unit.is_some_and(|waiting| waiting.unit.rows.is_some())
     }
 
     /// Whether what is held first in each of its sources is complete: where it is not, it waits for that.

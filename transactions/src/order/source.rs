@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_core::position::Lsn;
+use lockstep_core::position::{Lsn, Position};
 
 use super::Reach;
 
@@ -13,45 +13,111 @@ pub(super) struct Source {
     from: Lsn,
     /// Read up to here.
     read: Lsn,
+    /// The last PREPARE that was told.
+    prepared: Lsn,
     /// The end of the last transaction, or up to where was read while nothing was held.
-    last: Lsn,
-    /// By commit, what has not gone on: its unit, and up to where everything had ended before it.
-    held: BTreeMap<Lsn, (u64, Lsn)>,
-    /// Commits of what went on although something before it has not, or may not have.
-    ahead: BTreeSet<Lsn>,
+    last: Passed,
+    /// In the order of the log, by numbers that count up.
+    held: BTreeMap<u64, Held>,
+    next: u64,
+    /// Those of them that are rows that were read.
+    rows: BTreeSet<u64>,
+    /// Places of those that are transactions.
+    places: BTreeSet<Position>,
+    /// Places of what went on although something before it has not, or may not have.
+    ahead: BTreeSet<Position>,
+}
+
+#[derive(Debug)]
+struct Held {
+    unit: u64,
+    place: Position,
+    /// Everything that ended before it.
+    before: Passed,
+}
+
+/// A place of the log: everything that ended up to there.
+#[derive(Clone, Copy, Debug, Default)]
+struct Passed {
+    end: Lsn,
+    /// The last position before it.
+    place: Position,
 }
 
 impl Source {
     pub fn new(reached: Reach) -> Self {
         Source {
             from: reached.through,
-            read: reached.through,
-            last: reached.through,
+            // What is prepared lies before that, and is told again.
+            read: Lsn::ZERO,
+            prepared: Lsn::ZERO,
+            last: Passed {
+                end: reached.through,
+                place: reached.upto,
+            },
             held: BTreeMap::new(),
+            next: 0,
+            rows: BTreeSet::new(),
+            places: BTreeSet::new(),
             ahead: reached.ahead,
         }
     }
 
-    /// Whether a transaction that is read went on in an earlier life.
-    pub fn has_gone_on(&self, commit: Lsn, end: Lsn) -> bool {
-        end <= self.from || self.ahead.contains(&commit)
+    /// A PREPARE has been read. False when it has been before: they are read in the order of the log.
+    pub fn is_prepared(&mut self, lsn: Lsn) -> bool {
+        let is_news = lsn > self.prepared;
+        self.prepared = self.prepared.max(lsn);
+        is_news
     }
 
-    /// A transaction has been read that had gone on before.
-    pub fn passed(&mut self, commit: Lsn, end: Lsn) {
-        self.note(commit, end);
+    /// Whether a transaction that is read is held, or has gone on.
+    pub fn is_known(&self, place: Position, end: Lsn) -> bool {
+        end <= self.from
+            || place <= self.upto()
+            || self.places.contains(&place)
+            || self.ahead.contains(&place)
+    }
+
+    /// A transaction has been read that is known.
+    pub fn passed(&mut self, place: Position, end: Lsn) {
+        self.note(place, end);
         self.forget_passed();
     }
 
-    /// A transaction has been read.
-    pub fn hold(&mut self, commit: Lsn, end: Lsn, unit: u64) {
-        self.held.insert(commit, (unit, self.last));
-        self.note(commit, end);
+    /// A transaction has been read. Gives its number.
+    pub fn hold(&mut self, place: Position, end: Lsn, unit: u64) -> u64 {
+        let at = self.put(unit, place);
+        self.places.insert(place);
+        self.note(place, end);
+        at
     }
 
-    fn note(&mut self, commit: Lsn, end: Lsn) {
-        self.last = self.last.max(end);
-        self.read = self.read.max(commit);
+    /// Rows have been read. Gives their number, the place they stand behind, and one of the log behind all commits before them.
+    pub fn put_rows(&mut self, unit: u64) -> (u64, Position, Lsn) {
+        let place = self.last.place;
+        let at = self.put(unit, place);
+        self.rows.insert(at);
+        (at, place, Lsn(place.commit.0.saturating_add(1)))
+    }
+
+    fn put(&mut self, unit: u64, place: Position) -> u64 {
+        let before = self.last;
+        self.next += 1;
+        self.held.insert(
+            self.next,
+            Held {
+                unit,
+                place,
+                before,
+            },
+        );
+        self.next
+    }
+
+    fn note(&mut self, place: Position, end: Lsn) {
+        self.last.end = self.last.end.max(end);
+        self.last.place = self.last.place.max(place);
+        self.read = self.read.max(place.commit);
     }
 
     pub fn read_to(&mut self, lsn: Lsn) {
@@ -65,38 +131,57 @@ impl Source {
 
     /// The unit of the first that is held.
     pub fn first(&self) -> Option<u64> {
-        self.held.values().next().map(|(unit, _)| *unit)
+        self.held.values().next().map(|held| held.unit)
     }
 
-    /// Units of what is held and committed before `lsn`.
-    pub fn held_before(&self, lsn: Lsn) -> impl Iterator<Item = u64> {
-        self.held.range(..lsn).map(|(_, (unit, _))| *unit)
+    /// Units of what is held and committed before `lsn`, and of rows that were read before the one with the number `at`.
+    pub fn held_before(&self, lsn: Lsn, at: u64) -> impl Iterator<Item = u64> {
+        let before = self.held.range(..at).map(|(_, held)| held);
+        let before = before.take_while(move |held| held.place.commit < lsn);
+        let rows = self.rows.range(..at);
+        let rows = rows.filter_map(|at| self.held.get(at));
+        before.chain(rows).map(|held| held.unit)
     }
 
-    pub fn go_on(&mut self, commit: Lsn) {
-        self.held.remove(&commit);
-        self.ahead.insert(commit);
-        self.forget_passed();
+    pub fn go_on(&mut self, at: u64) {
+        let Some(held) = self.held.remove(&at) else {
+            return;
+        };
+        if !self.rows.remove(&at) {
+            self.places.remove(&held.place);
+            self.ahead.insert(held.place);
+        }
+    }
+
+    /// Units of all that is held.
+    pub fn held(&self) -> impl Iterator<Item = u64> {
+        self.held.values().map(|held| held.unit)
     }
 
     /// What lies before all that is held needs no mention.
-    fn forget_passed(&mut self) {
+    pub fn forget_passed(&mut self) {
         if self.held.is_empty() {
-            self.last = self.last.max(self.read);
+            self.last.end = self.last.end.max(self.read);
         }
         // What has not been read yet stays: it went on in an earlier life.
-        let through = self.through();
-        self.ahead = self.ahead.split_off(&through);
+        let upto = self.upto();
+        self.ahead.retain(|place| *place > upto);
     }
 
-    fn through(&self) -> Lsn {
+    fn before_all(&self) -> Passed {
         let first = self.held.values().next();
-        first.map_or(self.last, |(_, before)| *before)
+        first.map_or(self.last, |held| held.before)
+    }
+
+    fn upto(&self) -> Position {
+        self.before_all().place
     }
 
     pub fn reach(&self) -> Reach {
+        let Passed { end, place } = self.before_all();
         Reach {
-            through: self.through(),
+            through: end,
+            upto: place,
             ahead: self.ahead.clone(),
         }
     }

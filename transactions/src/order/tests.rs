@@ -28,6 +28,10 @@ enum Event {
     Read(usize),
     /// A question for the ends of all logs is answered.
     Answer(bool),
+    /// Rows are read at the place where a log is read.
+    Rows(usize),
+    /// What was read of a log last is read again.
+    Again(usize, usize),
     /// What is held is forgotten, and everything is read again.
     Restart,
 }
@@ -55,6 +59,8 @@ fn events(restarts: u32) -> impl Strategy<Value = Vec<Event>> {
         }),
         5 => (0..DATABASES).prop_map(Event::Read),
         2 => prop::bool::weighted(0.8).prop_map(Event::Answer),
+        1 => (0..DATABASES).prop_map(Event::Rows),
+        1 => ((0..DATABASES), (0..9_usize)).prop_map(|(at, back)| Event::Again(at, back)),
     ];
     let event = prop_oneof![
         150 => event,
@@ -77,6 +83,7 @@ enum Record {
 struct Database {
     log: Vec<(Lsn, Record)>,
     read: usize,
+    furthest: usize,
     /// By key, the session that has it locked.
     locks: [Option<usize>; KEYS],
 }
@@ -84,6 +91,23 @@ struct Database {
 impl Database {
     fn end(&self) -> Lsn {
         Lsn(self.log.len() as u64 * 10 + 5)
+    }
+
+    /// A place to read on from, at or before the record with this number: nothing that is prepared there has not ended.
+    fn again(&self, from: usize) -> usize {
+        let mut from = from;
+        for (_, record) in self.log[from..self.read].iter().rev() {
+            let (Record::Commit {
+                branch: Some((_, prepared)),
+                ..
+            }
+            | Record::RollBack(_, prepared)) = record
+            else {
+                continue;
+            };
+            from = from.min(prepared.0 as usize / 10 - 1);
+        }
+        from
     }
 
     fn write(&mut self, record: Record) -> Lsn {
@@ -120,6 +144,9 @@ struct World {
     asked: VecDeque<Ticket>,
     out: Vec<Vec<Unit>>,
     manners: Manners,
+    gone: [BTreeSet<Position>; DATABASES],
+    /// By source and number, how many records were read before.
+    rows: HashMap<(usize, u64), usize>,
 }
 
 impl World {
@@ -153,7 +180,24 @@ impl World {
                     self.order.fenced(ticket, None);
                 }
             }
+            Event::Rows(at) => {
+                let database = &self.databases[at];
+                // What is read again comes to no rows before it comes to what is new.
+                if database.read == database.furthest {
+                    let number = self.order.rows(at);
+                    self.rows.insert((at, number), database.read);
+                }
+            }
+            Event::Again(at, back) => {
+                let read = self.databases[at].read;
+                // What was prepared and has not ended is told again with the rest.
+                self.databases[at].read = match back {
+                    0 => 0,
+                    back => self.databases[at].again(read.saturating_sub(back)),
+                };
+            }
             Event::Restart => {
+                self.rows.clear();
                 let reaches = (0..DATABASES).map(|at| self.order.reach(at));
                 self.order = Order::new(reaches.collect());
                 self.asked.clear();
@@ -163,7 +207,7 @@ impl World {
             }
         }
         self.ask();
-        self.out.extend(self.order.release());
+        self.go_on();
     }
 
     fn begin(
@@ -270,15 +314,47 @@ impl World {
             return;
         };
         database.read += 1;
+        database.furthest = database.furthest.max(database.read);
         match record {
             Record::Prepare(global) => self.order.prepared(at, &global, lsn),
             Record::RollBack(global, prepared) => self.order.rolled_back(at, &global, prepared),
-            Record::Commit { branch, .. } => self.order.committed(Committed {
-                source: at,
-                commit: lsn,
-                end: Lsn(lsn.0 + 5),
-                branch,
-            }),
+            Record::Commit { branch, .. } => {
+                self.order.committed(Committed {
+                    source: at,
+                    place: whole(lsn.0),
+                    end: Lsn(lsn.0 + 5),
+                    branch,
+                });
+            }
+        }
+    }
+
+    /// All that can. What is written of it says exactly what has gone on, at each of its members.
+    fn go_on(&mut self) {
+        while let Some(step) = self.order.release() {
+            let units = step.iter().filter(|unit| unit.rows.is_none());
+            let mut members: Vec<Member> = units.flat_map(|unit| unit.members.clone()).collect();
+            members.sort_by_key(|member| (member.source, member.place));
+            for (at, member) in members.iter().enumerate() {
+                let later = members[at + 1..].iter();
+                let later = later.filter(|other| other.source == member.source);
+                let later: Vec<Position> = later.map(|other| other.place).collect();
+                let standing = self.order.standing(member.source, member.place, &later);
+                let progress = standing.with(member.place);
+                let gone = &mut self.gone[member.source];
+                gone.insert(member.place);
+                for (lsn, record) in &self.databases[member.source].log {
+                    let place = whole(lsn.0);
+                    if matches!(record, Record::Commit { .. }) {
+                        assert_eq!(
+                            progress.holds(place),
+                            gone.contains(&place),
+                            "{place} in {progress}"
+                        );
+                    }
+                }
+            }
+            self.out.push(step);
         }
     }
 
@@ -310,7 +386,7 @@ impl World {
         for at in 0..DATABASES {
             self.read(at);
         }
-        self.out.extend(self.order.release());
+        self.go_on();
     }
 
     /// Whose transaction a unit is.
@@ -321,7 +397,7 @@ impl World {
                 .log
                 .iter()
                 .find_map(|(lsn, record)| match record {
-                    Record::Commit { number, .. } if *lsn == member.commit => Some(*number),
+                    Record::Commit { number, .. } if *lsn == member.place.commit => Some(*number),
                     _ => None,
                 });
         found.expect("somebody's")
@@ -344,6 +420,23 @@ proptest! {
         prop_assert_eq!(world.order.late(), 0);
 
         prop_assert!(world.out.iter().all(|step| step.len() == 1));
+        // Rows go on behind all that was read before them, and before the rest.
+        let mut passed = [0; DATABASES];
+        for unit in world.out.iter().flatten() {
+            let member = unit.members[0];
+            match unit.rows {
+                Some(_) if unit.displaced => {}
+                Some(number) => {
+                    let read = world.rows[&(member.source, number)];
+                    let log = &world.databases[member.source].log[..read];
+                    let committed = log.iter().filter(|(_, record)| matches!(record, Record::Commit { .. }));
+                    prop_assert_eq!(passed[member.source], committed.count());
+                }
+                None => unit.members.iter().for_each(|member| passed[member.source] += 1),
+            }
+        }
+        world.out.retain(|step| step[0].rows.is_none());
+
         let out: Vec<Unit> = world.out.iter().flatten().cloned().collect();
         let numbers: Vec<usize> = out.iter().map(|unit| world.number(unit)).collect();
         let committed = (0..world.done.len()).filter(|number| !world.done[*number].branches.is_empty());
@@ -352,7 +445,7 @@ proptest! {
         prop_assert_eq!(sorted, committed.collect::<Vec<_>>(), "each once");
         for (unit, number) in out.iter().zip(&numbers) {
             let mut members: Vec<(usize, Lsn)> =
-                unit.members.iter().map(|member| (member.source, member.commit)).collect();
+                unit.members.iter().map(|member| (member.source, member.place.commit)).collect();
             let mut branches: Vec<(usize, Lsn)> =
                 world.done[*number].branches.iter().map(|branch| (branch.0, branch.3)).collect();
             members.sort_unstable();
@@ -382,7 +475,8 @@ proptest! {
             }
             let reach = world.order.reach(database);
             let through = world.databases[database].end();
-            prop_assert_eq!(reach, Reach { through, ..Reach::default() });
+            prop_assert_eq!(reach.through, through);
+            prop_assert!(reach.ahead.is_empty());
         }
         for pair in reaches.windows(2) {
             for (before, after) in std::iter::zip(&pair[0], &pair[1]) {
@@ -402,11 +496,11 @@ proptest! {
             }
             for (at, database) in world.databases.iter().enumerate() {
                 let reach = world.order.reach(at);
-                let went = |commit: Lsn| world.out.iter().flatten().flat_map(|unit| &unit.members)
-                    .any(|member| (member.source, member.commit) == (at, commit));
+                let went = |commit: Lsn| world.out.iter().flatten().filter(|unit| unit.rows.is_none()).flat_map(|unit| &unit.members)
+                    .any(|member| (member.source, member.place.commit) == (at, commit));
                 for (lsn, record) in &database.log[..database.read] {
                     if matches!(record, Record::Commit { .. }) {
-                        let reached = lsn.0 + 5 <= reach.through.0 || reach.ahead.contains(lsn);
+                        let reached = lsn.0 + 5 <= reach.through.0 || reach.ahead.contains(&whole(lsn.0));
                         prop_assert_eq!(reached, went(*lsn), "{} by {:?}", lsn, reach);
                     }
                 }
@@ -426,10 +520,13 @@ proptest! {
         }
         world.end();
         prop_assert_eq!(world.order.held(), 0);
+        for step in &mut world.out {
+            step.retain(|unit| unit.rows.is_none());
+        }
         let mut went: Vec<(usize, Lsn)> = Vec::new();
         for step in &world.out {
             let members = step.iter().flat_map(|unit| &unit.members);
-            let mut members: Vec<_> = members.map(|member| (member.source, member.commit)).collect();
+            let mut members: Vec<_> = members.map(|member| (member.source, member.place.commit)).collect();
             members.sort_unstable();
             went.extend(members);
         }
@@ -455,7 +552,8 @@ proptest! {
             world.play(event);
         }
         world.end();
-        let out: Vec<Unit> = world.out.iter().flatten().cloned().collect();
+        let out = world.out.iter().flatten().filter(|unit| unit.rows.is_none());
+        let out: Vec<Unit> = out.cloned().collect();
         let numbers: Vec<usize> = out.iter().map(|unit| world.number(unit)).collect();
         for (unit, number) in out.iter().zip(&numbers) {
             prop_assert_eq!(unit.members.len(), world.done[*number].branches.len(), "whole");
@@ -471,10 +569,22 @@ fn name(text: &str) -> Arc<str> {
     text.into()
 }
 
+fn whole(commit: u64) -> Position {
+    Position {
+        commit: Lsn(commit),
+        ordinal: u64::MAX,
+    }
+}
+
+/// All that goes on now.
+fn released(order: &mut Order) -> Vec<Vec<Unit>> {
+    std::iter::from_fn(|| order.release()).collect()
+}
+
 fn commit(source: usize, at: u64, branch: Option<(&str, u64)>) -> Committed {
     Committed {
         source,
-        commit: Lsn(at),
+        place: whole(at),
         end: Lsn(at + 5),
         branch: branch.map(|(global, prepared)| (name(global), Lsn(prepared))),
     }
@@ -508,11 +618,11 @@ fn a_branch_waits_for_the_other_and_holds_up_what_is_behind_it() {
             .map(|unit| unit.global)
             .collect()
     };
-    assert_eq!(names(order.release()), [Some(name("h"))]);
+    assert_eq!(names(released(&mut order)), [Some(name("h"))]);
     let reach = order.reach(0);
-    assert_eq!((reach.through, reach.ahead), (Lsn(0), [Lsn(40)].into()));
+    assert_eq!((reach.through, reach.ahead), (Lsn(0), [whole(40)].into()));
     order.committed(commit(1, 60, Some(("g", 10))));
-    assert_eq!(names(order.release()), [Some(name("g")), None]);
+    assert_eq!(names(released(&mut order)), [Some(name("g")), None]);
     assert_eq!(order.reach(0).ahead, [].into());
 }
 
@@ -528,10 +638,10 @@ fn one_that_was_rolled_back_in_part_is_told_and_waits_for_nobody() {
         order.committed(commit(0, 20, Some(("g", 10))));
         settle(&mut order, 30);
         if !rolled_back_first {
-            assert_eq!(order.release(), Vec::<Vec<Unit>>::new());
+            assert_eq!(released(&mut order), Vec::<Vec<Unit>>::new());
             order.rolled_back(1, &name("g"), Lsn(10));
         }
-        let steps = order.release();
+        let steps = released(&mut order);
         assert_eq!(steps.len(), 1);
         assert!(steps[0][0].mixed && steps[0][0].members.len() == 1);
     }
@@ -543,11 +653,11 @@ fn a_branch_that_was_prepared_too_late_goes_on_by_itself_and_is_counted() {
     order.prepared(0, &name("g"), Lsn(10));
     order.committed(commit(0, 20, Some(("g", 10))));
     settle(&mut order, 30);
-    assert_eq!(order.release().len(), 1);
+    assert_eq!(released(&mut order).len(), 1);
     order.prepared(1, &name("g"), Lsn(40));
     order.committed(commit(1, 50, Some(("g", 40))));
     settle(&mut order, 60);
-    let steps = order.release();
+    let steps = released(&mut order);
     assert!(steps.len() == 1 && steps[0][0].late, "{steps:?}");
     assert_eq!(order.late(), 1);
 }
@@ -557,16 +667,20 @@ fn nothing_goes_on_before_all_branches_can_be_known() {
     let mut order = Order::new(vec![Reach::default(); 2]);
     order.prepared(0, &name("g"), Lsn(10));
     order.committed(commit(0, 20, Some(("g", 10))));
-    assert!(order.release().is_empty(), "nobody has asked");
+    assert!(released(&mut order).is_empty(), "nobody has asked");
     let ticket = order.wanted().expect("a question");
     assert_eq!(order.wanted(), None, "it is asked");
     order.fenced(ticket, None);
     let ticket = order.wanted().expect("again");
     order.fenced(ticket, Some(&[Lsn(90), Lsn(70)]));
     order.read(1, Lsn(69));
-    assert!(order.release().is_empty());
+    assert!(released(&mut order).is_empty());
     order.read(1, Lsn(70));
-    assert_eq!(order.release().len(), 1, "its own log needs no reading on");
+    assert_eq!(
+        released(&mut order).len(),
+        1,
+        "its own log needs no reading on"
+    );
 }
 
 #[test]
@@ -578,14 +692,78 @@ fn a_name_that_is_used_again_is_another_transaction() {
     order.prepared(0, &name("nightly"), Lsn(40));
     order.committed(commit(0, 50, Some(("nightly", 40))));
     settle(&mut order, 60);
-    let steps = order.release();
+    let steps = released(&mut order);
     let commits: Vec<Lsn> = steps
         .iter()
         .flatten()
-        .map(|unit| unit.members[0].commit)
+        .map(|unit| unit.members[0].place.commit)
         .collect();
     assert_eq!(commits, [Lsn(20), Lsn(30), Lsn(50)]);
     assert_eq!(order.late(), 0);
+}
+
+#[test]
+fn uses_of_a_name_are_matched_in_their_order() {
+    let mut order = Order::new(vec![Reach::default(); 2]);
+    // One log is read when the other is far ahead.
+    for source in [0, 1] {
+        for at in [10, 30] {
+            order.prepared(source, &name("nightly"), Lsn(at));
+            order.committed(commit(source, at + 10, Some(("nightly", at))));
+        }
+    }
+    settle(&mut order, 60);
+    let steps = released(&mut order);
+    let places: Vec<Vec<(usize, Lsn)>> = steps
+        .iter()
+        .flatten()
+        .map(|unit| {
+            let members = unit.members.iter();
+            members
+                .map(|member| (member.source, member.place.commit))
+                .collect()
+        })
+        .collect();
+    assert_eq!(
+        places,
+        [
+            vec![(0, Lsn(20)), (1, Lsn(20))],
+            vec![(0, Lsn(40)), (1, Lsn(40))]
+        ]
+    );
+}
+
+#[test]
+fn a_log_that_is_given_up_takes_nothing_of_others_apart() {
+    let mut order = Order::new(vec![Reach::default(); 3]);
+    order.prepared(0, &name("g"), Lsn(10));
+    order.prepared(1, &name("g"), Lsn(10));
+    order.committed(commit(0, 20, Some(("g", 10))));
+    order.prepared(1, &name("h"), Lsn(15));
+    order.prepared(2, &name("h"), Lsn(15));
+    order.committed(commit(2, 20, Some(("h", 15))));
+    let ticket = order.wanted().expect("a question");
+    order.give_up(2);
+    let steps = released(&mut order);
+    let names: Vec<_> = steps
+        .iter()
+        .flatten()
+        .map(|unit| unit.global.clone())
+        .collect();
+    assert_eq!(names, [Some(name("h"))], "as it is");
+    order.forget(2);
+    order.fenced(ticket, Some(&[Lsn(50), Lsn(50), Lsn(50)]));
+    order.read(1, Lsn(50));
+    assert!(
+        released(&mut order).is_empty(),
+        "its other branch is in doubt"
+    );
+    order.committed(commit(1, 60, Some(("g", 10))));
+    let ticket = order.wanted().expect("it is asked again");
+    order.fenced(ticket, Some(&[Lsn(70), Lsn(70), Lsn(5)]));
+    order.read(2, Lsn(5));
+    let steps = released(&mut order);
+    assert_eq!(steps[0][0].members.len(), 2);
 }
 
 #[test]
@@ -599,7 +777,7 @@ fn what_waits_for_each_other_goes_on_together() {
         order.committed(commit(source, 40, Some((second, 30))));
     }
     settle(&mut order, 50);
-    let steps = order.release();
+    let steps = released(&mut order);
     assert_eq!(steps.len(), 1, "{steps:?}");
     assert_eq!(steps[0].len(), 2);
     assert_eq!(order.held(), 0);

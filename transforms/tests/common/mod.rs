@@ -168,6 +168,7 @@ impl Feed {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         });
         self
     }

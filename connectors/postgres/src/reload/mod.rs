@@ -46,7 +46,7 @@ impl Merge {
     /// # Errors
     /// When that cannot be written for now: the batch has to come again.
     pub fn pass(&self, batch: Batch, desk: &Desk) -> Result<Vec<Batch>> {
-        if batch.phase == Phase::Snapshot {
+        if batch.phase == Phase::Snapshot || batch.branch.is_some() {
             return Ok(vec![batch]);
         }
         let found = self.lock().pass(batch);

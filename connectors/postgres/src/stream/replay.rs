@@ -1,9 +1,11 @@
 //! Transactions in progress: kept, and taken in when they commit.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use lockstep_core::batch::{Batch, Branch};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::Lsn;
 use lockstep_pg::error::protocol;
@@ -30,6 +32,7 @@ impl Receiver {
         match streams.take(&self.block[start..end], lsn, number) {
             Ok(Taken::Plain) => Ok(None),
             Ok(Taken::Kept) => Ok(Some(Scanned::All)),
+            Ok(Taken::Told(branch)) => Ok(Some(Scanned::Told(branch))),
             Ok(Taken::Described) => {
                 self.assembler.note(&self.block[start..end], number)?;
                 Ok(Some(Scanned::All))
@@ -101,7 +104,15 @@ impl Receiver {
             return Err(protocol("the last message of a transaction is not whole"));
         }
         self.assembler.end_streamed(end)?;
-        self.pass_on(&mut block, &mut at).await
+        self.pass_on(&mut block, &mut at).await?;
+        match &committed.head.prepared {
+            Some(first) if !self.assembler.has_come(committed.head.commit) => {
+                let branch = Branch::Empty(Arc::clone(first));
+                let source = Arc::clone(&self.stream.source);
+                self.hand_on(Batch::of_branch(source, branch)).await
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn take_piece(&mut self, block: &[u8], piece: Piece) -> Result<()> {

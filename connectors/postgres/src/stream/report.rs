@@ -140,6 +140,15 @@ impl Receiver {
     /// Sends a standby status update: written, flushed, applied, the time, and whether an answer is wanted. It is when
     /// the server has been silent for long: a dead one must not look like an idle one.
     pub(super) async fn report(&mut self) -> Result<()> {
+        self.send_status(false).await
+    }
+
+    /// As [`Receiver::report`], and asks the server how far it has decoded.
+    pub(super) async fn ask(&mut self) -> Result<()> {
+        self.send_status(true).await
+    }
+
+    async fn send_status(&mut self, asks: bool) -> Result<()> {
         let confirmed = self.confirmed();
         let silent = self.read_at.elapsed() >= self.stream.status_interval;
         let mut out = BytesMut::with_capacity(39);
@@ -150,7 +159,7 @@ impl Receiver {
         out.put_u64(confirmed.0);
         out.put_u64(confirmed.0);
         out.put_i64(now_micros() - EPOCH_MICROS);
-        out.put_u8(u8::from(silent));
+        out.put_u8(u8::from(silent || asks));
         self.connection.send(&out).await?;
         if silent {
             self.asked_at.get_or_insert_with(Instant::now);

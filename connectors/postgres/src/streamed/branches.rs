@@ -49,11 +49,20 @@ impl Branches {
         self.waiting.insert(gid.into(), branch)
     }
 
-    /// One is rolled back; `None`: nothing has come of it.
+    /// One is rolled back by the record that ends at `end`; `None`: nothing has come of it. Who waits for it has to hear of that, and
+    /// after a connection was lost would not, if its PREPARE did not come again.
+    ///
+    /// # Errors
+    /// As for [`Branches::commit`].
+    pub fn roll_back(&mut self, gid: &[u8], xid: u32, end: Lsn) -> Result<Option<Branch>> {
+        self.commit(gid, xid, end)
+    }
+
+    /// One ends; `None`: nothing has come of it.
     ///
     /// # Errors
     /// Of kind `Protocol`, when the one of that name is another transaction.
-    pub fn roll_back(&mut self, gid: &[u8], xid: u32) -> Result<Option<Branch>> {
+    fn take(&mut self, gid: &[u8], xid: u32) -> Result<Option<Branch>> {
         match self.waiting.get(gid) {
             Some(branch) if branch.xid != xid => Err(protocol(format!(
                 "transaction {} was prepared as {:?}, and {xid} ends under that name",
@@ -66,9 +75,9 @@ impl Branches {
     /// One commits; `end` is the end of the record that says so.
     ///
     /// # Errors
-    /// As for [`Branches::roll_back`].
+    /// Of kind `Protocol`, when the one of that name is another transaction.
     pub fn commit(&mut self, gid: &[u8], xid: u32, end: Lsn) -> Result<Option<Branch>> {
-        let branch = self.roll_back(gid, xid)?;
+        let branch = self.take(gid, xid)?;
         self.ended.extend(branch.as_ref().map(|branch| Ended {
             prepared: branch.first.lsn,
             end,
@@ -111,6 +120,7 @@ mod tests {
                 gid: "g".into(),
                 lsn: Lsn(lsn),
                 micros: i64::try_from(lsn).expect("small"),
+                marker: None,
             },
         }
     }
@@ -137,12 +147,10 @@ mod tests {
             "committed, and not durable"
         );
         assert_eq!(branches.hold(Lsn(210)), Some(Lsn(180)));
-        assert!(branches.roll_back(b"b", 7).expect("its own").is_some());
-        assert_eq!(
-            branches.hold(Lsn(210)),
-            None,
-            "rolled back: nothing of it is needed"
-        );
+        let rolled_back = branches.roll_back(b"b", 7, Lsn(250));
+        assert!(rolled_back.expect("its own").is_some());
+        assert_eq!(branches.hold(Lsn(210)), Some(Lsn(180)), "not passed on yet");
+        assert_eq!(branches.hold(Lsn(250)), None, "nothing of it is needed");
     }
 
     #[test]
@@ -151,8 +159,16 @@ mod tests {
         let nothing = branches.commit(b"a", 7, Lsn(5)).expect("nobody's");
         assert!(nothing.is_none(), "nothing came of it");
         assert!(branches.put(b"a", branch(10)).is_none());
-        assert!(branches.roll_back(b"a", 8).is_err(), "another transaction");
-        assert!(branches.roll_back(b"a", 7).expect("its own").is_some());
+        assert!(
+            branches.roll_back(b"a", 8, Lsn(12)).is_err(),
+            "another transaction"
+        );
+        assert!(
+            branches
+                .roll_back(b"a", 7, Lsn(12))
+                .expect("its own")
+                .is_some()
+        );
         assert!(branches.put(b"a", branch(20)).is_none());
         assert!(branches.put(b"a", branch(30)).is_some(), "two at a time");
     }

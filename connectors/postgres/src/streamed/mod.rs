@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use lockstep_core::batch::{Prepared, Transaction};
+use lockstep_core::batch::{self, Prepared, Transaction};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::Lsn;
 use lockstep_pg::error::protocol;
@@ -44,6 +44,8 @@ pub enum Taken {
     Described,
     /// A transaction that has been kept has committed.
     Committed(Box<Committed>),
+    /// One was prepared, or rolled back after that.
+    Told(batch::Branch),
     /// It cannot be told what was rolled back: the transactions in progress are to be received without streaming.
     Doubt(Error),
 }
@@ -90,6 +92,8 @@ struct Open {
     /// The descriptions in its pieces: once it has committed, everybody knows them.
     descriptions: Descriptions,
     has_messages: bool,
+    /// Content of the last message that says what it is a branch of.
+    marker: Option<Arc<str>>,
     /// A logical message came after the last change of the transaction itself. The server sends messages in the name of
     /// the transaction, whatever subtransaction they belong to; but a change of the transaction itself says that every
     /// subtransaction before it has ended, and a rollback of one that has ended has been reported.
@@ -207,7 +211,10 @@ impl Streams {
                         open.descriptions
                             .insert(relation, (number, description.into()));
                     }
-                    b'M' => (open.doubtful, open.has_messages) = (true, true),
+                    b'M' => {
+                        (open.doubtful, open.has_messages) = (true, true);
+                        open.note_marker(&[&[tag], rest].concat())?;
+                    }
                     b'I' | b'U' | b'D' | b'T' if subxid == xid => open.doubtful = false,
                     _ => {}
                 }
@@ -275,6 +282,9 @@ impl Streams {
                         self.kept += append(&mut self.spools, open, xid, *number, &[description])?;
                     }
                 }
+                if *tag == b'M' {
+                    open.note_marker(payload)?;
+                }
                 let (lsn, taken) = match tag {
                     b'R' => (number, Taken::Described),
                     _ => (wal_start.0, Taken::Kept),
@@ -319,16 +329,18 @@ impl Streams {
             gid: gid.as_str().into(),
             lsn: Lsn(prepared.prepare_lsn),
             micros: prepared.prepare_time + EPOCH_MICROS,
+            marker: open.marker.clone(),
         };
         let xid = prepared.xid;
         let place = first.lsn;
+        let told = Taken::Told(batch::Branch::Prepared(Arc::new(first.clone())));
         let branch = Branch { xid, open, first };
         match self.branches.put(prepared.gid, branch) {
-            None => Ok(Taken::Kept),
+            None => Ok(told),
             // One that was prepared before its slot was switched comes again with its commit.
             Some(again) if again.xid == xid && again.first.lsn == place => {
                 self.let_go(&again.open);
-                Ok(Taken::Kept)
+                Ok(told)
             }
             Some(_) => Err(protocol(format!(
                 "a second transaction was prepared as {gid:?}, and nothing was said of the first"
@@ -360,12 +372,20 @@ impl Streams {
                 Ok(Taken::Kept)
             }
             Message::StreamPrepare(prepared) => self.prepare(&prepared),
-            Message::RollbackPrepared { gid, xid, .. } => {
+            Message::RollbackPrepared {
+                gid,
+                xid,
+                rollback_end_lsn,
+                ..
+            } => {
+                let end = Lsn(rollback_end_lsn);
                 // Nothing has come of one that changed nothing, or that was prepared before a place that is confirmed.
-                if let Some(branch) = self.branches.roll_back(gid, xid)? {
-                    self.let_go(&branch.open);
-                }
-                Ok(Taken::Kept)
+                let Some(branch) = self.branches.roll_back(gid, xid, end)? else {
+                    return Ok(Taken::Kept);
+                };
+                self.let_go(&branch.open);
+                let first = Arc::new(branch.first);
+                Ok(Taken::Told(batch::Branch::RolledBack(first)))
             }
             Message::CommitPrepared {
                 commit_lsn,
@@ -389,6 +409,7 @@ impl Streams {
                     origin: open.origin.clone(),
                     previous_commit: None,
                     prepared: first,
+                    global: None,
                 };
                 Ok(Taken::Committed(Box::new(open.commit(head, end))))
             }
@@ -426,6 +447,7 @@ impl Streams {
                     origin: open.origin.clone(),
                     previous_commit: None,
                     prepared: None,
+                    global: None,
                 };
                 Ok(Taken::Committed(Box::new(open.commit(head, Lsn(end_lsn)))))
             }
@@ -478,8 +500,21 @@ impl Open {
             described: HashSet::new(),
             descriptions: Descriptions::new(),
             has_messages: false,
+            marker: None,
             doubtful: false,
         }
+    }
+
+    /// A logical message may say what the transaction is a branch of.
+    fn note_marker(&mut self, message: &[u8]) -> Result<()> {
+        if let Message::Logical {
+            prefix, content, ..
+        } = read(message)?
+            && prefix == batch::MARKER.as_bytes()
+        {
+            self.marker = Some(text(content).into());
+        }
+        Ok(())
     }
 
     fn commit(self, head: Transaction, end: Lsn) -> Committed {

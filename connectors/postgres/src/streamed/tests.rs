@@ -408,7 +408,7 @@ impl Client {
                 let noted = self.assembler.note(payload, number);
                 noted.expect("a description");
             }
-            Taken::Kept => {}
+            Taken::Kept | Taken::Told(_) => {}
             Taken::Committed(committed) => self.replay(*committed),
             Taken::Doubt(_) => return false,
         }

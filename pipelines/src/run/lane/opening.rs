@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_core::Result;
-use lockstep_core::position::Position;
+use lockstep_core::progress::Progress;
 use lockstep_core::sink::{Sink, SinkContext};
 use tokio::time::Instant;
 
@@ -42,8 +42,10 @@ impl Lane {
             self.logs
                 .insert(Arc::clone(&info.name), info.identity.clone());
             let held = sink.resume(&source.info).await?;
-            if let Some(before) = self.set_back(index, held) {
-                let held = held.map_or_else(|| "nothing".to_owned(), |held| held.to_string());
+            if let Some(before) = self.set_back(index, held.as_ref()) {
+                let held = held
+                    .as_ref()
+                    .map_or_else(|| "nothing".to_owned(), |held| held.to_string());
                 tracing::warn!(
                     sink = %state.name, source = %source.info.name, held, %before,
                     "the sink can prove less than it could before: it has lost what it had confirmed; load the tables again"
@@ -51,7 +53,7 @@ impl Lane {
                 self.parts.metrics.set_back();
             }
             self.proved.remove(&index);
-            self.proved.extend(held.map(|held| (index, held)));
+            self.proved.extend(held.clone().map(|held| (index, held)));
             self.resume.extend(held.map(|held| (index, held)));
         }
         let mut view = state.view();
@@ -71,14 +73,16 @@ impl Lane {
     }
 
     /// What the sink has been known to hold of a source, when it tells less now. One that never tells holds what it holds.
-    pub(super) fn set_back(&self, source: usize, held: Option<Position>) -> Option<Position> {
-        let proved = self.proved.get(&source).copied();
-        let confirmed = self.durable.get(&source).copied();
+    pub(super) fn set_back(&self, source: usize, held: Option<&Progress>) -> Option<Progress> {
+        let proved = self.proved.get(&source);
+        let confirmed = self.durable.get(&source);
         let confirmed = confirmed.filter(|_| self.parts.component.resumes_exactly());
-        let before = match held {
-            None => proved?.max(confirmed.unwrap_or_default()),
-            Some(_) => proved.max(confirmed)?,
+        let before = match (held, proved, confirmed) {
+            (_, Some(proved), Some(confirmed)) => proved.with(confirmed),
+            (_, Some(one), None) | (Some(_), None, Some(one)) => one.clone(),
+            (None, None, _) | (Some(_), None, None) => return None,
         };
-        (held < Some(before)).then_some(before)
+        let covers = held.is_some_and(|held| held.covers(&before));
+        (!covers).then_some(before)
     }
 }

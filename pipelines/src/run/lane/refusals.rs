@@ -135,6 +135,10 @@ impl Lane {
                 continue;
             }
             isolated = true;
+            // It goes without those it belongs to.
+            if let Some(before) = self.pending.back_mut() {
+                before.entry.joined = false;
+            }
             if pending.letter.is_some() {
                 self.pending.push_back(Pending {
                     alone: true,
@@ -148,6 +152,7 @@ impl Lane {
                 let mut entry = pending.entry.clone();
                 entry.through = entry.through.filter(|_| index == last);
                 entry.mark = entry.mark.filter(|_| index == last);
+                entry.joined = false;
                 let part = Arc::new(batch.with_changes(run));
                 self.pending.push_back(Pending {
                     alone,

@@ -6,15 +6,27 @@ use std::sync::Arc;
 use lockstep_core::Result;
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::durable::{Delivered, Durable};
-use lockstep_core::position::Position;
+use lockstep_core::progress::Progress;
 use lockstep_core::sink::Sink;
 use tokio::time::Instant;
 
-use super::super::batches::{self, Rest};
+use super::super::batches;
 use super::super::inbox::{Entry, ride};
 use super::{End, Lane, Pending, front};
 
 impl Lane {
+    /// Takes an entry from the inbox, and those that belong to it: they are in the inbox already.
+    pub(super) fn accept_all(&mut self, mut entry: Entry) {
+        while entry.joined {
+            self.accept(entry);
+            match self.parts.state.inbox.try_pop() {
+                Some(next) => entry = next,
+                None => return,
+            }
+        }
+        self.accept(entry);
+    }
+
     /// Takes an entry from the inbox. One without changes counts as durable once everything before it is.
     pub(super) fn accept(&mut self, mut entry: Entry) {
         if let Some(renewal) = entry.renewal.take() {
@@ -57,69 +69,107 @@ impl Lane {
         self.written == 0 || !alone
     }
 
-    /// Writes the oldest batch that has not been written, settling receipts meanwhile.
+    /// Writes the oldest batch that has not been written, with those that belong to it, settling receipts meanwhile.
     pub(super) async fn write(&mut self, sink: &mut dyn Sink) -> Result<Option<End>> {
-        let Some(pending) = self.pending.get(self.written) else {
-            return Ok(None);
-        };
-        let (source, batch) = (pending.entry.source, Arc::clone(&pending.batch));
-        let mut rest = Some(batch);
-        if pending.letter.is_none() {
-            self.parts.aside.arrived(&pending.batch)?;
-            rest = rest.and_then(|batch| self.rest(source, batch));
-            if let Some(batch) = rest {
-                rest = self.parts.aside.sift(batch).await?;
-            }
+        let count = self.written_next();
+        let mut rests = Vec::with_capacity(count);
+        for at in self.written..self.written + count {
+            rests.push(self.rest_at(at).await?);
         }
-        let given = rest.as_deref().and_then(batches::last_position);
-        let durable = match rest {
-            // The sink has proved that it holds all of it, or all of it lies aside.
-            None => Durable::now(Delivered::default()),
-            Some(batch) => {
-                let mut write = pin!(sink.write(batch));
-                loop {
-                    tokio::select! {
-                        biased;
-                        delivered = front(&mut self.pending) => self.settle(delivered?),
-                        () = self.parts.abort.cancelled() => return Ok(Some(End::Aborted)),
-                        taken = &mut write => break taken?,
-                    }
-                }
-            }
+        let batches: Vec<Arc<Batch>> = rests.iter().flatten().cloned().collect();
+        let Some(durable) = self.hand_over(sink, batches).await? else {
+            return Ok(Some(End::Aborted));
         };
-        // Settling takes from the front and counts `written` down with it, so this is still the same batch.
-        if let Some(pending) = self.pending.get_mut(self.written) {
-            pending.durable = Some(durable);
-            pending.given = given;
+        let mut durable = durable.into_iter();
+        // Settling takes from the front and counts `written` down with it, so these are still the same batches.
+        for rest in rests {
+            let Some(pending) = self.pending.get_mut(self.written) else {
+                break;
+            };
+            pending.durable = Some(match rest {
+                // The sink has proved that it holds all of it, or all of it lies aside.
+                None => Durable::now(Delivered::default()),
+                // One without an answer counts as not written.
+                Some(_) => durable.next().unwrap_or_else(|| Durable::later().0),
+            });
+            pending.given = rest.as_deref().and_then(batches::progress);
             self.written += 1;
         }
         Ok(None)
     }
 
-    /// What the sink that is open now does not hold of a batch.
-    pub(super) fn rest(&mut self, source: usize, batch: Arc<Batch>) -> Option<Arc<Batch>> {
-        let Some(&held) = self.resume.get(&source) else {
+    /// How many batches are written next: one, or as many as belong together.
+    fn written_next(&self) -> usize {
+        let rest = self.pending.iter().skip(self.written);
+        let joined = rest.take_while(|pending| pending.entry.joined).count();
+        (joined + 1).min(self.pending.len() - self.written)
+    }
+
+    /// What the sink is to get of a batch that waits.
+    async fn rest_at(&mut self, at: usize) -> Result<Option<Arc<Batch>>> {
+        let pending = &self.pending[at];
+        let (source, batch) = (pending.entry.source, Arc::clone(&pending.batch));
+        if pending.letter.is_some() {
+            return Ok(Some(batch));
+        }
+        self.parts.aside.arrived(&batch)?;
+        match self.rest(source, at, batch) {
+            Some(rest) => self.parts.aside.sift(rest).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Gives batches to the sink; `None` when time is up.
+    async fn hand_over(
+        &mut self,
+        sink: &mut dyn Sink,
+        mut batches: Vec<Arc<Batch>>,
+    ) -> Result<Option<Vec<Durable>>> {
+        let only = match batches.len() {
+            0 => return Ok(Some(Vec::new())),
+            1 => batches.pop(),
+            _ => None,
+        };
+        let mut write = pin!(async {
+            match only {
+                Some(batch) => Ok(vec![sink.write(batch).await?]),
+                None => sink.write_together(batches).await,
+            }
+        });
+        loop {
+            tokio::select! {
+                biased;
+                delivered = front(&mut self.pending) => self.settle(delivered?),
+                () = self.parts.abort.cancelled() => return Ok(None),
+                taken = &mut write => return taken.map(Some),
+            }
+        }
+    }
+
+    /// What the sink that is open now does not hold of a batch, which waits at this place.
+    fn rest(&mut self, source: usize, at: usize, batch: Arc<Batch>) -> Option<Arc<Batch>> {
+        let Some(held) = self.resume.get(&source) else {
             return Some(batch);
         };
         // Copied rows have no positions. They are there when something of the stream that was written behind them is; once
         // more they would come behind it, and are older.
-        if batch.phase == Phase::Snapshot && self.holds_what_follows(source, held) {
+        if batch.phase == Phase::Snapshot && self.holds_what_follows(source, at, held) {
             return None;
         }
-        if batches::last_position(&batch).is_some_and(|last| last > held) {
-            // Positions only grow: nothing later needs to be compared.
+        if batch.phase != Phase::Stream {
+            return Some(batch);
+        }
+        if batches::is_past(&batch, held) {
+            // Nothing later needs to be compared.
             self.resume.remove(&source);
+            return Some(batch);
         }
-        match batches::after(&batch, held) {
-            Rest::Whole => Some(batch),
-            Rest::Part(rest) => Some(Arc::from(rest)),
-            Rest::Nothing => None,
-        }
+        batches::beyond(&batch, held)
     }
 
-    /// Whether the sink holds something of the stream that stands behind the batch which is to be written next.
-    pub(super) fn holds_what_follows(&self, source: usize, held: Position) -> bool {
-        let behind = self.pending.iter().skip(self.written + 1);
+    /// Whether the sink holds something of the stream that stands behind the batch at a place.
+    fn holds_what_follows(&self, source: usize, at: usize, held: &Progress) -> bool {
+        let behind = self.pending.iter().skip(at + 1);
         let mut stream = behind.filter(|pending| {
             pending.entry.source == source && pending.batch.phase == Phase::Stream
         });
@@ -127,7 +177,7 @@ impl Lane {
             let batch = &pending.batch;
             Some(batch.position(batch.changes().first()?))
         });
-        first.is_some_and(|first| first <= held)
+        first.is_some_and(|first| held.holds(first))
     }
 
     /// The oldest batch is durable.

@@ -9,6 +9,7 @@ use lockstep_core::batch::{Batch, CellRef, Op, Phase, Row};
 use lockstep_core::check::Finding;
 use lockstep_core::durable::{Delivered, Durable, Receipt};
 use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::progress::Progress;
 use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -62,8 +63,8 @@ pub struct Store {
 pub struct StoreState {
     /// All writes, in order.
     pub held: Vec<Held>,
-    /// By source and identity: the highest position, kept together with the data.
-    pub progress: HashMap<String, Position>,
+    /// By source and identity: what is there, kept together with the data.
+    pub progress: HashMap<String, Progress>,
     /// Whether `resume` tells the progress.
     pub proves: bool,
     pub faults: VecDeque<Fault>,
@@ -197,7 +198,9 @@ impl Store {
             let old_key = old.map(key_of);
             let position = batch.position(change);
             if batch.phase == Phase::Stream {
-                state.progress.insert(key(&batch.source), position);
+                state
+                    .progress
+                    .insert(key(&batch.source), batch.progress_at(change));
             }
             state.held.push(Held {
                 source: source.clone(),
@@ -363,12 +366,12 @@ async fn work_off(store: Arc<Store>, mut inbox: mpsc::Receiver<Work>) {
 
 #[async_trait]
 impl Sink for MemorySink {
-    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Progress>> {
         let state = self.store.state();
         Ok(state
             .progress
             .get(&key(source))
-            .copied()
+            .cloned()
             .filter(|_| state.proves))
     }
 

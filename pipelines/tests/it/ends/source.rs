@@ -382,6 +382,7 @@ impl ScriptedSource {
                 origin: None,
                 previous_commit: None,
                 prepared: None,
+                global: None,
             });
             for (index, row) in rows.iter().enumerate() {
                 let schema = self.builder.schema(&self.server.schemas[row.table]);

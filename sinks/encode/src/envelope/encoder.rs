@@ -1,5 +1,6 @@
 //! From changes to records.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use lockstep_core::batch::{Batch, CellRef, Change, Op, Row};
@@ -9,7 +10,10 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, Result};
 
 use super::clock::{Clock, Now};
-use super::{Format, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, Record, debezium, flat};
+use super::{
+    Format, HEADER_BRANCHES, HEADER_GLOBAL, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, Record,
+    debezium, flat,
+};
 use crate::errors::{absent, no_image};
 use crate::key::{KeyJson, key_changed};
 use crate::plans::Plans;
@@ -21,6 +25,8 @@ pub struct Encoder {
     format: Format,
     tables: Plans<Table>,
     id: Id,
+    /// How many branches the transaction at hand has.
+    branches: String,
     clock: Clock,
     key: Vec<u8>,
     old_key: Vec<u8>,
@@ -96,6 +102,7 @@ impl Encoder {
             format,
             tables: Plans::new(),
             id: Id::default(),
+            branches: String::new(),
             clock: Clock::default(),
             key: Vec::new(),
             old_key: Vec::new(),
@@ -128,6 +135,15 @@ impl Encoder {
             body.begin(batch.phase, batch.transaction(change));
         }
         let id = self.id.of(batch, change);
+        let source = batch.source.name.as_bytes();
+        let mut headers = Headers::new(id, source, change.duplicate);
+        if let Some(global) = &batch.transaction(change).global {
+            self.branches.clear();
+            // A `String` takes everything.
+            let _ = write!(self.branches, "{}", global.branches);
+            headers.add(HEADER_GLOBAL, global.id.as_bytes());
+            headers.add(HEADER_BRANCHES, self.branches.as_bytes());
+        }
         let work = Work {
             table,
             schema,
@@ -136,7 +152,7 @@ impl Encoder {
                 change,
                 now: self.clock.now(batch.received),
             },
-            headers: Headers::new(id, batch.source.name.as_bytes(), change.duplicate),
+            headers,
             emit,
         };
         work.run(&mut self.key, &mut self.old_key, &mut self.value)

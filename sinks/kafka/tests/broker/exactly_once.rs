@@ -131,7 +131,11 @@ async fn a_zombie_is_fenced_and_its_records_stay_unseen() {
         .expect("durable");
 
     let mut heir = open(&config, &prefix, &[&feed]).await.expect("opens");
-    let resume = heir.resume(&feed.source).await.expect("resume");
+    let resume = heir
+        .resume(&feed.source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert_eq!(
         resume,
         Some(Position {
@@ -251,7 +255,11 @@ async fn anothers_open_transaction_does_not_hide_our_progress() {
     let aborted = tokio::task::spawn_blocking(move || other.abort_transaction(DEADLINE));
     aborted.await.expect("joined").expect("aborted");
     let mut sink = open(&config, &prefix, &[&feed]).await.expect("opens");
-    let resume = sink.resume(&feed.source).await.expect("resume");
+    let resume = sink
+        .resume(&feed.source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert_eq!(
         resume,
         Some(Position {

@@ -57,7 +57,11 @@ impl History {
             Ok(sink) => sink,
             Err(error) => return End::Failed(error),
         };
-        let resume = sink.resume(&self.feed.source).await.expect("resume");
+        let resume = sink
+            .resume(&self.feed.source)
+            .await
+            .expect("resume")
+            .map(|held| held.upto());
         assert!(
             resume >= *confirmed,
             "confirmed {confirmed:?} and resumed from {resume:?}"

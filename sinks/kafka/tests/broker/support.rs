@@ -108,6 +108,7 @@ impl Feed {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         });
         let schema = builder.schema(&self.schema);
         for (index, event) in events.iter().enumerate() {

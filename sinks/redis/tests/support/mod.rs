@@ -109,6 +109,7 @@ impl Maker {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         });
         self
     }

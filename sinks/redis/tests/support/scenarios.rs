@@ -175,7 +175,10 @@ pub async fn copies(lab: Lab) {
     assert_eq!(counts(&mut sink, copy(40, "first")).await, (1, 0));
     assert_eq!(counts(&mut sink, copy(3, "second")).await, (1, 0));
     assert_eq!(
-        sink.resume(&lab.source).await.expect("asked"),
+        sink.resume(&lab.source)
+            .await
+            .expect("asked")
+            .map(|held| held.upto()),
         None,
         "a copy is no progress of the stream"
     );
@@ -345,7 +348,13 @@ pub async fn ttl(lab: Lab) {
 /// What is reported is what a new sink resumes from, by identity.
 pub async fn progress(lab: Lab) {
     let (mut sink, orders) = (lab.open().await, lab.orders());
-    assert_eq!(sink.resume(&lab.source).await.expect("asked"), None);
+    assert_eq!(
+        sink.resume(&lab.source)
+            .await
+            .expect("asked")
+            .map(|held| held.upto()),
+        None
+    );
     let mut durables = Vec::new();
     for commit in 1..=50_u64 {
         let id = (commit % 7).to_string();
@@ -378,13 +387,17 @@ pub async fn progress(lab: Lab) {
         ordinal: 2,
     };
     assert_eq!(
-        sink.resume(&lab.source).await.expect("asked"),
+        sink.resume(&lab.source)
+            .await
+            .expect("asked")
+            .map(|held| held.upto()),
         Some(reached)
     );
     assert_eq!(
         sink.resume(&source("shop", "another"))
             .await
-            .expect("asked"),
+            .expect("asked")
+            .map(|held| held.upto()),
         None
     );
     assert_eq!(

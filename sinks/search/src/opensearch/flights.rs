@@ -4,7 +4,8 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use lockstep_core::durable::{Delivered, Receipt};
-use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress as Held;
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::task::JoinSet;
 
@@ -86,10 +87,10 @@ struct Waiting {
     mark: Option<Mark>,
 }
 
-/// The position that is durable with a batch.
+/// What is durable of a source with a batch.
 pub(super) struct Mark {
     pub(super) source: Arc<SourceInfo>,
-    pub(super) position: Position,
+    pub(super) held: Held,
 }
 
 impl Ledger {
@@ -143,8 +144,8 @@ impl Ledger {
                 return;
             };
             self.first += 1;
-            if let Some(position) = waiting.mark {
-                mark(position);
+            if let Some(reached) = waiting.mark {
+                mark(reached);
             }
             waiting.receipt.resolve(Ok(waiting.delivered));
         }

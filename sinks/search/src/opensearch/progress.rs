@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
-use lockstep_core::position::{Lsn, Position, SourceInfo};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress as Held;
 use lockstep_core::{Error, ErrorKind, Result};
 use reqwest::Method;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::bulk::ID_LIMIT;
@@ -27,16 +28,21 @@ pub(super) struct Store {
     template: Arc<str>,
 }
 
-#[derive(Deserialize)]
-struct Found {
-    #[serde(rename = "_source")]
-    source: Stored,
+/// What is stored of a source.
+#[derive(Serialize)]
+struct Document<'a> {
+    owner: &'a str,
+    source: &'a str,
+    identity: String,
+    index: &'a str,
+    #[serde(flatten)]
+    held: &'a Held,
 }
 
 #[derive(Deserialize)]
-struct Stored {
-    commit: String,
-    ordinal: u64,
+struct Found {
+    #[serde(rename = "_source")]
+    source: Held,
 }
 
 impl Store {
@@ -79,7 +85,7 @@ impl Store {
     ///
     /// # Errors
     /// When the server refuses, or the document is not one of ours.
-    pub(super) async fn load(&self, source: &SourceInfo) -> Result<Option<Position>> {
+    pub(super) async fn load(&self, source: &SourceInfo) -> Result<Option<Held>> {
         let id = self.id(source)?;
         let reply = self
             .client
@@ -89,42 +95,37 @@ impl Store {
             return Ok(None);
         }
         let reply = reply.success("reading the position")?;
-        let stored = reply.json::<Found>("reading the position")?.source;
-        Ok(Some(Position {
-            commit: stored.commit.parse()?,
-            ordinal: stored.ordinal,
-        }))
+        Ok(Some(reply.json::<Found>("reading the position")?.source))
     }
 
-    /// Stores a position. Everything up to it is durable.
+    /// Stores what is durable of a source.
     ///
     /// # Errors
     /// `Busy` when a higher position is there: another process writes as the same pipeline.
-    pub(super) async fn save(&self, source: &SourceInfo, position: Position) -> Result<()> {
+    pub(super) async fn save(&self, source: &SourceInfo, held: &Held) -> Result<()> {
         let id = self.id(source)?;
-        let body = json!({
-            "owner": &*self.owner,
-            "source": &*source.name,
-            "identity": source.identity.to_string(),
-            "index": &*self.template,
-            "commit": position.commit.to_string(),
-            "ordinal": position.ordinal,
-        });
-        let version = position.commit.0.to_string();
+        let document = Document {
+            owner: &self.owner,
+            source: &source.name,
+            identity: source.identity.to_string(),
+            index: &self.template,
+            held,
+        };
+        let version = held.last().commit.0.to_string();
         let reply = self
             .client
             .call(
                 Method::PUT,
                 &[&self.index, "_doc", &id],
                 &[("version", &version), ("version_type", "external_gte")],
-                Body::json(&body),
+                Body::json(&json!(document)),
             )
             .await?;
         if reply.status == 409 {
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!(
-                    "the position of {} in {} is beyond {position}: another process writes here",
+                    "the position of {} in {} is beyond {held}: another process writes here",
                     source.name, self.index
                 ),
             )
@@ -157,8 +158,8 @@ pub(super) struct Progress {
 
 struct Reached {
     source: Arc<SourceInfo>,
-    position: Position,
-    stored: Position,
+    held: Held,
+    stored: Held,
 }
 
 impl Progress {
@@ -176,14 +177,12 @@ impl Progress {
                 && reached.source.name == mark.source.name
         });
         match known {
-            Some(reached) => reached.position = reached.position.max(mark.position),
+            Some(reached) if reached.held.covers(&mark.held) => {}
+            Some(reached) => reached.held = mark.held,
             None => self.reached.push(Reached {
                 source: mark.source,
-                position: mark.position,
-                stored: Position {
-                    commit: Lsn::ZERO,
-                    ordinal: 0,
-                },
+                held: mark.held,
+                stored: Held::default(),
             }),
         }
     }
@@ -191,7 +190,7 @@ impl Progress {
     pub(super) fn is_stored(&self) -> bool {
         self.reached
             .iter()
-            .all(|reached| reached.position == reached.stored)
+            .all(|reached| reached.held == reached.stored)
     }
 
     /// Stores what is not stored.
@@ -200,9 +199,9 @@ impl Progress {
     /// See [`Store::save`].
     pub(super) async fn save(&mut self) -> Result<()> {
         for reached in &mut self.reached {
-            if reached.position != reached.stored {
-                self.store.save(&reached.source, reached.position).await?;
-                reached.stored = reached.position;
+            if reached.held != reached.stored {
+                self.store.save(&reached.source, &reached.held).await?;
+                reached.stored = reached.held.clone();
             }
         }
         Ok(())

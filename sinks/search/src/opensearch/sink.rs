@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
 use lockstep_core::durable::Durable;
-use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress as Held;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -148,7 +149,7 @@ impl SearchSink {
 
 #[async_trait]
 impl Sink for SearchSink {
-    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Held>> {
         self.store.load(source).await
     }
 

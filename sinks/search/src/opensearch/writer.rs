@@ -503,6 +503,6 @@ fn mark(batch: &Batch) -> Option<Mark> {
     let last = batch.changes().last()?;
     (batch.phase == Phase::Stream).then(|| Mark {
         source: Arc::clone(&batch.source),
-        position: batch.position(last),
+        held: batch.progress_at(last),
     })
 }

@@ -14,7 +14,8 @@ use ::tantivy::{Index, IndexReader, IndexWriter, ReloadPolicy, TantivyError, Ter
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::durable::Delivered;
 use lockstep_core::error::At;
-use lockstep_core::position::{Lsn, Position};
+use lockstep_core::position::Lsn;
+use lockstep_core::progress::Progress as Reached;
 use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
@@ -177,8 +178,11 @@ impl Engine {
     pub(super) fn apply(&mut self, batch: &Batch) -> Result<Delivered> {
         let mut delivered = Delivered::default();
         let reached = self.progress.get(&batch.source);
-        let rest = beyond(batch, reached, &mut delivered);
+        let rest = beyond(batch, reached.as_ref(), &mut delivered);
         let batch = rest.as_ref().unwrap_or(batch);
+        // Of the stream all that is there has been left out.
+        let passed = reached.filter(|_| batch.phase != Phase::Stream);
+        let passed = passed.map(|reached| reached.last().commit);
         let parts = fold(batch)?;
         let writes = || parts.iter().flat_map(Part::writes);
         self.settle(batch, writes())?;
@@ -188,15 +192,15 @@ impl Engine {
         for write in writes() {
             let about =
                 |error: Error| error.about(&batch.source, &write.schema().id, write.position());
-            let done = self.write(batch, write, reached).map_err(about);
+            let done = self.write(batch, write, passed).map_err(about);
             delivered += refusals.take(done)?.unwrap_or_default();
         }
         refusals.finish()?;
         if batch.phase == Phase::Stream
             && let Some(last) = batch.changes().last()
         {
-            let position = batch.position(last);
-            self.progress.advance(&batch.source, position);
+            let held = batch.progress_at(last);
+            self.progress.advance(&batch.source, &held);
         }
         self.own = None;
         Ok(delivered)
@@ -206,7 +210,7 @@ impl Engine {
         &mut self,
         batch: &Batch,
         write: &Write<'_>,
-        reached: Option<Position>,
+        passed: Option<Lsn>,
     ) -> Result<Delivered> {
         let mut delivered = Delivered::default();
         match write {
@@ -220,7 +224,7 @@ impl Engine {
             } => {
                 let table = self.table(schema);
                 let key_term = self.layout.key(&table, key)?;
-                if self.is_newer(reached, position.commit, &key_term)? {
+                if self.is_newer(passed, position.commit, &key_term)? {
                     delivered.stale = 1;
                     return Ok(delivered);
                 }
@@ -247,7 +251,7 @@ impl Engine {
             } => {
                 let table = self.table(schema);
                 let key_term = self.layout.key(&table, key)?;
-                if self.is_newer(reached, position.commit, &key_term)? {
+                if self.is_newer(passed, position.commit, &key_term)? {
                     delivered.stale = 1;
                     return Ok(delivered);
                 }
@@ -294,7 +298,7 @@ impl Engine {
     /// As for [`Engine::apply`].
     pub(super) fn needs_commit(&mut self, batch: &Batch) -> Result<bool> {
         let reached = self.progress.get(&batch.source);
-        let rest = beyond(batch, reached, &mut Delivered::default());
+        let rest = beyond(batch, reached.as_ref(), &mut Delivered::default());
         let batch = rest.as_ref().unwrap_or(batch);
         let parts = fold(batch)?;
         self.needs_hidden(batch, parts.iter().flat_map(Part::writes))
@@ -384,10 +388,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether the index holds a newer version. Asked only for changes older than the position reached, which are the
-    /// rows of a later copy.
-    fn is_newer(&mut self, reached: Option<Position>, commit: Lsn, key: &Term) -> Result<bool> {
-        if reached.is_none_or(|reached| reached.commit <= commit) {
+    /// Whether the index holds a newer version. Asked only for rows of a later copy that are older than what has `passed`, and for
+    /// changes that are written again.
+    fn is_newer(&mut self, passed: Option<Lsn>, commit: Lsn, key: &Term) -> Result<bool> {
+        if passed.is_none_or(|passed| passed <= commit) {
             return Ok(false);
         }
         if self.is_hidden(key) {
@@ -442,19 +446,23 @@ impl Engine {
     }
 }
 
-/// The part of a batch that is beyond the position reached, when that is not all of it.
-fn beyond(batch: &Batch, reached: Option<Position>, delivered: &mut Delivered) -> Option<Batch> {
+/// The part of a batch that the index does not hold, when that is not all of it.
+fn beyond(batch: &Batch, reached: Option<&Reached>, delivered: &mut Delivered) -> Option<Batch> {
     let reached = reached?;
     let first = batch.changes().first()?;
-    if batch.phase != Phase::Stream || batch.position(first) > reached {
+    let is_behind = batch.position(first) > reached.last() && batch.standing.is_none();
+    if batch.phase != Phase::Stream || is_behind {
         return None;
     }
     let changes: Vec<_> = batch
         .changes()
         .iter()
-        .filter(|change| batch.position(change) > reached)
+        .filter(|change| !reached.holds(batch.position(change)))
         .copied()
         .collect();
+    if changes.len() == batch.changes().len() {
+        return None;
+    }
     delivered.stale += (batch.changes().len() - changes.len()) as u64;
     Some(batch.with_changes(changes))
 }

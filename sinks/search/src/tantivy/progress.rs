@@ -1,6 +1,7 @@
 //! Positions, carried in the payload of each commit.
 
 use lockstep_core::position::{Position, SourceIdentity, SourceInfo};
+use lockstep_core::progress::Progress as Held;
 use lockstep_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ struct Reached {
     name: String,
     identity: SourceIdentity,
     position: Position,
+    /// What is there although something before it is not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ahead: Vec<Position>,
 }
 
 impl Progress {
@@ -61,23 +65,25 @@ impl Progress {
         })
     }
 
-    pub(super) fn get(&self, source: &SourceInfo) -> Option<Position> {
+    pub(super) fn get(&self, source: &SourceInfo) -> Option<Held> {
         let is = |reached: &&Reached| {
             *reached.name == *source.name && reached.identity == source.identity
         };
-        self.sources.iter().find(is).map(|reached| reached.position)
+        let found = self.sources.iter().find(is);
+        found.map(|reached| Held::new(reached.position, reached.ahead.iter().copied()))
     }
 
     /// Moves forward. The position of an earlier identity of the source is forgotten: its log is gone.
-    pub(super) fn advance(&mut self, source: &SourceInfo, position: Position) {
-        if self.get(source).is_some_and(|known| known >= position) {
+    pub(super) fn advance(&mut self, source: &SourceInfo, held: &Held) {
+        if self.get(source).is_some_and(|known| known.covers(held)) {
             return;
         }
         self.sources.retain(|reached| *reached.name != *source.name);
         self.sources.push(Reached {
             name: source.name.to_string(),
             identity: source.identity.clone(),
-            position,
+            position: held.upto(),
+            ahead: held.ahead().to_vec(),
         });
     }
 }

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use lockstep_core::batch::Batch;
 use lockstep_core::check::Finding;
 use lockstep_core::durable::Durable;
-use lockstep_core::position::{Position, SourceInfo};
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress as Held;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -167,7 +168,7 @@ impl EmbeddedSink {
 
 #[async_trait]
 impl Sink for EmbeddedSink {
-    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Held>> {
         Ok(self.resumed.get(source))
     }
 
@@ -175,6 +176,20 @@ impl Sink for EmbeddedSink {
         let (durable, receipt) = Durable::later();
         match self.inbox.send(Command::Write(batch, receipt)).await {
             Ok(()) => Ok(durable),
+            Err(_) => Err(self.gone()),
+        }
+    }
+
+    /// One commit of the index has them all, with the progress of their sources.
+    async fn write_together(&mut self, batches: Vec<Arc<Batch>>) -> Result<Vec<Durable>> {
+        let (mut all, mut parts) = (Vec::new(), Vec::new());
+        for batch in batches {
+            let (durable, receipt) = Durable::later();
+            all.push(durable);
+            parts.push((batch, receipt));
+        }
+        match self.inbox.send(Command::Together(parts)).await {
+            Ok(()) => Ok(all),
             Err(_) => Err(self.gone()),
         }
     }

@@ -20,6 +20,8 @@ const PAUSE: u32 = 4;
 /// What the worker is asked to do.
 pub(super) enum Command {
     Write(Arc<Batch>, Receipt),
+    /// These belong into one commit.
+    Together(Vec<(Arc<Batch>, Receipt)>),
     /// Commit, and say so.
     Flush(oneshot::Sender<()>),
 }
@@ -100,6 +102,7 @@ impl Worker {
         loop {
             match self.next().await {
                 Next::Command(Command::Write(batch, receipt)) => self.take(batch, receipt).await?,
+                Next::Command(Command::Together(parts)) => self.take_together(parts)?,
                 Next::Command(Command::Flush(done)) => {
                     self.commit()?;
                     // The one who asked may be gone.
@@ -177,6 +180,42 @@ impl Worker {
         // Nothing to write, and nothing before it that waits: a batch that only moves the position, or a replay.
         if first == 0 && delivered.written == 0 {
             self.answer(self.waiting.len());
+        }
+        Ok(())
+    }
+
+    /// Applies batches that belong into one commit: those of one source as one batch, so that none of them needs a commit of
+    /// another.
+    fn take_together(&mut self, parts: Vec<(Arc<Batch>, Receipt)>) -> Result<()> {
+        let mut joined: Vec<Together> = Vec::new();
+        let mut receipts = Vec::with_capacity(parts.len());
+        for (batch, receipt) in parts {
+            receipts.push(receipt);
+            match joined.last_mut() {
+                Some(last) if last.is_of(&batch) => last.push(batch),
+                _ => joined.push(Together::new(batch)),
+            }
+        }
+        let mut needs_commit = false;
+        let mut batches = Vec::with_capacity(joined.len());
+        for together in &joined {
+            let batch = together.join()?;
+            needs_commit |= self.engine.needs_commit(&batch)?;
+            batches.push(batch);
+        }
+        if needs_commit {
+            self.commit()?;
+        }
+        if self.waiting.is_empty() {
+            self.since = Instant::now();
+        }
+        let first = self.waiting.len();
+        for receipt in receipts {
+            self.waiting.push((receipt, Delivered::default()));
+        }
+        for batch in batches {
+            let delivered = self.engine.apply(&batch)?;
+            self.waiting[first].1 += delivered;
         }
         Ok(())
     }

@@ -33,7 +33,11 @@ async fn restart_until_done(corner: &Corner<'_>, mut random: Random) {
     let mut drops = 0;
     loop {
         let mut sink = corner.sink_with(more.clone(), &[&orders]).await;
-        let resumed = sink.resume(&source).await.expect("resume");
+        let resumed = sink
+            .resume(&source)
+            .await
+            .expect("resume")
+            .map(|held| held.upto());
         assert!(resumed >= after, "{resumed:?} is before {after:?}");
         let batches = cut(&history, &source, &orders, &mut random, after);
         let last = drops == 12;
@@ -58,7 +62,11 @@ async fn restart_until_done(corner: &Corner<'_>, mut random: Random) {
         waiting.swap_remove(at).await.expect("durable");
         if random.below(2) == 0 {
             sink.flush().await.expect("flushed");
-            after = sink.resume(&source).await.expect("resume");
+            after = sink
+                .resume(&source)
+                .await
+                .expect("resume")
+                .map(|held| held.upto());
         }
         drop(sink);
         drops += 1;
@@ -140,7 +148,11 @@ async fn killed_server_loses_nothing(product: Product) {
     drop(sink);
     server.restart().await;
     let mut sink = corner.sink_with(more, &[&orders]).await;
-    let resumed = sink.resume(&source).await.expect("resume");
+    let resumed = sink
+        .resume(&source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert!(
         resumed.is_none_or(|resumed| resumed.commit <= lsn(durable * 10)),
         "{resumed:?} is beyond the {durable} batches that are durable"
@@ -168,7 +180,10 @@ async fn killed_server_loses_nothing(product: Product) {
     assert_eq!(seen, expected);
     sink.flush().await.expect("the position is stored");
     assert_eq!(
-        sink.resume(&source).await.expect("resume"),
+        sink.resume(&source)
+            .await
+            .expect("resume")
+            .map(|held| held.upto()),
         Some(position(800, 40))
     );
     too_large_is_refused(&corner).await;

@@ -20,7 +20,13 @@ on_each_server!(
 async fn rows_come_change_move_and_go(corner: Corner<'static>) {
     let (source, orders) = (source("shop"), orders());
     let mut sink = corner.sink(&[&orders]).await;
-    assert_eq!(sink.resume(&source).await.expect("resume"), None);
+    assert_eq!(
+        sink.resume(&source)
+            .await
+            .expect("resume")
+            .map(|held| held.upto()),
+        None
+    );
     let mut feed = Feed::new(&source);
     feed.begin(10);
     for id in ["1", "2", "3"] {
@@ -47,7 +53,10 @@ async fn rows_come_change_move_and_go(corner: Corner<'static>) {
     sink.close().await.expect("close");
     let mut sink = corner.sink(&[&orders]).await;
     assert_eq!(
-        sink.resume(&source).await.expect("resume"),
+        sink.resume(&source)
+            .await
+            .expect("resume")
+            .map(|held| held.upto()),
         Some(position(20, 3))
     );
 }
@@ -103,7 +112,13 @@ async fn a_new_server_with_lower_positions_is_not_stale(corner: Corner<'static>)
         name: Arc::clone(&source.name),
         identity,
     });
-    assert_eq!(sink.resume(&promoted).await.expect("resume"), None);
+    assert_eq!(
+        sink.resume(&promoted)
+            .await
+            .expect("resume")
+            .map(|held| held.upto()),
+        None
+    );
     let new = Feed::new(&promoted)
         .begin(20)
         .update(&orders, &row("1", "new"))

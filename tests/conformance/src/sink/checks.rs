@@ -19,7 +19,11 @@ const GIFT: V<'static> = V::Text("gift");
 pub async fn a_reopened_sink_knows_what_it_has(sink: &dyn SinkUnderTest) {
     let bench = Bench::new(sink);
     let mut sink = bench.open().await;
-    let fresh = sink.resume(&bench.source).await.expect("resume");
+    let fresh = sink
+        .resume(&bench.source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert_eq!(fresh, None, "nothing was written yet");
     let batch = bench
         .feed()
@@ -33,11 +37,19 @@ pub async fn a_reopened_sink_knows_what_it_has(sink: &dyn SinkUnderTest) {
     sink.flush().await.expect("flushes");
     sink.close().await.expect("closes");
     let mut sink = bench.open().await;
-    let resumed = sink.resume(&bench.source).await.expect("resume");
+    let resumed = sink
+        .resume(&bench.source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert_eq!(resumed, Some(position(20, 2)));
     let mut other = SourceInfo::clone(&bench.source);
     other.identity.timeline += 1;
-    let resumed = sink.resume(&other).await.expect("resume");
+    let resumed = sink
+        .resume(&other)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert_eq!(resumed, None, "positions of another log mean nothing");
     sink.close().await.expect("closes");
 }
@@ -106,7 +118,11 @@ pub async fn every_receipt_of_a_dropped_sink_is_answered(sink: &dyn SinkUnderTes
         }
     }
     let mut sink = bench.open().await;
-    let resumed = sink.resume(&bench.source).await.expect("resume");
+    let resumed = sink
+        .resume(&bench.source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     if bench.under_test.progress() == Progress::Atomic {
         let reached = durable.last().map(|commit| position(commit * 10, 1));
         assert!(
@@ -345,7 +361,11 @@ pub async fn a_batch_without_changes_is_taken(sink: &dyn SinkUnderTest) {
     put_ok(&mut sink, idle(1000)).await;
     sink.close().await.expect("closes");
     let mut sink = bench.open().await;
-    let resumed = sink.resume(&bench.source).await.expect("resume");
+    let resumed = sink
+        .resume(&bench.source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert_eq!(
         resumed,
         Some(position(10, 1)),
@@ -373,7 +393,11 @@ pub async fn a_copy_is_no_progress_and_overwrites_nothing_newer(sink: &dyn SinkU
     sink.flush().await.expect("flushes");
     sink.close().await.expect("closes");
     let mut sink = bench.open().await;
-    let resumed = sink.resume(&bench.source).await.expect("resume");
+    let resumed = sink
+        .resume(&bench.source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert_eq!(resumed, None, "a copy begins anew when it is cut");
     let batch = bench
         .feed()
@@ -450,9 +474,17 @@ pub async fn two_sources_keep_a_position_each(sink: &dyn SinkUnderTest) {
     answer(b).await.expect("durable");
     sink.close().await.expect("closes");
     let mut sink = bench.try_open(&both).await.expect("opens");
-    let first = sink.resume(&bench.source).await.expect("resume");
+    let first = sink
+        .resume(&bench.source)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert_eq!(first, Some(position(100, 2)));
-    let second = sink.resume(&second).await.expect("resume");
+    let second = sink
+        .resume(&second)
+        .await
+        .expect("resume")
+        .map(|held| held.upto());
     assert_eq!(second, Some(position(50, 1)));
     sink.close().await.expect("closes");
 }
@@ -482,7 +514,11 @@ pub async fn rows_that_cannot_be_written_are_named_and_the_others_are_written(
     let mut left_out: Vec<u64> = Vec::new();
     while left_out.len() < poison.len() {
         let mut sink = bench.open().await;
-        let resumed = sink.resume(&bench.source).await.expect("resume");
+        let resumed = sink
+            .resume(&bench.source)
+            .await
+            .expect("resume")
+            .map(|held| held.upto());
         assert_eq!(
             resumed, None,
             "the position does not pass a row that was refused"

@@ -35,7 +35,10 @@ impl<S> LosesAnswers<S> {
 
 #[async_trait]
 impl Sink for LosesAnswers<Box<dyn Sink>> {
-    async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Position>> {
+    async fn resume(
+        &mut self,
+        source: &SourceInfo,
+    ) -> Result<Option<lockstep_core::progress::Progress>> {
         self.inner.resume(source).await
     }
 
@@ -78,7 +81,11 @@ pub async fn answers_that_get_lost_change_nothing(sink: &dyn SinkUnderTest) {
     let mut done = None;
     for round in 0..=ROUNDS {
         let mut sink = bench.open().await;
-        let resumed = sink.resume(&bench.source).await.expect("resume");
+        let resumed = sink
+            .resume(&bench.source)
+            .await
+            .expect("resume")
+            .map(|held| held.upto());
         if bench.under_test.progress() == Progress::Atomic {
             assert!(
                 resumed >= done,

@@ -3,6 +3,7 @@
 mod checks;
 mod crashes;
 mod lost_answers;
+mod together;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use lockstep_core::sink::{Sink, SinkContext, Trouble};
 pub use checks::*;
 pub use crashes::{any_crash_goes_on_to_the_right_end, replays_with_other_cuts_change_nothing};
 pub use lost_answers::*;
+pub use together::*;
 
 use crate::PATIENCE;
 use crate::feed::{self, Feed};
@@ -34,6 +36,11 @@ pub trait SinkUnderTest: Send + Sync {
 
     /// How data and progress go together.
     fn progress(&self) -> Progress;
+
+    /// Whether what is written together is there together: see [`Sink::write_together`].
+    fn is_whole(&self) -> bool {
+        self.progress() == Progress::Atomic
+    }
 }
 
 /// See [`SinkUnderTest::progress`].
@@ -104,6 +111,8 @@ macro_rules! sink_suite {
             a_copy_is_no_progress_and_overwrites_nothing_newer,
             what_was_deleted_does_not_come_back,
             two_sources_keep_a_position_each,
+            what_went_on_ahead_is_known_when_it_is_opened_again,
+            branches_that_are_written_together_stay_together,
             rows_that_cannot_be_written_are_named_and_the_others_are_written,
             any_crash_goes_on_to_the_right_end,
             answers_that_get_lost_change_nothing,
@@ -183,6 +192,21 @@ impl<'a> Bench<'a> {
     pub(crate) async fn ids(&self) -> BTreeSet<String> {
         match self.under_test.held(&self.items).await {
             Held::Rows(rows) => rows.into_keys().collect(),
+            Held::Events(events) => {
+                let ids = events.into_iter().map(|event| event.key.get("id").cloned());
+                ids.flatten().collect()
+            }
+        }
+    }
+
+    /// The ids that a table holds: sorted in a state sink, in the order of events in a queue.
+    pub(crate) async fn ids_of(&self, table: &Arc<TableSchema>) -> Vec<String> {
+        match self.under_test.held(table).await {
+            Held::Rows(rows) => {
+                let mut ids: Vec<String> = rows.into_keys().collect();
+                ids.sort_by_key(|id| (id.len(), id.clone()));
+                ids
+            }
             Held::Events(events) => {
                 let ids = events.into_iter().map(|event| event.key.get("id").cloned());
                 ids.flatten().collect()

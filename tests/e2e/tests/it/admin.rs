@@ -23,7 +23,11 @@ async fn table() -> Database {
 
 /// Nothing has failed, and nothing is being copied any more; the table was never analysed; nobody asked for transactions
 /// in progress, or for those that are prepared.
-const ABSENT: [&str; 10] = [
+const ABSENT: [&str; 14] = [
+    metrics::STITCH_TRANSACTIONS.name,
+    metrics::STITCH_HOLD.name,
+    metrics::STITCH_WAITING.name,
+    metrics::STITCH_FILE_BYTES.name,
     metrics::SOURCE_IN_DOUBT.name,
     metrics::SOURCE_IN_DOUBT_SINCE.name,
     metrics::SOURCE_IN_DOUBT_BYTES.name,

@@ -29,5 +29,6 @@ mod schema;
 mod sink_faults;
 mod source_faults;
 mod stalls;
+mod stitch;
 mod support;
 mod two_phase;

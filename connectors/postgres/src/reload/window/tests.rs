@@ -76,6 +76,7 @@ impl Stream {
             origin: None,
             previous_commit: None,
             prepared: None,
+            global: None,
         });
         self
     }

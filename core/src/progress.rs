@@ -1,0 +1,324 @@
+//! How much of a source a sink holds.
+//!
+//! A source sends transactions in the order of their commits, and where they go on in that order one [`Position`] says it all.
+//! Where transactions of several databases go on as wholes, one may go on while another that committed before it waits for
+//! its other branches: then what has gone on *ahead* is named one by one.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::position::{Lsn, Position};
+
+/// What is there of a source.
+///
+/// Written as `{"commit": "16/B374D848", "ordinal": 12}`, with `"ahead": [{…}]` where there is something.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Written", try_from = "Written")]
+pub struct Progress {
+    upto: Position,
+    ahead: Vec<Position>,
+}
+
+/// What a batch stands beside: which changes before its own have gone on, where those are not all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Everything at or below it has gone on; `None`: everything before each change of the batch.
+    pub upto: Option<Position>,
+    /// Changes behind that, in the order of their positions: the last one of each transaction that has gone on.
+    pub ahead: Vec<Position>,
+}
+
+impl Progress {
+    /// Everything at or below `upto`; and of transactions behind it, everything up to each of `ahead`.
+    #[must_use]
+    pub fn new(upto: Position, ahead: impl IntoIterator<Item = Position>) -> Self {
+        let mut ahead: Vec<Position> = ahead.into_iter().filter(|held| *held > upto).collect();
+        ahead.sort_unstable();
+        // Of one transaction the furthest counts. A message outside of transactions, at the place of a commit, is none of it.
+        ahead.dedup_by(|later, held| {
+            let same = held.commit == later.commit && held.ordinal > 0;
+            if same {
+                held.ordinal = later.ordinal;
+            }
+            same
+        });
+        Progress { upto, ahead }
+    }
+
+    /// Everything at or below it is there.
+    #[must_use]
+    pub fn upto(&self) -> Position {
+        self.upto
+    }
+
+    /// What else is there, in the order of positions: the last change of each transaction that is there, with all before it
+    /// in the transaction.
+    #[must_use]
+    pub fn ahead(&self) -> &[Position] {
+        &self.ahead
+    }
+
+    /// Whether a change is there.
+    #[must_use]
+    pub fn holds(&self, position: Position) -> bool {
+        if position <= self.upto {
+            return true;
+        }
+        // The first at or behind it is the one of its own transaction, if there is one.
+        let at = self.ahead.partition_point(|held| *held < position);
+        let held = self.ahead.get(at);
+        held.is_some_and(|held| {
+            held.commit == position.commit && (position.ordinal > 0 || held.ordinal == 0)
+        })
+    }
+
+    /// Whether everything that `other` has is there.
+    #[must_use]
+    pub fn covers(&self, other: &Progress) -> bool {
+        other.upto <= self.upto && other.ahead.iter().all(|held| self.holds(*held))
+    }
+
+    /// The highest position that is there.
+    #[must_use]
+    pub fn last(&self) -> Position {
+        self.ahead.last().copied().unwrap_or(self.upto)
+    }
+
+    /// What either of the two has.
+    #[must_use]
+    pub fn with(&self, other: &Progress) -> Progress {
+        let ahead = self.ahead.iter().chain(&other.ahead).copied();
+        Progress::new(self.upto.max(other.upto), ahead)
+    }
+}
+
+impl From<Position> for Progress {
+    fn from(upto: Position) -> Self {
+        Progress {
+            upto,
+            ahead: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Progress {
+    /// `16/B374D848#12`, and behind `+` what is ahead.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.upto)?;
+        self.ahead.iter().try_for_each(|held| write!(f, "+{held}"))
+    }
+}
+
+impl Standing {
+    /// What is there once a change at `position` is, beside what the batch stands beside.
+    #[must_use]
+    pub fn with(&self, position: Position) -> Progress {
+        let upto = self.upto.unwrap_or(position);
+        Progress::new(upto, self.ahead.iter().copied().chain([position]))
+    }
+
+    /// The same, where `held` is there as well.
+    #[must_use]
+    pub fn beside(&self, held: &Progress) -> Standing {
+        Standing {
+            upto: self.upto.map(|upto| upto.max(held.upto)),
+            ahead: self.ahead.iter().chain(&held.ahead).copied().collect(),
+        }
+    }
+}
+
+/// As it is written: LSNs as text, whose numbers do not fit a double.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    commit: String,
+    ordinal: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ahead: Vec<Place>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Place {
+    commit: String,
+    ordinal: u64,
+}
+
+impl From<Progress> for Written {
+    fn from(progress: Progress) -> Self {
+        let place = |held: &Position| Place {
+            commit: held.commit.to_string(),
+            ordinal: held.ordinal,
+        };
+        Written {
+            commit: progress.upto.commit.to_string(),
+            ordinal: progress.upto.ordinal,
+            ahead: progress.ahead.iter().map(place).collect(),
+        }
+    }
+}
+
+impl TryFrom<Written> for Progress {
+    type Error = Error;
+
+    fn try_from(written: Written) -> Result<Self> {
+        let position = |commit: &str, ordinal| -> Result<Position> {
+            Ok(Position {
+                commit: commit.parse()?,
+                ordinal,
+            })
+        };
+        let ahead = written.ahead.iter();
+        let ahead = ahead.map(|place| position(&place.commit, place.ordinal));
+        Ok(Progress::new(
+            position(&written.commit, written.ordinal)?,
+            ahead.collect::<Result<Vec<_>>>()?,
+        ))
+    }
+}
+
+impl Progress {
+    /// Sixteen hex digits, a slash and the ordinal: `00000016b374d848/12`; what is ahead in the same form, behind `+` each.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        let mut text = hex(self.upto);
+        for held in &self.ahead {
+            text.push('+');
+            text.push_str(&hex(*held));
+        }
+        text
+    }
+
+    /// Reads what [`Progress::to_hex`] wrote.
+    ///
+    /// # Errors
+    /// Of kind `Invalid` when it is something else.
+    pub fn parse_hex(text: &str) -> Result<Self> {
+        let position = |text: &str| {
+            let (commit, ordinal) = text.split_once('/')?;
+            Some(Position {
+                commit: Lsn(u64::from_str_radix(commit, 16).ok()?),
+                ordinal: ordinal.parse().ok()?,
+            })
+        };
+        let positions: Option<Vec<Position>> = text.split('+').map(position).collect();
+        let mut positions = positions.into_iter().flatten();
+        match positions.next() {
+            Some(upto) => Ok(Progress::new(upto, positions)),
+            None => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("`{text}` does not say how far a source has come"),
+            )),
+        }
+    }
+}
+
+fn hex(position: Position) -> String {
+    format!("{:016x}/{}", position.commit.0, position.ordinal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(commit: u64, ordinal: u64) -> Position {
+        Position {
+            commit: Lsn(commit),
+            ordinal,
+        }
+    }
+
+    #[test]
+    fn what_is_ahead_is_there_and_what_is_between_is_not() {
+        let progress = Progress::new(at(10, 3), [at(30, 2), at(20, 5), at(5, 1)]);
+        assert_eq!(progress.ahead(), [at(20, 5), at(30, 2)]);
+        for (position, held) in [
+            (at(10, 3), true),
+            (at(10, 4), false),
+            (at(15, 1), false),
+            (at(20, 5), true),
+            (at(20, 1), true),
+            (at(20, 6), false),
+            (at(25, 1), false),
+            (at(30, 2), true),
+            (at(30, 3), false),
+        ] {
+            assert_eq!(progress.holds(position), held, "{position}");
+        }
+        assert_eq!(progress.last(), at(30, 2));
+    }
+
+    #[test]
+    fn a_message_outside_of_transactions_is_no_part_of_the_one_that_commits_at_its_place() {
+        let progress = Progress::new(at(10, 1), [at(20, 4)]);
+        assert!(!progress.holds(at(20, 0)));
+        let both = Progress::new(at(10, 1), [at(20, 4), at(20, 0)]);
+        assert_eq!(both.ahead(), [at(20, 0), at(20, 4)]);
+        assert!(both.holds(at(20, 0)) && both.holds(at(20, 2)));
+        let message = Progress::new(at(10, 1), [at(20, 0)]);
+        assert!(message.holds(at(20, 0)) && !message.holds(at(20, 1)));
+    }
+
+    #[test]
+    fn the_furthest_of_a_transaction_counts() {
+        let progress = Progress::new(at(10, 1), [at(20, 2), at(20, 7), at(20, 4)]);
+        assert_eq!(progress.ahead(), [at(20, 7)]);
+    }
+
+    #[test]
+    fn one_covers_another_that_has_nothing_else() {
+        let ahead = Progress::new(at(10, 3), [at(20, 5)]);
+        assert!(ahead.covers(&at(10, 3).into()));
+        assert!(!ahead.covers(&at(20, 5).into()), "not what is between");
+        assert!(Progress::from(at(20, 5)).covers(&ahead));
+        let both = ahead.with(&Progress::new(at(12, 1), [at(30, 1)]));
+        assert_eq!(both, Progress::new(at(12, 1), [at(20, 5), at(30, 1)]));
+        assert!(both.covers(&ahead));
+    }
+
+    #[test]
+    fn a_batch_adds_to_what_it_stands_beside() {
+        let gapless = Standing {
+            upto: None,
+            ahead: vec![at(15, 9), at(40, 2)],
+        };
+        assert_eq!(
+            gapless.with(at(20, 1)),
+            Progress::new(at(20, 1), [at(40, 2)])
+        );
+        let behind_a_gap = Standing {
+            upto: Some(at(10, 9)),
+            ahead: vec![at(15, 9)],
+        };
+        let expected = Progress::new(at(10, 9), [at(15, 9), at(20, 1)]);
+        assert_eq!(behind_a_gap.with(at(20, 1)), expected);
+        let held = Progress::new(at(12, 1), [at(50, 1)]);
+        let expected = Progress::new(at(12, 1), [at(15, 9), at(20, 1), at(50, 1)]);
+        assert_eq!(behind_a_gap.beside(&held).with(at(20, 1)), expected);
+    }
+
+    #[test]
+    fn both_forms_are_read_back_and_the_ones_of_before() {
+        let progress = Progress::new(at(0x16_B374_D848, 12), [at(0x16_B374_D900, u64::MAX)]);
+        let text = serde_json::to_string(&progress).expect("writable");
+        assert_eq!(
+            serde_json::from_str::<Progress>(&text).expect(&text),
+            progress
+        );
+        assert_eq!(
+            Progress::parse_hex(&progress.to_hex()).expect("readable"),
+            progress
+        );
+        let before: Progress =
+            serde_json::from_str(r#"{"commit": "0/A", "ordinal": 3}"#).expect("readable");
+        assert_eq!(before, at(10, 3).into());
+        assert_eq!(
+            Progress::parse_hex("000000000000000a/3").expect("readable"),
+            at(10, 3).into()
+        );
+        for wrong in ["", "x/1", "1", "1/2+", "1/2+x"] {
+            assert!(Progress::parse_hex(wrong).is_err(), "{wrong}");
+        }
+        assert!(serde_json::from_str::<Progress>(r#"{"commit": "x", "ordinal": 3}"#).is_err());
+    }
+}

@@ -1,0 +1,570 @@
+//! The branches of a transaction of several databases go on together.
+//!
+//! Between the pumps of the sources and the transforms: takes batches as they leave their sources, cuts them into
+//! transactions, and hands them on in the order that [`lockstep_transactions::order`] gives: every prefix of what goes on holds all
+//! branches of a transaction, or none. Transactions of one database, while none of several waits before them, go on in the batches
+//! that they came in.
+//!
+//! What waits has not been confirmed to its source, so nothing of it needs to survive a restart. What has gone on ahead of
+//! something that waits is with the progress that sinks keep ([`lockstep_core::progress`]).
+
+mod fences;
+mod inflow;
+mod shelf;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lockstep_core::batch::{Batch, Branch, Global, Phase, Prepared};
+use lockstep_core::memory::Budget;
+use lockstep_core::position::{Lsn, Position};
+use lockstep_core::progress::Standing;
+use lockstep_core::sink::Trouble;
+use lockstep_core::transform::Stitching;
+use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_transactions::gid::{self, Pattern};
+use lockstep_transactions::marker::Marker;
+use lockstep_transactions::order::{Committed, Order, Reach, Unit};
+use tokio::sync::{mpsc, oneshot};
+
+use super::flow::Flow;
+use super::inbox::Entry;
+use super::lane_state::LaneState;
+use super::source_state::SourceShare;
+use crate::metrics::StitchMetrics;
+use fences::{Fencing, Happened};
+use inflow::Came;
+use shelf::{Shelf, Slice};
+
+/// Batches that may wait at the door: what is behind it never waits for a source.
+const WAITING: usize = 16;
+
+/// Where a pump hands batches over.
+#[derive(Clone)]
+pub(super) struct Door {
+    /// Which source, by number of the stitch.
+    source: usize,
+    sender: mpsc::Sender<Message>,
+}
+
+enum Message {
+    Batch(usize, Box<Batch>),
+    /// The source is read from an earlier place again: what has come in part comes as a whole.
+    Again(usize),
+    /// The source reads another log from here on. Answered when nothing of the old one waits.
+    Renew(usize, oneshot::Sender<()>),
+}
+
+impl Door {
+    /// Hands a batch over. Cancel-safe: it is taken, or comes again.
+    ///
+    /// # Errors
+    /// When nothing is taken any more; the reason is told elsewhere.
+    pub async fn send(&self, batch: Batch) -> Result<()> {
+        self.tell(Message::Batch(self.source, Box::new(batch)))
+            .await
+    }
+
+    /// The source has been opened anew.
+    pub async fn again(&self) -> Result<()> {
+        self.tell(Message::Again(self.source)).await
+    }
+
+    /// The source reads another log: lets what waits of the old one go on first.
+    pub async fn renew(&self) -> Result<()> {
+        let (done, gone_on) = oneshot::channel();
+        self.tell(Message::Renew(self.source, done)).await?;
+        gone_on.await.map_err(|_| stopped())
+    }
+
+    async fn tell(&self, message: Message) -> Result<()> {
+        self.sender.send(message).await.map_err(|_| stopped())
+    }
+}
+
+fn stopped() -> Error {
+    Error::new(
+        ErrorKind::Stopping,
+        "transactions are not put together any more",
+    )
+}
+
+/// What a stitch is made from.
+pub(super) struct Parts<'a> {
+    pub name: Arc<str>,
+    pub stitching: Stitching,
+    /// Its sources, and the ways of their batches.
+    pub sources: Vec<(Arc<SourceShare>, Arc<Flow>)>,
+    /// For what waits.
+    pub directory: &'a Path,
+    /// Memory that batches of all sources share.
+    pub budget: Budget,
+    pub metrics: StitchMetrics,
+    pub trouble: Trouble,
+}
+
+/// See the module's page.
+pub(super) struct Stitch {
+    name: Arc<str>,
+    pattern: Option<Pattern>,
+    /// Bytes of a transaction that goes on as a whole.
+    most: usize,
+    sources: Vec<Side>,
+    messages: mpsc::Receiver<Message>,
+    order: Order,
+    shelf: Shelf,
+    /// Memory for what comes back from the file: nobody else takes of it, so those who hold it get rid of it by themselves.
+    room: Budget,
+    waiting: HashMap<Key, Waiting>,
+    fencing: Fencing,
+    metrics: StitchMetrics,
+}
+
+/// A source.
+struct Side {
+    share: Arc<SourceShare>,
+    flow: Arc<Flow>,
+    /// A transaction of which the rest is to come.
+    open: Option<Came>,
+    /// What has been said of how far it has gone on.
+    told: Lsn,
+}
+
+/// What goes on as a part of a unit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    /// A transaction of a source.
+    Transaction(usize, Position),
+    /// Rows of one.
+    Rows(usize, u64),
+}
+
+struct Waiting {
+    slices: Vec<Slice>,
+    since: Instant,
+}
+
+impl Stitch {
+    /// A stitch, and a door for each of its sources, in their order.
+    ///
+    /// # Errors
+    /// Of kind `Config` when the pattern for gids is none.
+    pub fn new(parts: Parts<'_>) -> Result<(Self, Vec<Door>)> {
+        let pattern = parts.stitching.gids.as_deref();
+        let pattern = pattern.map(Pattern::new).transpose()?;
+        // What waits must leave room for what it waits for.
+        let most = parts.stitching.memory.min(parts.budget.total() / 4);
+        let (sender, messages) = mpsc::channel(WAITING);
+        let doors = (0..parts.sources.len()).map(|source| Door {
+            source,
+            sender: sender.clone(),
+        });
+        let doors = doors.collect();
+        let reached = vec![Reach::default(); parts.sources.len()];
+        let shares = parts.sources.iter().map(|(share, _)| Arc::clone(share));
+        let stitch = Stitch {
+            name: parts.name,
+            pattern,
+            most,
+            room: Budget::new(most),
+            fencing: Fencing::new(shares.collect(), parts.trouble),
+            sources: parts
+                .sources
+                .into_iter()
+                .map(|(share, flow)| Side {
+                    share,
+                    flow,
+                    open: None,
+                    told: Lsn::ZERO,
+                })
+                .collect(),
+            messages,
+            order: Order::new(reached),
+            shelf: Shelf::new(parts.directory, most),
+            waiting: HashMap::new(),
+            metrics: parts.metrics,
+        };
+        Ok((stitch, doors))
+    }
+
+    /// Runs until nobody sends any more. What waits then is left for the next start.
+    ///
+    /// # Errors
+    /// What a transform says that stops the pipeline, or that what waits cannot be kept.
+    pub async fn run(mut self) -> Result<()> {
+        loop {
+            if self.fencing.may_ask()
+                && let Some(ticket) = self.order.wanted()
+            {
+                self.fencing.ask(ticket);
+            }
+            tokio::select! {
+                biased;
+                happened = self.fencing.next() => if let Happened::Answered(ticket, ends) = happened {
+                    self.order.fenced(ticket, ends.as_deref());
+                },
+                message = self.messages.recv() => match message {
+                    Some(message) => self.take(message).await?,
+                    None => return Ok(()),
+                },
+            }
+            self.release().await?;
+            self.shelf.settle()?;
+            self.metrics.waits(self.order.held(), self.shelf.filed());
+        }
+    }
+
+    async fn take(&mut self, message: Message) -> Result<()> {
+        match message {
+            Message::Batch(source, batch) => self.take_batch(source, *batch),
+            Message::Again(source) => self.drop_open(source),
+            Message::Renew(source, done) => {
+                self.drop_open(source);
+                self.order.give_up(source);
+                self.release().await?;
+                self.order.forget(source);
+                self.sources[source].told = Lsn::ZERO;
+                // Whoever asked may be gone.
+                let _ = done.send(());
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_open(&mut self, source: usize) {
+        if let Some(open) = self.sources[source].open.take() {
+            for slice in open.slices {
+                self.shelf.let_go(slice);
+            }
+        }
+    }
+
+    fn take_batch(&mut self, source: usize, mut batch: Batch) {
+        if let Some(branch) = &batch.branch {
+            self.take_branch(source, branch);
+            return;
+        }
+        let through = batch.through.take();
+        if batch.phase != Phase::Stream || batch.mark.is_some() {
+            self.take_rows(source, batch);
+        } else {
+            batch.through = through;
+            self.take_changes(source, batch);
+        }
+        if let Some(through) = through {
+            self.order.read(source, through);
+        }
+    }
+
+    fn take_branch(&mut self, source: usize, branch: &Branch) {
+        match branch {
+            Branch::Prepared(prepared) => {
+                let global = self.global_of(source, prepared);
+                self.order.prepared(source, &global, prepared.lsn);
+            }
+            Branch::RolledBack(prepared) => {
+                let global = self.global_of(source, prepared);
+                self.order.rolled_back(source, &global, prepared.lsn);
+            }
+            Branch::Empty(prepared) => {
+                let global = self.global_of(source, prepared);
+                self.order.left_out(source, &global, prepared.lsn);
+            }
+        }
+    }
+
+    /// What a branch shares with the others: what it says itself, or what it is called.
+    fn global_of(&self, source: usize, prepared: &Prepared) -> Arc<str> {
+        let name = &self.sources[source].share.name;
+        if let Some(content) = &prepared.marker {
+            match Marker::parse(content.as_bytes()) {
+                Ok(marker) => return marker.global.into(),
+                Err(error) => {
+                    tracing::warn!(source = %name, gid = %prepared.gid, %error, "it goes by its name");
+                }
+            }
+        }
+        let branch = gid::Branch::parse_with(&prepared.gid, self.pattern.as_ref());
+        branch.key(name).into()
+    }
+
+    /// Rows that were read at this place, or a question how far all before is durable.
+    fn take_rows(&mut self, source: usize, batch: Batch) {
+        self.end_open(source, None);
+        let number = self.order.rows(source);
+        let to = batch.changes().len();
+        let batch = self.shelf.put(Arc::new(batch), 1);
+        let slice = Slice {
+            batch,
+            from: 0,
+            to,
+            parts: 1,
+        };
+        self.wait(Key::Rows(source, number), vec![slice]);
+    }
+
+    fn take_changes(&mut self, source: usize, batch: Batch) {
+        let through = batch.through;
+        let batch = Arc::new(batch);
+        let runs = inflow::cut(&batch);
+        let number = self.shelf.put(Arc::clone(&batch), runs.len());
+        for run in runs {
+            let changes = &batch.changes()[run.changes.clone()];
+            let place = inflow::place(run.transaction);
+            let is_more = |open: &Came| open.place == place;
+            if !self.sources[source].open.as_ref().is_some_and(is_more) {
+                self.end_open(source, Some(run.transaction.commit));
+                self.sources[source].open = Some(Came {
+                    place,
+                    prepared: run.transaction.prepared.clone(),
+                    marker: None,
+                    slices: Vec::new(),
+                });
+            }
+            if let Some(open) = &mut self.sources[source].open {
+                open.slices.push(Slice {
+                    batch: number,
+                    from: run.changes.start,
+                    to: run.changes.end,
+                    parts: 1,
+                });
+                if open.marker.is_none() {
+                    open.marker = inflow::marker(&batch, changes);
+                }
+            }
+            if let Some(end) = run.end {
+                self.end_open(source, Some(end));
+            }
+        }
+        let Some(through) = through else { return };
+        let commit = |open: &Came| open.place.commit;
+        if self.sources[source].open.as_ref().map(commit) < Some(through) {
+            self.end_open(source, Some(through));
+        }
+        // Of those whose changes are all gone on the way here, nothing else is said.
+        let mut transactions = batch.transactions().iter();
+        while let Some(transaction) = transactions.find(|one| one.commit < through) {
+            if let Some(prepared) = &transaction.prepared {
+                let global = self.global_of(source, prepared);
+                self.order.left_out(source, &global, prepared.lsn);
+            }
+        }
+    }
+
+    /// All has come of the transaction that is coming, whose commit record ends at `end` or before it.
+    fn end_open(&mut self, source: usize, end: Option<Lsn>) {
+        let Some(came) = self.sources[source].open.take() else {
+            return;
+        };
+        let branch = match (&came.prepared, &came.marker) {
+            (Some(prepared), _) => Some((self.global_of(source, prepared), prepared.lsn)),
+            (None, Some(marker)) => Some((marker.global.as_str().into(), came.place.commit)),
+            (None, None) => None,
+        };
+        let behind = inflow::behind(came.place.commit);
+        let is_new = self.order.committed(Committed {
+            source,
+            place: came.place,
+            end: end.map_or(behind, |end| end.max(behind)),
+            branch,
+        });
+        if is_new {
+            self.wait(Key::Transaction(source, came.place), came.slices);
+        } else {
+            for slice in came.slices {
+                self.shelf.let_go(slice);
+            }
+        }
+    }
+
+    fn wait(&mut self, key: Key, slices: Vec<Slice>) {
+        let since = Instant::now();
+        self.waiting.insert(key, Waiting { slices, since });
+    }
+
+    /// Hands on what can go on.
+    async fn release(&mut self) -> Result<()> {
+        let mut run: Option<(usize, Slice, Option<Arc<Standing>>)> = None;
+        while let Some(step) = self.order.release() {
+            let [unit] = step.as_slice() else {
+                self.send_run(run.take()).await?;
+                self.go_on(step).await?;
+                continue;
+            };
+            if unit.global.is_some() || unit.rows.is_some() {
+                self.send_run(run.take()).await?;
+                self.go_on(step).await?;
+                continue;
+            }
+            let member = unit.members[0];
+            let source = member.source;
+            let Some(waiting) = self.waiting.remove(&Key::Transaction(source, member.place)) else {
+                continue;
+            };
+            for slice in waiting.slices {
+                let joined = run.as_ref().and_then(|(of, last, standing)| {
+                    let joined = last.and(slice).filter(|_| *of == source)?;
+                    Some((source, joined, standing.clone()))
+                });
+                if joined.is_none() {
+                    self.send_run(run.take()).await?;
+                }
+                run = joined
+                    .or_else(|| Some((source, slice, self.standing(source, member.place, &[]))));
+            }
+        }
+        self.send_run(run).await?;
+        for (source, side) in self.sources.iter_mut().enumerate() {
+            let through = self.order.reach(source).through;
+            if through > side.told {
+                side.told = through;
+                side.flow.passed(through);
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_run(&mut self, run: Option<(usize, Slice, Option<Arc<Standing>>)>) -> Result<()> {
+        let Some((source, slice, standing)) = run else {
+            return Ok(());
+        };
+        let mut batch = self.take_from_shelf(slice).await?;
+        (batch.through, batch.standing) = (None, standing);
+        self.sources[source].flow.send(batch).await
+    }
+
+    /// A part of what waits. What comes back from the file takes its share of memory, as sinks make room for it.
+    async fn take_from_shelf(&mut self, slice: Slice) -> Result<Batch> {
+        let share = self.shelf.share(slice);
+        let batch = self.shelf.take(slice)?;
+        if batch.has_permit() || batch.changes().is_empty() {
+            return Ok(batch);
+        }
+        let permit = self.room.take(share).await;
+        Ok(batch.with_permit(permit))
+    }
+
+    /// What a part of a step stands beside. Places of the step that are not written before it are `later`.
+    fn standing(
+        &self,
+        source: usize,
+        place: Position,
+        later: &[Position],
+    ) -> Option<Arc<Standing>> {
+        let standing = self.order.standing(source, place, later);
+        (standing != Standing::default()).then(|| Arc::new(standing))
+    }
+
+    /// Hands a step on.
+    async fn go_on(&mut self, step: Vec<Unit>) -> Result<()> {
+        let (rows, units): (Vec<Unit>, Vec<Unit>) =
+            step.into_iter().partition(|unit| unit.rows.is_some());
+        if units.len() > 1 {
+            tracing::warn!(
+                stitch = %self.name, transactions = units.len(),
+                "transactions that each committed before the other was prepared go on together: their coordinator commits before all is prepared"
+            );
+        }
+        for unit in rows {
+            self.send_rows(&unit).await?;
+        }
+        self.send_units(units).await
+    }
+
+    async fn send_rows(&mut self, unit: &Unit) -> Result<()> {
+        let (source, number) = (unit.members[0].source, unit.rows.unwrap_or_default());
+        let Some(waiting) = self.waiting.remove(&Key::Rows(source, number)) else {
+            return Ok(());
+        };
+        for slice in waiting.slices {
+            let batch = self.take_from_shelf(slice).await?;
+            let flow = &self.sources[source].flow;
+            match batch.check {
+                // What they were to be compared with has changed.
+                Some(number) if unit.displaced => flow.fail_check(number, &batch),
+                _ => flow.send(batch).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_units(&mut self, units: Vec<Unit>) -> Result<()> {
+        let mut parts: Vec<(usize, Position, Option<Arc<Global>>, Waiting)> = Vec::new();
+        for unit in units {
+            let branches = u32::try_from(unit.members.len()).unwrap_or(u32::MAX);
+            let global = unit.global.clone().map(|id| {
+                self.metrics.went_on(&unit);
+                Arc::new(Global { id, branches })
+            });
+            for member in unit.members {
+                let key = Key::Transaction(member.source, member.place);
+                if let Some(waiting) = self.waiting.remove(&key) {
+                    self.metrics.held(waiting.since.elapsed());
+                    parts.push((member.source, member.place, global.clone(), waiting));
+                }
+            }
+        }
+        parts.sort_by_key(|(source, place, ..)| (*source, *place));
+        let mut later: Vec<(usize, Position)> = parts
+            .iter()
+            .map(|(source, place, ..)| (*source, *place))
+            .collect();
+        later.reverse();
+        let mut together = Together::default();
+        let mut bytes = 0;
+        for (source, place, global, waiting) in parts {
+            later.pop();
+            let of_source = later.iter().filter(|(other, _)| *other == source);
+            let of_source: Vec<Position> = of_source.map(|(_, place)| *place).collect();
+            let standing = self.standing(source, place, &of_source);
+            for slice in waiting.slices {
+                let share = self.shelf.share(slice);
+                if bytes > 0 && bytes + share > self.most {
+                    // It cannot be held as a whole by those who come behind.
+                    self.metrics.cut();
+                    together.send();
+                    bytes = 0;
+                }
+                bytes += share;
+                let batch = self.take_from_shelf(slice).await?;
+                let is_of = |transaction: &_| inflow::place(transaction) == place;
+                let mut batch = batch.with_globals(|one| global.clone().filter(|_| is_of(one)));
+                (batch.through, batch.standing) = (None, standing.clone());
+                together.put(self.sources[source].flow.entries(batch).await?);
+            }
+        }
+        together.send();
+        Ok(())
+    }
+}
+
+/// What lanes get in one step.
+#[derive(Default)]
+struct Together(BTreeMap<Arc<str>, OfLane>);
+
+/// What one of them gets.
+#[derive(Default)]
+struct OfLane {
+    lane: Option<Arc<LaneState>>,
+    entries: Vec<Entry>,
+}
+
+impl Together {
+    fn put(&mut self, entries: Vec<(&Arc<LaneState>, Entry)>) {
+        for (lane, entry) in entries {
+            let of = self.0.entry(Arc::clone(&lane.name)).or_default();
+            of.lane.get_or_insert_with(|| Arc::clone(lane));
+            of.entries.push(entry);
+        }
+    }
+
+    fn send(&mut self) {
+        for OfLane { lane, entries } in std::mem::take(&mut self.0).into_values() {
+            if let Some(lane) = lane {
+                lane.inbox.push_together(entries);
+            }
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Purchases that are two-phase commits over two databases: whatever is read of them is whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use lockstep_e2e::topics::{self, Record};
+use lockstep_e2e::{Pipeline, Random, Setup};
+use lockstep_kit::Component::{Kafka as NeedsKafka, Postgres as NeedsPostgres};
+use lockstep_kit::kafka::Kafka;
+use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
+use lockstep_kit::{require, require_own, unique};
+
+use crate::support::{end_of_log, source};
+
+const CATCH_UP: Duration = Duration::from_secs(120);
+/// Who buys at a time.
+const BUYERS: u64 = 4;
+/// How often each of them does.
+const PURCHASES: u64 = 250;
+/// Articles: few, so that purchases wait for each other.
+const ARTICLES: u64 = 5;
+
+struct Shop {
+    orders: Database,
+    inventory: Database,
+    _servers: [Postgres; 2],
+}
+
+impl Shop {
+    async fn open() -> Self {
+        let [first, second] =
+            [16, 17].map(|version| Postgres::start(PostgresOptions::new(version)));
+        let servers = [first.await, second.await];
+        let orders = servers[0].database("orders").await;
+        let inventory = servers[1].database("inventory").await;
+        orders
+            .execute("CREATE TABLE orders (id bigint PRIMARY KEY); CREATE TABLE visits (id bigint PRIMARY KEY)")
+            .await;
+        let tables = "CREATE TABLE stock (id bigint PRIMARY KEY, sold bigint NOT NULL, seen bigint NOT NULL); \
+             CREATE TABLE reservations (id bigint PRIMARY KEY)";
+        inventory.execute(tables).await;
+        let articles =
+            format!("INSERT INTO stock SELECT n, 0, 0 FROM generate_series(1, {ARTICLES}) n");
+        inventory.execute(&articles).await;
+        Shop {
+            orders,
+            inventory,
+            _servers: servers,
+        }
+    }
+
+    /// Its pipeline: everything into one partition, so that the order in which it went on can be read.
+    fn pipeline(&self, name: &str, brokers: &str) -> String {
+        let section = |of: &str, database: &Database, tables: &[&str]| {
+            let slot = format!("{name}_{of}");
+            let section = source(database.url(), &slot, tables);
+            section.replace("sources.shop", &format!("sources.{of}")) + "two_phase = true\n"
+        };
+        section("orders", &self.orders, &["orders", "visits"])
+            + &section("inventory", &self.inventory, &["stock", "reservations"])
+            + "[transforms.whole]\ntype = \"stitch\"\ninputs = [\"orders\", \"inventory\"]\n"
+            + &format!(
+                "[sinks.events]\ntype = \"kafka\"\ninputs = [\"whole\"]\nbrokers = \"{brokers}\"\n\
+                 topic = \"{name}\"\npartitions = 1\ncommit_records = 1\nprogress_topic = \"{name}.progress\"\nexactly_once = true\n"
+            )
+    }
+
+    /// One of those who buy. Some give up, some only look.
+    async fn buy(&self, buyer: u64, mut random: Random) {
+        let (orders, inventory) = (self.orders.client().await, self.inventory.client().await);
+        let run = async |client: &tokio_postgres::Client, sql: String| {
+            let done = client.batch_execute(&sql).await;
+            done.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        };
+        for turn in 0..PURCHASES {
+            let id = buyer * PURCHASES + turn + 1;
+            let article = random.below(ARTICLES) + 1;
+            if random.below(4) == 0 {
+                run(&orders, format!("INSERT INTO visits VALUES ({id})")).await;
+                let seen = format!("UPDATE stock SET seen = seen + 1 WHERE id = {article}");
+                run(&inventory, seen).await;
+                continue;
+            }
+            if random.below(4) == 0 {
+                // Decided by the commit of one of them, which has no name but what it says.
+                let says = format!(
+                    "SELECT pg_logical_emit_message(true, 'gtx', '{{\"g\": \"marked {id}\"}}')"
+                );
+                let reserve = format!(
+                    "BEGIN; {says}; INSERT INTO reservations VALUES ({id}); \
+                     UPDATE stock SET sold = sold + 1 WHERE id = {article}; PREPARE TRANSACTION 'b {id}'"
+                );
+                run(&inventory, reserve).await;
+                let order = format!("BEGIN; {says}; INSERT INTO orders VALUES ({id}); COMMIT");
+                run(&orders, order).await;
+                run(&inventory, format!("COMMIT PREPARED 'b {id}'")).await;
+                continue;
+            }
+            run(
+                &orders,
+                format!("BEGIN; INSERT INTO orders VALUES ({id}); PREPARE TRANSACTION 'buy {id}'"),
+            )
+            .await;
+            run(
+                &inventory,
+                format!(
+                    "BEGIN; INSERT INTO reservations VALUES ({id}); \
+                     UPDATE stock SET sold = sold + 1 WHERE id = {article}; PREPARE TRANSACTION 'buy {id}'"
+                ),
+            )
+            .await;
+            let word = match random.below(10) {
+                0 => "ROLLBACK",
+                _ => "COMMIT",
+            };
+            let end = format!("{word} PREPARED 'buy {id}'");
+            let mut both = [&orders, &inventory];
+            if random.below(2) == 0 {
+                both.reverse();
+            }
+            run(both[0], end.clone()).await;
+            tokio::time::sleep(random.millis(0, 5)).await;
+            run(both[1], end).await;
+        }
+    }
+
+    async fn caught_up(&self, pipeline: &mut Pipeline) {
+        for (name, database) in [("orders", &self.orders), ("inventory", &self.inventory)] {
+            let end = end_of_log(database).await;
+            pipeline.wait_visible(name, &end, CATCH_UP).await;
+        }
+    }
+
+    /// Numbers of what was bought, as the databases have them.
+    async fn bought(&self) -> BTreeSet<u64> {
+        let ask = "SELECT coalesce(string_agg(id::text, ' '), '') FROM";
+        let orders = self.orders.value(&format!("{ask} orders")).await;
+        let reserved = self.inventory.value(&format!("{ask} reservations")).await;
+        let numbers = |text: Option<String>| -> BTreeSet<u64> {
+            let text = text.expect("a text");
+            text.split_whitespace()
+                .map(|number| number.parse().expect("a number"))
+                .collect()
+        };
+        let (orders, reserved) = (numbers(orders), numbers(reserved));
+        assert_eq!(orders, reserved, "the databases agree");
+        orders
+    }
+}
+
+/// What a record is about: its table and number.
+fn row(record: &Record) -> (String, u64) {
+    let table = record.value["source"]["table"].as_str().unwrap_or_default();
+    let id = record.value["after"]["id"].as_u64();
+    (table.to_owned(), id.unwrap_or_default())
+}
+
+/// Everything of a purchase stands together, with all its branches, once; and what belongs to one row is in its order.
+fn assert_whole(records: &[Record], bought: &BTreeSet<u64>) {
+    let stream: Vec<&Record> = records.iter().filter(|record| record.op() != "r").collect();
+    assert_eq!(topics::repeated(records), Vec::<String>::new());
+    let mut seen = BTreeSet::new();
+    let together = |a: &&Record, b: &&Record| a.global.is_some() && a.global == b.global;
+    for unit in stream.chunk_by(together) {
+        let Some((global, branches)) = &unit[0].global else {
+            continue;
+        };
+        assert_eq!(*branches, 2, "{global}");
+        let id = global
+            .strip_prefix("plain:buy ")
+            .or_else(|| global.strip_prefix("marked "))
+            .and_then(|id| id.parse().ok());
+        let id: u64 = id.unwrap_or_else(|| panic!("{global}"));
+        assert!(seen.insert(id), "{global} is in two places");
+        // The end of a transaction of Kafka takes an offset: between these there is none.
+        let is_one = |pair: &[&Record]| pair[0].offset + 1 == pair[1].offset;
+        assert!(
+            unit.windows(2).all(is_one),
+            "{global} in several transactions"
+        );
+        let rows = unit.iter().filter(|record| record.op() != "m");
+        let mut tables: Vec<String> = rows.map(|record| row(record).0).collect();
+        tables.sort();
+        assert_eq!(tables, ["orders", "reservations", "stock"], "{global}");
+    }
+    assert_eq!(&seen, bought);
+    // The counters of an article only grow.
+    let mut counters: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    for record in stream.iter().filter(|record| row(record).0 == "stock") {
+        let after = &record.value["after"];
+        let number = |name: &str| after[name].as_u64().expect("a number");
+        let now = (number("sold"), number("seen"));
+        let before = counters.insert(number("id"), now).unwrap_or_default();
+        assert_eq!(
+            now.0 + now.1,
+            before.0 + before.1 + 1,
+            "{after} behind {before:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_leave_every_purchase_whole_once_and_in_order() {
+    require!(NeedsKafka);
+    require_own!(NeedsPostgres(16), NeedsPostgres(17));
+    let mut random = Random::from_environment();
+    let shop = Shop::open().await;
+    let kafka = Kafka::shared().await;
+    let name = unique("stitch");
+    let setup = Setup::new(&name, |_| shop.pipeline(&name, kafka.bootstrap()));
+    let mut pipeline = setup.start_ready().await;
+    pipeline.wait_streaming("orders").await;
+    pipeline.wait_streaming("inventory").await;
+    let buyers = (0..BUYERS).map(|buyer| shop.buy(buyer, random.fork()));
+    let mut buying = std::pin::pin!(futures_util::future::join_all(buyers));
+    loop {
+        tokio::select! {
+            _ = &mut buying => break,
+            () = tokio::time::sleep(random.millis(500, 2_500)) => {
+                pipeline.kill9();
+                pipeline = setup.start();
+            }
+        }
+    }
+    shop.caught_up(&mut pipeline).await;
+
+    // One that has committed in one database, and not in the other, is not seen; nor what may have seen it.
+    let last = BUYERS * PURCHASES + 1;
+    let prepare = |rows: &str| format!("BEGIN; {rows}; PREPARE TRANSACTION 'buy {last}'");
+    let order = prepare(&format!("INSERT INTO orders VALUES ({last})"));
+    shop.orders.execute(&order).await;
+    let reservation = prepare(&format!(
+        "INSERT INTO reservations VALUES ({last}); UPDATE stock SET sold = sold + 1 WHERE id = 1"
+    ));
+    shop.inventory.execute(&reservation).await;
+    let commit = format!("COMMIT PREPARED 'buy {last}'");
+    shop.orders.execute(&commit).await;
+    shop.orders
+        .execute(&format!("INSERT INTO visits VALUES ({last})"))
+        .await;
+    shop.inventory
+        .execute("UPDATE stock SET seen = seen + 1 WHERE id = 2")
+        .await;
+    let end = end_of_log(&shop.inventory).await;
+    pipeline.wait_visible("inventory", &end, CATCH_UP).await;
+    let records = topics::read(kafka.bootstrap(), &name).await;
+    assert!(
+        records.iter().all(|record| row(record).1 != last),
+        "too early"
+    );
+    let waiting = "lockstep_stitch_waiting_transactions{stitch=\"whole\"} 2";
+    pipeline
+        .until(CATCH_UP, "what waits to be told", async |pipeline| {
+            let (_, metrics) = pipeline
+                .get("/metrics")
+                .await
+                .map_err(|error| error.to_string())?;
+            metrics.contains(waiting).then_some(()).ok_or(metrics)
+        })
+        .await;
+    shop.inventory.execute(&commit).await;
+    shop.caught_up(&mut pipeline).await;
+    assert!(pipeline.terminate(CATCH_UP).await.success());
+
+    let records = topics::read(kafka.bootstrap(), &name).await;
+    assert_whole(&records, &shop.bought().await);
+    let visits = records.iter().filter(|record| row(record).0 == "visits");
+    let visits: BTreeSet<u64> = visits.map(|record| row(record).1).collect();
+    let count = shop.orders.value("SELECT count(*) FROM visits").await;
+    assert_eq!(Some(visits.len().to_string()), count);
+}
+
+/// A mistake in where it stands is told with the way out of it.
+#[tokio::test]
+async fn what_passes_by_a_stitch_is_told() {
+    let setup = Setup::new("passes-by", |folder| {
+        let section = |of: &str| {
+            source("postgres://nobody@127.0.0.1/none", "none", &["t"])
+                .replace("sources.shop", &format!("sources.{of}"))
+        };
+        section("orders")
+            + &section("inventory")
+            + "[transforms.whole]\ntype = \"stitch\"\ninputs = [\"orders:public.t\", \"inventory\"]\n"
+            + &format!(
+                "[sinks.files]\ntype = \"file\"\ninputs = [\"whole\", \"inventory\"]\npath = \"{}/all\"\n",
+                folder.display()
+            )
+    });
+    let ended = setup.lockstep("check", &["--offline"]).await;
+    assert_eq!(ended.code(), Some(2));
+    let told = format!("{}{}", ended.stdout, ended.stderr);
+    for part in ["reads sources, and all of them", "passes by `whole`"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+}

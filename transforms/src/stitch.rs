@@ -1,0 +1,80 @@
+//! `stitch`: the branches of a transaction of several databases go on together.
+//!
+//! The work is done where batches leave their sources, before any transform sees them, so it stands directly behind whole
+//! sources, and everything that reads them reads it. Here are its settings; batches pass as they are.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lockstep_core::batch::Batch;
+use lockstep_core::config::ByteSize;
+use lockstep_core::schema::TableSchema;
+use lockstep_core::transform::{Stitching, Transform, TransformContext, TransformFactory};
+use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_transactions::gid::Pattern;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// Default of [`StitchConfig::memory`]: 32 MB.
+pub const DEFAULT_MEMORY: ByteSize = ByteSize(32_000_000);
+
+/// `type = "stitch"`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StitchConfig {
+    /// Which part of the gids of the own coordinator is shared by the branches of a transaction: a regular expression with a
+    /// group `global` and, where branches have one, a group `branch`. Gids that it does not match are read as those of the known
+    /// managers. Default: only these.
+    pub gids: Option<String>,
+    /// Bytes of waiting transactions that are kept in memory, a quarter of the pipeline's `memory` at most; more go to a file in the state
+    /// directory. Default: 32 MB.
+    #[serde(default = "default_memory")]
+    pub memory: ByteSize,
+}
+
+fn default_memory() -> ByteSize {
+    DEFAULT_MEMORY
+}
+
+/// Builds `stitch`.
+pub struct Stitch;
+
+impl TransformFactory for Stitch {
+    const KIND: &'static str = "stitch";
+    type Config = StitchConfig;
+
+    fn validate(config: &StitchConfig) -> Result<()> {
+        if let Some(pattern) = &config.gids {
+            Pattern::new(pattern)?;
+        }
+        if config.memory.0 == 0 {
+            return Err(Error::new(ErrorKind::Config, "`memory` is nothing")
+                .remedy("leave it out, or write a size such as 32MB"));
+        }
+        Ok(())
+    }
+
+    fn open(_: &StitchConfig, _: TransformContext) -> Result<Box<dyn Transform>> {
+        Ok(Box::new(Passes))
+    }
+
+    fn stitches(config: &StitchConfig) -> Option<Stitching> {
+        Some(Stitching {
+            gids: config.gids.clone(),
+            memory: config.memory.bytes(),
+        })
+    }
+}
+
+struct Passes;
+
+#[async_trait]
+impl Transform for Passes {
+    fn bind(&mut self, _: &Arc<TableSchema>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn apply(&mut self, batch: Arc<Batch>) -> Result<Arc<Batch>> {
+        Ok(batch)
+    }
+}
