@@ -4,6 +4,7 @@
 //! `/healthz` and `/readyz` never ask for the token: probes cannot carry one, and they tell no names.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
@@ -14,12 +15,13 @@ use axum::{Json, Router};
 use lockstep_core::config::Secret;
 use lockstep_core::position::Lsn;
 use lockstep_core::{Error, ErrorKind};
-use lockstep_pipelines::Handle;
 use lockstep_pipelines::file::Admin;
 use lockstep_pipelines::letters::Selection;
+use lockstep_pipelines::{Handle, Standby};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tower::ServiceExt;
 
 /// An address that is taken and not served yet.
 pub struct Listener {
@@ -54,16 +56,113 @@ impl Listener {
     }
 
     /// Serves until the task is aborted.
-    pub async fn serve(self, handle: Handle) {
+    pub async fn serve(self, seat: Seat) {
         tracing::info!(address = ?self.address(), "admin endpoint");
-        let served = axum::serve(self.listener, router(handle, self.token)).await;
+        let served = axum::serve(self.listener, front(seat, self.token)).await;
         if let Err(error) = served {
             tracing::error!(%error, "the admin endpoint has ended");
         }
     }
 }
 
-fn router(handle: Handle, token: Option<Secret>) -> Router {
+/// What is served: a standby until its turn has come, then the pipeline that it runs. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    standby: Option<Standby>,
+    handle: Arc<OnceLock<Handle>>,
+}
+
+impl Seat {
+    /// Nothing runs yet.
+    pub fn new(standby: Option<Standby>) -> Self {
+        Seat {
+            standby,
+            handle: Arc::default(),
+        }
+    }
+
+    /// A pipeline that runs.
+    pub fn running(handle: Handle) -> Self {
+        let seat = Seat::new(None);
+        seat.taken(handle);
+        seat
+    }
+
+    /// The pipeline runs. Once.
+    pub fn taken(&self, handle: Handle) {
+        // Set once: a process runs one pipeline.
+        let _ = self.handle.set(handle);
+    }
+}
+
+/// Gives requests to the pipeline when it runs.
+fn front(seat: Seat, token: Option<Secret>) -> Router {
+    let waiting = Router::new()
+        .route("/metrics", get(standby_metrics))
+        .fallback(standby)
+        .layer(middleware::from_fn_with_state(token.clone(), require_token));
+    let waiting = Router::new()
+        .route("/", get(standby_index))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(standby_ready))
+        .merge(waiting)
+        .with_state(seat.clone());
+    let running: Arc<OnceLock<Router>> = Arc::default();
+    Router::new().fallback(move |request: Request| {
+        let router = match seat.handle.get() {
+            None => waiting.clone(),
+            Some(handle) => {
+                let running = running
+                    .get_or_init(|| router(handle.clone(), token.clone(), seat.standby.clone()));
+                running.clone()
+            }
+        };
+        router.oneshot(request)
+    })
+}
+
+async fn standby_index() -> String {
+    format!(
+        "lockstep {}, a standby: it waits for the lease of its pipeline\n\n\
+         /healthz       the process is alive\n\
+         /readyz        it is ready to take over\n\
+         /metrics       for Prometheus\n",
+        env!("CARGO_PKG_VERSION"),
+    )
+}
+
+/// A standby is ready: for its turn. What it would need then it has not got yet, and does not know.
+async fn standby_ready(State(seat): State<Seat>) -> Response {
+    match seat.standby {
+        Some(_) => (StatusCode::OK, "ready to take over\n").into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response(),
+    }
+}
+
+async fn standby_metrics(State(seat): State<Seat>) -> Response {
+    match &seat.standby {
+        Some(standby) => exposed(standby.metrics_text()),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn standby() -> Response {
+    let error = Error::new(
+        ErrorKind::Unavailable,
+        "this process does not run the pipeline: it is a standby, or starts",
+    )
+    .remedy("ask the one that holds the lease");
+    answer(Err(error))
+}
+
+fn router(handle: Handle, token: Option<Secret>, standby: Option<Standby>) -> Router {
+    let metrics = move |State(handle): State<Handle>| {
+        let lease = standby.as_ref().map(Standby::metrics_text);
+        let lease = lease.unwrap_or_else(|| Ok(String::new()));
+        let all = lease.and_then(|lease| Ok(handle.metrics_text()? + &lease));
+        std::future::ready(exposed(all))
+    };
+
     let guarded = Router::new()
         .route("/metrics", get(metrics))
         .route("/api/status", get(status))
@@ -148,8 +247,8 @@ async fn ready(State(handle): State<Handle>) -> Response {
     }
 }
 
-async fn metrics(State(handle): State<Handle>) -> Response {
-    match handle.metrics_text() {
+fn exposed(text: Result<String, Error>) -> Response {
+    match text {
         Ok(text) => (
             [(
                 header::CONTENT_TYPE,

@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use lockstep_core::{Error, ErrorKind};
 use lockstep_pipelines::file::Admin;
-use lockstep_pipelines::{Handle, Pipeline, Running};
+use lockstep_pipelines::{Handle, Pipeline, Running, Standby};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::Outcome;
+use crate::admin::{self, Seat};
 use crate::cli::Format;
 use crate::client::Client;
 use crate::reconcile::{self, Wanted};
-use crate::run::stop_on_signals;
-use crate::{Outcome, admin};
+use crate::run::{holder, stop_on_signals};
 
 /// Between two looks whether everything is open.
 const LOOK: Duration = Duration::from_millis(100);
@@ -40,12 +41,18 @@ impl Here {
             listen: "127.0.0.1:0".to_owned(),
             token: None,
         });
-        let running = lockstep_pipelines::start(&pipeline, shutdown.clone()).await?;
+        let running = match Standby::new(&pipeline, &holder())? {
+            None => lockstep_pipelines::start(&pipeline, shutdown.clone()).await?,
+            Some(standby) => {
+                let held = standby.turn_at_once().await?;
+                lockstep_pipelines::start_holding(&pipeline, held, shutdown.clone()).await?
+            }
+        };
         let listener = admin::bind(&admin).await?;
         if let Some(address) = listener.address() {
             admin.listen = address.to_string();
         }
-        let server = tokio::spawn(listener.serve(running.handle()));
+        let server = tokio::spawn(listener.serve(Seat::running(running.handle())));
         Ok(Here {
             running,
             shutdown,

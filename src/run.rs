@@ -4,17 +4,19 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use lockstep_core::{Error, ErrorKind};
-use lockstep_pipelines::{Handle, Pipeline};
+use lockstep_pipelines::{Handle, Pipeline, Standby};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::Outcome;
+use crate::admin::{self, Seat};
 use crate::progress::Bars;
-use crate::{Outcome, admin};
 
 /// Exit code of a process that was told twice to stop.
 const IMPATIENT: i32 = 130;
 
-/// Runs until a signal, then drains; or until an error that only a person can mend. `reread` reads the file anew.
+/// Runs until a signal, then drains; or until an error that only a person can mend, or the lease is lost. With a `[lease]` it waits first
+/// until it is its turn. `reread` reads the file anew.
 pub async fn run(
     pipeline: &Pipeline,
     bars: &Bars,
@@ -32,14 +34,30 @@ pub async fn run(
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
-    let running = lockstep_pipelines::start(pipeline, shutdown.clone()).await?;
+    let standby = Standby::new(pipeline, &holder())?;
+    let seat = Seat::new(standby.clone());
+    let server = listener.map(|listener| tokio::spawn(listener.serve(seat.clone())));
+    let running = match &standby {
+        None => lockstep_pipelines::start(pipeline, shutdown.clone()).await?,
+        Some(standby) => {
+            let held = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {
+                    tracing::info!(pipeline = &*pipeline.name, "stopped before it was this one's turn");
+                    return Ok(ExitCode::SUCCESS);
+                }
+                held = standby.turn() => held?,
+            };
+            lockstep_pipelines::start_holding(pipeline, held, shutdown.clone()).await?
+        }
+    };
+    seat.taken(running.handle());
     let handle = running.handle();
     // Where a terminal is, its end is what the signal says, and the process goes with it.
     let hangup = match std::io::stderr().is_terminal() {
         true => None,
         false => Some(hear(SignalKind::hangup())?),
     };
-    let server = listener.map(|listener| tokio::spawn(listener.serve(handle.clone())));
     let ended = tokio::select! {
         ended = running.wait() => ended,
         () = bars.follow(handle.clone()) => Ok(()),
@@ -69,6 +87,13 @@ pub async fn run(
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// This process, for people who look who has the lease: a pod's host name is its own.
+pub fn holder() -> String {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy().into_owned();
+    format!("{host} pid {}", std::process::id())
 }
 
 /// At each SIGHUP the file is read again, and what has changed of its sources is carried out. Never ends.

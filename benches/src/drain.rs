@@ -115,12 +115,13 @@ async fn open_source(task: &Task, feedback: &Feedback) -> Result<Box<dyn Source>
     let context = SourceContext {
         pipeline: "bench".into(),
         name: "shop".into(),
-        state: task.state.join("source"),
+        state: task.state.join("source").into(),
         feedback: feedback.clone(),
         budget: Budget::new(MEMORY),
         status: SourceStatus::default(),
+        token: None,
     };
-    std::fs::create_dir_all(&context.state)?;
+    std::fs::create_dir_all(&*context.state)?;
     PostgresFactory::validate(&config)?;
     Ok(PostgresFactory::open(&config, context).await?)
 }
@@ -133,6 +134,7 @@ async fn open_sink(task: &Task, source: &dyn Source) -> Result<Option<Box<dyn Si
         sources: vec![source.info()],
         tables: source.tables(),
         trouble: Trouble::default(),
+        token: None,
     };
     std::fs::create_dir_all(&context.state)?;
     Ok(match &task.into {

@@ -1,6 +1,6 @@
 //! The words that every room of lockstep shares: positions, schemas, batches, the traits of the stages, errors.
 //!
-//! No I/O, no runtime, no drivers live here. Data flows `Source → Transform → Sink` in [`batch::Batch`]es;
+//! No runtime and no drivers live here, and no I/O but that of a [`folder::Folder`]. Data flows `Source → Transform → Sink` in [`batch::Batch`]es;
 //! durability flows back through [`durable::Durable`] and [`feedback::Feedback`].
 
 pub mod batch;
@@ -9,6 +9,7 @@ pub mod config;
 pub mod durable;
 pub mod error;
 pub mod feedback;
+pub mod folder;
 pub mod memory;
 pub mod metrics;
 pub mod position;
@@ -19,6 +20,7 @@ pub mod schema;
 pub mod sink;
 pub mod source;
 pub mod template;
+pub mod token;
 pub mod transform;
 
 pub use error::{Error, ErrorKind, Result};

@@ -67,6 +67,12 @@ metrics! {
     INVARIANT_IN_DOUBT = "lockstep_invariant_in_doubt" ["invariant"] "How many keys do not hold while a prepared transaction is not decided?";
     INVARIANT_UNDECIDED = "lockstep_invariant_undecided" ["invariant"] "How many keys did not hold at the last look, and nothing is proven of?";
     INVARIANT_VERIFIED = "lockstep_invariant_verified_timestamp_seconds" ["invariant"] "When did the last evaluation begin that found the invariant to hold?";
+    LEASE_HELD = "lockstep_lease_held" [] "Does this process hold the lease of the pipeline (1), or is it a standby (0)?";
+    LEASE_TOKEN = "lockstep_lease_token" [] "Which number has the lease that is held?";
+    LEASE_LEFT = "lockstep_lease_left_seconds" [] "How long would the lease last if it were not renewed any more?";
+    LEASE_ATTEMPTS = "lockstep_lease_attempts_total" ["outcome"] "How often was the lease asked for, and how did that end?";
+    LEASE_WAIT = "lockstep_lease_wait_seconds_total" [] "How long did attempts that ended with the lease take, all together?";
+    LEASE_LOST = "lockstep_lease_lost_total" [] "How often was the lease lost while it was held?";
     MEMORY_BUDGET_BYTES = "lockstep_memory_budget_bytes" [] "How many bytes may batches hold?";
     MEMORY_USED_BYTES = "lockstep_memory_used_bytes" [] "How many bytes do batches hold?";
     BUILD_INFO = "lockstep_build_info" ["version"] "Which version runs?";

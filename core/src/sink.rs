@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::position::{Lsn, SourceInfo};
 use crate::progress::Progress;
 use crate::schema::TableSchema;
+use crate::token::Token;
 
 /// A place that batches are written to.
 ///
@@ -77,6 +78,9 @@ pub struct SinkContext {
     pub tables: Vec<Arc<TableSchema>>,
     /// Where the sink says what it waits for.
     pub trouble: Trouble,
+    /// Where a lease decides who runs the pipeline: goes along with what is written, so that the other side can refuse whoever
+    /// has an older one.
+    pub token: Option<Token>,
 }
 
 /// What a sink that works, and has not failed, waits for: a broker that does not answer, a cluster that asks for patience.
@@ -141,6 +145,12 @@ pub trait SinkFactory: Send + Sync + 'static {
     #[must_use]
     fn resumes_exactly() -> bool {
         true
+    }
+
+    /// Whether what it writes is kept on this machine, so that a process on another one cannot go on with it.
+    #[must_use]
+    fn keeps_here() -> bool {
+        false
     }
 
     /// What it would make of a table: whether the table can be written at all, and what of it would be left out. No I/O.

@@ -1,7 +1,7 @@
 //! Where changes come from.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,10 +13,12 @@ use crate::batch::Batch;
 use crate::check::Finding;
 use crate::error::Result;
 use crate::feedback::Feedback;
+use crate::folder::Folder;
 use crate::memory::Budget;
 use crate::position::{Lsn, SourceInfo};
 use crate::query::Queries;
 use crate::schema::TableSchema;
+use crate::token::Token;
 
 /// A stream of batches.
 ///
@@ -215,7 +217,9 @@ pub struct SourceContext {
     /// Name of the source in the pipeline file.
     pub name: Arc<str>,
     /// A directory that belongs to this source and survives restarts.
-    pub state: PathBuf,
+    pub state: Folder,
+    /// Where a lease decides who runs the pipeline: whoever else still reads from the server for it has lost that right.
+    pub token: Option<Token>,
     /// Positions confirmed by every sink.
     pub feedback: Feedback,
     /// Memory to hold batches in.

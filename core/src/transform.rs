@@ -180,6 +180,11 @@ pub trait TransformFactory: Send + Sync + 'static {
         None
     }
 
+    /// Whether what it must remember is kept on this machine, so that a process on another one cannot go on with it.
+    fn keeps_here(_config: &Self::Config) -> bool {
+        false
+    }
+
     /// Looks at the servers it needs, and reports. Changes nothing on them. One that cannot be reached is a finding.
     async fn preflight(_config: &Self::Config, _pipeline: &str, _name: &str) -> Vec<Finding> {
         Vec::new()

@@ -56,6 +56,14 @@ impl Leases {
         self.0.ttl
     }
 
+    /// Whether a lease may have this name.
+    ///
+    /// # Errors
+    /// Of kind `Invalid` when it may not, or as the provider says.
+    pub fn suits(&self, name: &str) -> Result<()> {
+        self.candidate(name, "anybody").map(drop)
+    }
+
     /// What came of attempts so far.
     #[must_use]
     pub fn figures(&self) -> Figures {

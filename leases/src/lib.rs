@@ -6,6 +6,7 @@
 //! - [`Provider`] is where leases are kept. There are four, named by a [`LeaseConfig`]: PostgreSQL, Redis, ZooKeeper and
 //!   Kubernetes. What each can promise, and what it cannot, stands at the top of its module.
 //! - [`Measures`] counts what came of attempts.
+//! - [`RecordStore`] keeps what whoever takes over has to know, and takes nothing from those with a smaller token.
 //!
 //! # What a lease promises
 //!
@@ -28,6 +29,7 @@ mod leases;
 mod measures;
 mod name;
 mod provider;
+mod records;
 mod term;
 
 pub mod kubernetes;
@@ -40,3 +42,4 @@ pub use held::{Held, Right};
 pub use leases::Leases;
 pub use measures::{Figures, Measures};
 pub use provider::{Attempt, Candidate, Provider, Renewal, Token};
+pub use records::{Documents, RecordStore, Records};

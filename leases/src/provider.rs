@@ -1,22 +1,10 @@
 //! Where leases are kept: the contract of a provider.
 
-use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_core::Result;
-
-/// The number of an acquisition. Of two acquisitions of one name the later has the greater token. Nothing else can be read from
-/// it: tokens need not be consecutive, and those of different names, or of different providers, have nothing to do with each
-/// other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Token(pub u64);
-
-impl fmt::Display for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
+pub use lockstep_core::token::Token;
 
 /// Where leases are kept.
 ///

@@ -20,5 +20,5 @@ pub use lockstep_reconciler as reconciler;
 pub use registry::Registry;
 pub use run::{
     Evaluation, Handle, InvariantRequest, InvariantsView, Offline, Reconcile, ReconcileRequest,
-    Report, Reports, Running, Share, start,
+    Report, Reports, Running, Share, Standby, start, start_holding,
 };

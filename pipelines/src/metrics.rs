@@ -3,6 +3,8 @@
 //! Counters are looked up once per schema version, sink or source; a batch then costs one pass over its change heads
 //! and an atomic addition per table and operation in it.
 
+mod lease;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -21,6 +23,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
+pub(crate) use self::lease::lease_text;
 use crate::plan::Plan;
 
 /// Upper ends of the latency buckets, in seconds: from well below the goal of a few milliseconds up to a backlog.
@@ -624,6 +627,7 @@ mod tests {
     #[test]
     fn every_documented_metric_is_registered_and_no_other() {
         let metrics = Metrics::new(&Plan::default()).expect("valid");
+        let lease = lease::LeaseMetrics::new().expect("valid");
         let mut registered: Vec<String> = [
             metrics.source_lag.desc(),
             metrics.slot_retained.desc(),
@@ -672,6 +676,12 @@ mod tests {
             metrics.transform_errors.desc(),
             metrics.dead_letters.desc(),
             metrics.dead_letters_kept.desc(),
+            lease.held.desc(),
+            lease.token.desc(),
+            lease.left.desc(),
+            lease.attempts.desc(),
+            lease.waited.desc(),
+            lease.lost.desc(),
             metrics.memory_budget.desc(),
             metrics.memory_used.desc(),
         ]

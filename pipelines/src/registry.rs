@@ -43,6 +43,8 @@ pub trait TransformComponent: Send + Sync {
     async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding>;
     /// See [`TransformFactory::stitches`].
     fn stitches(&self) -> Option<Stitching>;
+    /// See [`TransformFactory::keeps_here`].
+    fn keeps_here(&self) -> bool;
 }
 
 /// A sink with its section parsed and checked.
@@ -61,6 +63,9 @@ pub trait SinkComponent: Send + Sync {
 
     /// See [`SinkFactory::resumes_exactly`].
     fn resumes_exactly(&self) -> bool;
+
+    /// See [`SinkFactory::keeps_here`].
+    fn keeps_here(&self) -> bool;
 }
 
 /// Why a section was not accepted.
@@ -235,6 +240,10 @@ impl<F: TransformFactory> TransformComponent for TypedTransform<F> {
     fn stitches(&self) -> Option<Stitching> {
         F::stitches(&self.0)
     }
+
+    fn keeps_here(&self) -> bool {
+        F::keeps_here(&self.0)
+    }
 }
 
 struct TypedSink<F: SinkFactory>(F::Config);
@@ -263,5 +272,9 @@ impl<F: SinkFactory> SinkComponent for TypedSink<F> {
 
     fn resumes_exactly(&self) -> bool {
         F::resumes_exactly()
+    }
+
+    fn keeps_here(&self) -> bool {
+        F::keeps_here()
     }
 }

@@ -6,7 +6,9 @@ use redis::{RedisError, ServerErrorKind, Value};
 
 /// The codes that decide an error's kind. A server before 7.0 wraps an error of a command inside a script in an `ERR` of
 /// its own, so codes are also looked for inside the text.
-const CODES: [(&str, ErrorKind); 17] = [
+const CODES: [(&str, ErrorKind); 18] = [
+    // Of our own scripts.
+    ("FENCED", ErrorKind::Busy),
     ("OOM", ErrorKind::Overloaded),
     ("BUSY", ErrorKind::Overloaded),
     ("WRONGTYPE", ErrorKind::Refused),
@@ -110,6 +112,9 @@ fn remedy(code: &str, detail: &str, kind: ErrorKind) -> Option<&'static str> {
         }
         ErrorKind::Unavailable if code == "MISCONF" => {
             "the server cannot save to disk: see its log"
+        }
+        ErrorKind::Busy => {
+            "another process runs the pipeline by a newer lease: this one starts anew when it is its turn"
         }
         ErrorKind::Config => "correct the database in the URL",
         ErrorKind::Setup => "Redis 6.2 or later with EVAL is needed",

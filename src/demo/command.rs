@@ -23,6 +23,7 @@ use super::pipeline::{self, Ends, STATE_SINKS, Search};
 use super::shop::{INVENTORY_TABLES, ORDERS_TABLES, Shop};
 use super::summary::{SinkSummary, Summary, Verdict};
 use super::view::{CopyMoment, DEFAULT_LINE_EVERY, Moment, Screen, SinkMoment, View};
+use crate::admin::Seat;
 use crate::figures::Paint;
 use crate::{Outcome, admin, cli, output, run};
 
@@ -59,7 +60,7 @@ pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
     let drain = CancellationToken::new();
     let running = lockstep_pipelines::start(&pipeline, drain.clone()).await?;
     let handle = running.handle();
-    let server = tokio::spawn(listener.serve(handle.clone()));
+    let server = tokio::spawn(listener.serve(Seat::running(handle.clone())));
     let mut ended = std::pin::pin!(running.wait());
     let told = tokio::select! {
         told = tell(args, &ends, &shop, &handle, &stop, started) => told,
@@ -398,6 +399,7 @@ async fn compare_all(ends: &Ends, handle: &Handle, shop: &Shop) -> Result<Vec<Co
             sources: vec![source.clone()],
             tables: tables.clone(),
             trouble: Trouble::default(),
+            token: None,
         };
         let mut copies = open_copies(ends, context).await?;
         all.extend(

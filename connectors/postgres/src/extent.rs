@@ -8,16 +8,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lockstep_core::Result;
 use lockstep_core::feedback::Feedback;
+use lockstep_core::folder::Folder;
 use lockstep_core::position::Lsn;
 use serde::{Deserialize, Serialize};
-
-use crate::state;
 
 /// Between two looks at what has become durable. Each look that finds some costs a disk flush.
 const LOOK: Duration = Duration::from_millis(200);
@@ -133,7 +130,7 @@ fn condition(pages: &Pages) -> String {
 pub struct Recorder(Arc<Mutex<Record>>);
 
 struct Record {
-    path: PathBuf,
+    folder: Folder,
     extent: Extent,
     /// What has been sent and is not known to be durable, by its mark.
     sent: VecDeque<Sent>,
@@ -149,40 +146,35 @@ struct Sent {
     pages: Pages,
 }
 
-fn path(directory: &Path) -> PathBuf {
-    directory.join("copy.json")
-}
+/// The name of the document in the source's state directory.
+const NAME: &str = "copy.json";
 
 /// What an earlier copy left; `None` when there is nothing that can be read, which costs no more than a whole copy.
-pub fn read(directory: &Path) -> Option<Extent> {
-    let path = path(directory);
-    let bytes = std::fs::read(&path).ok()?;
+pub fn read(folder: &Folder) -> Option<Extent> {
+    let bytes = folder.read(NAME).ok()??;
     match serde_json::from_slice(&bytes) {
         Ok(extent) => Some(extent),
         Err(error) => {
-            let path = path.display();
-            tracing::warn!(%path, %error, "cannot be read; the tables are copied from the beginning");
+            let path = folder.join(NAME);
+            tracing::warn!(path = %path.display(), %error, "cannot be read; the tables are copied from the beginning");
             None
         }
     }
 }
 
 /// Removes what an earlier copy left.
-pub fn remove(directory: &Path) {
-    let path = path(directory);
-    if let Err(error) = std::fs::remove_file(&path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
+pub fn remove(folder: &Folder) {
+    if let Err(error) = folder.remove(NAME) {
         // It names the copy that it belongs to, so it does no harm.
-        tracing::warn!(path = %path.display(), %error, "cannot be removed");
+        tracing::warn!(%error, "what an earlier copy left cannot be removed");
     }
 }
 
 impl Recorder {
     /// For a copy of these tables, of which nothing is durable.
-    pub fn new(directory: &Path, consistent_point: Lsn) -> Self {
+    pub fn new(folder: &Folder, consistent_point: Lsn) -> Self {
         Recorder(Arc::new(Mutex::new(Record {
-            path: path(directory),
+            folder: folder.clone(),
             extent: Extent {
                 consistent_point,
                 ..Extent::default()
@@ -254,8 +246,8 @@ impl Recorder {
             let Some(extent) = self.durable(feedback.marked()) else {
                 continue;
             };
-            let path = self.lock().path.clone();
-            let written = tokio::task::spawn_blocking(move || write(&path, &extent)).await;
+            let folder = self.lock().folder.clone();
+            let written = tokio::task::spawn_blocking(move || folder.replace(NAME, &extent)).await;
             // The copy goes on: without the record, an interrupted one begins anew, and nothing is lost.
             if let Ok(Err(error)) = written
                 && !std::mem::replace(&mut told, true)
@@ -264,20 +256,6 @@ impl Recorder {
             }
         }
     }
-}
-
-fn write(path: &Path, extent: &Extent) -> Result<()> {
-    state::replace(path, extent).map_err(|error| {
-        lockstep_core::Error::new(
-            lockstep_core::ErrorKind::Storage,
-            format!(
-                "the progress of the copy, {}, cannot be written",
-                path.display()
-            ),
-        )
-        .source(error)
-        .remedy("check the directory of `[state]`: space, rights")
-    })
 }
 
 #[cfg(test)]

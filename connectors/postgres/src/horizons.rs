@@ -15,18 +15,16 @@
 //!
 //! Of two places the later tells more; but any horizon stays true for as long as the log goes on, so some can be forgotten at will.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lockstep_core::error::Result;
+use lockstep_core::folder::Folder;
 use lockstep_core::position::{Lsn, SourceIdentity};
 use lockstep_pg::error::protocol;
 use lockstep_pg::sql;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
-
-use crate::state;
 
 /// Horizons that are kept.
 const MOST: usize = 1_000;
@@ -113,6 +111,9 @@ struct Stored {
     horizons: Vec<Horizon>,
 }
 
+/// The name of the document in the source's state directory.
+const NAME: &str = "horizons.json";
+
 /// The horizons of a source's log, kept in its state directory. Clones share them.
 #[derive(Clone, Default)]
 pub struct Horizons(Arc<Mutex<Kept>>);
@@ -120,7 +121,7 @@ pub struct Horizons(Arc<Mutex<Kept>>);
 #[derive(Default)]
 struct Kept {
     /// Where they are kept, and whose they are; nowhere by default.
-    place: Option<(PathBuf, SourceIdentity)>,
+    place: Option<(Folder, SourceIdentity)>,
     known: Known,
     /// Some are not on disk.
     news: bool,
@@ -131,9 +132,9 @@ impl Horizons {
     /// What is on disk of this log. Only what lies within what was `received` of it counts: that far it is proven to be the one
     /// that was read before ([ADR 9](../../../docs/adr/0009-lost-slots.md)), even where another server goes on with it now.
     /// What cannot be read is forgotten.
-    pub fn open(directory: &Path, identity: &SourceIdentity, received: Lsn) -> Self {
-        let path = directory.join("horizons.json");
-        let known = match read(&path) {
+    pub fn open(folder: &Folder, identity: &SourceIdentity, received: Lsn) -> Self {
+        let path = folder.join(NAME);
+        let known = match read(folder) {
             Ok(Some(stored)) if stored.identity == *identity => {
                 let mut known = Known::default();
                 let shared = stored.horizons.into_iter();
@@ -153,7 +154,7 @@ impl Horizons {
             }
         };
         Horizons(Arc::new(Mutex::new(Kept {
-            place: Some((path, identity.clone())),
+            place: Some((folder.clone(), identity.clone())),
             known,
             news: false,
             written_at: None,
@@ -192,21 +193,21 @@ impl Horizons {
 
     /// Writes those that are not on disk. Blocks. A failure is told, and tried again with the next ones.
     pub fn save(&self) {
-        let (path, stored) = {
+        let (folder, stored) = {
             let kept = &mut *self.lock();
-            let Some((path, identity)) = kept.place.as_ref().filter(|_| kept.news) else {
+            let Some((folder, identity)) = kept.place.as_ref().filter(|_| kept.news) else {
                 return;
             };
             let stored = Stored {
                 identity: identity.clone(),
                 horizons: kept.known.0.clone(),
             };
-            let path = path.clone();
+            let folder = folder.clone();
             (kept.news, kept.written_at) = (false, Some(Instant::now()));
-            (path, stored)
+            (folder, stored)
         };
-        if let Err(error) = state::replace(&path, &stored) {
-            tracing::warn!(path = %path.display(), %error, "horizons cannot be kept for now");
+        if let Err(error) = folder.replace(NAME, &stored) {
+            tracing::warn!(%error, "horizons cannot be kept for now");
             self.lock().news = true;
         }
     }
@@ -216,12 +217,11 @@ impl Horizons {
     }
 }
 
-fn read(path: &Path) -> std::io::Result<Option<Stored>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+fn read(folder: &Folder) -> std::io::Result<Option<Stored>> {
+    let bytes = folder.read(NAME)?;
+    Ok(bytes
+        .map(|bytes| serde_json::from_slice(&bytes))
+        .transpose()?)
 }
 
 /// Of the redo pointer, and of `epoch:xid`.

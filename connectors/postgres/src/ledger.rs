@@ -69,8 +69,8 @@ impl Ledger {
         }
     }
 
-    /// Why nothing can be put on record for now: the disk is full. The stream goes on meanwhile, and the server is told
-    /// nothing.
+    /// Why nothing can be put on record for now: the disk is full, or the server does not answer that keeps copies. The stream goes on
+    /// meanwhile, and the server is told nothing.
     pub fn trouble(&self) -> Option<&Error> {
         self.trouble.as_ref()
     }
@@ -150,11 +150,11 @@ impl Ledger {
     /// Puts on record what has been seen, beside the stream, when there is news and the last time is long enough ago.
     ///
     /// # Errors
-    /// When the last write failed, and not because the disk is full: that one is tried again.
+    /// When the last write failed, and not for a reason that may pass: then it is tried again.
     pub async fn keep(&mut self, seen: &Seen<'_>) -> Result<()> {
         if self.writing.as_ref().is_some_and(JoinHandle::is_finished) {
             match self.settle().await {
-                Err(error) if error.kind() == ErrorKind::Full => self.trouble = Some(error),
+                Err(error) if passes(error.kind()) => self.trouble = Some(error),
                 settled => {
                     settled?;
                     self.trouble = None;
@@ -256,6 +256,11 @@ impl Ledger {
     }
 }
 
+/// Whether a record that could not be written is written a while later.
+fn passes(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Full | ErrorKind::Unavailable)
+}
+
 fn another_log(expected: &Witness) -> Error {
     Error::new(
         ErrorKind::Lost,
@@ -315,7 +320,7 @@ mod tests {
             }),
             two_phase: false,
         };
-        Ledger::new(StateFile::new(directory), state, Lsn(100), "p")
+        Ledger::new(StateFile::new(&directory.into()), state, Lsn(100), "p")
     }
 
     fn witness(commit: u64, xid: u32, publication: &str) -> Option<Witness> {
@@ -335,7 +340,9 @@ mod tests {
         assert_eq!(ledger.tellable(Lsn(90)), Lsn(90), "nor what no sink has");
         ledger.close(&seen(200, 220, None)).await.expect("written");
         assert_eq!(ledger.tellable(Lsn(300)), Lsn(200));
-        let read = StateFile::new(directory.path()).read().expect("readable");
+        let read = StateFile::new(&directory.path().into())
+            .read()
+            .expect("readable");
         let reached = read.and_then(|state| state.reached).expect("a position");
         assert_eq!((reached.confirmed, reached.received), (Lsn(200), Lsn(220)));
     }
@@ -351,7 +358,9 @@ mod tests {
         ledger.close(&held).await.expect("written");
         assert_eq!(ledger.tellable(Lsn(300)), Lsn(150));
         let recorded = || {
-            let read = StateFile::new(directory.path()).read().expect("readable");
+            let read = StateFile::new(&directory.path().into())
+                .read()
+                .expect("readable");
             read.and_then(|state| state.reached).expect("a position")
         };
         assert_eq!(
@@ -375,7 +384,9 @@ mod tests {
         let mut ledger = ledger(directory.path(), Copied::Done { from: Lsn(50) }, None);
         for two_phase in [true, false] {
             ledger.begin(two_phase).await.expect("written");
-            let read = StateFile::new(directory.path()).read().expect("readable");
+            let read = StateFile::new(&directory.path().into())
+                .read()
+                .expect("readable");
             assert_eq!(read.map(|state| state.two_phase), Some(two_phase));
         }
     }
@@ -411,7 +422,9 @@ mod tests {
         assert_eq!(ledger.tellable(Lsn(300)), Lsn::ZERO);
         ledger.close(&seen(100, 130, None)).await.expect("written");
         assert_eq!(ledger.tellable(Lsn(300)), Lsn(100));
-        let read = StateFile::new(directory.path()).read().expect("readable");
+        let read = StateFile::new(&directory.path().into())
+            .read()
+            .expect("readable");
         let copy = read.map(|state| state.copy);
         assert_eq!(copy, Some(Copied::Done { from: Lsn(100) }));
     }

@@ -2,9 +2,9 @@
 //! nothing, and nothing is what an idle table sends too.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
 
 use lockstep_core::error::Result;
+use lockstep_core::folder::Folder;
 use lockstep_core::schema::{ReplicaIdentity, TableId, TableSchema};
 use lockstep_core::source::Notice;
 use lockstep_pg::sql::{self, quote_ident};
@@ -12,7 +12,6 @@ use tokio_postgres::Client;
 
 use crate::catalog::{Published, facts, identity_of, require_identity};
 use crate::publication::{self, Publication, Wanted, matches};
-use crate::state;
 
 /// Partitions that came or went, of which the latest are told.
 const MOVES: usize = 20;
@@ -40,26 +39,29 @@ type Partitions = BTreeMap<u32, BTreeMap<u32, String>>;
 
 /// The partitions on disk: what comes and goes while nobody looks is told at the next start.
 struct Record {
-    path: PathBuf,
+    folder: Folder,
     kept: Partitions,
     failed: bool,
 }
 
+/// The name of the document in the source's state directory.
+const NAME: &str = "partitions.json";
+
 impl Record {
-    fn open(directory: &Path) -> Self {
-        let path = directory.join("partitions.json");
-        let kept = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(Into::into),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Partitions::new()),
-            Err(error) => Err(error),
-        };
-        let kept = kept.unwrap_or_else(|error: std::io::Error| {
-            let path = path.display();
-            tracing::warn!(%path, %error, "cannot be read; partitions that came or went while lockstep did not run are not told");
+    fn open(folder: &Folder) -> Self {
+        let read = folder.read(NAME).and_then(|bytes| {
+            let parsed = bytes
+                .map(|bytes| serde_json::from_slice(&bytes))
+                .transpose()?;
+            Ok(parsed.unwrap_or_default())
+        });
+        let kept = read.unwrap_or_else(|error| {
+            let path = folder.join(NAME);
+            tracing::warn!(path = %path.display(), %error, "cannot be read; partitions that came or went while lockstep did not run are not told");
             Partitions::new()
         });
         Record {
-            path,
+            folder: folder.clone(),
             kept,
             failed: false,
         }
@@ -69,12 +71,11 @@ impl Record {
         if self.kept == *partitions {
             return;
         }
-        let written = state::replace(&self.path, partitions);
+        let written = self.folder.replace(NAME, partitions);
         match &written {
             Ok(()) => self.kept.clone_from(partitions),
             Err(error) if !self.failed => {
-                let path = self.path.display();
-                tracing::warn!(%path, %error, "cannot be written; it is tried again");
+                tracing::warn!(%error, "the partitions cannot be kept; it is tried again");
             }
             Err(_) => {}
         }
@@ -90,9 +91,9 @@ impl Record {
 pub async fn remember_partitions<'a>(
     client: &Client,
     tables: impl Iterator<Item = &'a TableSchema>,
-    directory: &Path,
+    folder: &Folder,
 ) -> Result<()> {
-    let mut record = Record::open(directory);
+    let mut record = Record::open(folder);
     let relations: Vec<u32> = tables
         .map(|table| table.relation)
         .filter(|relation| !record.kept.contains_key(relation))
@@ -142,15 +143,15 @@ struct Partition {
 
 impl Lookout {
     /// A lookout for the tables that `patterns` name in a publication, as the source carries them. What has to be known from
-    /// one run to the next is kept in `directory`.
+    /// one run to the next is kept in `folder`.
     pub fn new<'a>(
         publication: &str,
         patterns: &[String],
         version: u32,
         tables: impl Iterator<Item = &'a TableSchema>,
-        directory: &Path,
+        folder: &Folder,
     ) -> Self {
-        let record = Record::open(directory);
+        let record = Record::open(folder);
         let carried = tables.map(|schema| Carried {
             relation: schema.relation,
             id: schema.origin.clone(),

@@ -1,10 +1,10 @@
 //! The decision about the beginning: copy, copy again, go on, or stop.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_core::error::{Error, ErrorKind, Result};
+use lockstep_core::folder::Folder;
 use lockstep_core::position::{Lsn, SourceIdentity};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::ReloadRequest;
@@ -91,7 +91,9 @@ pub struct Opening<'a> {
     pub slot: &'a str,
     pub file: &'a StateFile,
     /// The source's state directory.
-    pub directory: &'a Path,
+    pub directory: &'a Folder,
+    /// Whoever reads the slot now has lost the right to.
+    pub takes_over: bool,
     pub tables: &'a [(Published, Described, Arc<TableSchema>)],
 }
 
@@ -166,6 +168,9 @@ impl Opening<'_> {
     /// `Lost` when changes are missing and the policy is to stop; the server's.
     pub async fn decide(&self, mut replication: Connection) -> Result<Decided> {
         let before = self.file.read()?;
+        if self.takes_over {
+            slot::take_over(self.client, self.slot).await?;
+        }
         let (server, standing) =
             look(self.config, &mut replication, before.as_ref(), self.slot).await?;
         let never = self.config.snapshot == SnapshotMode::Never;

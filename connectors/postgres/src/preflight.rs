@@ -162,7 +162,7 @@ impl Look<'_> {
         let (client, config) = (self.client, self.config);
         let slot_name = config.slot_name(name);
         let subject = format!("slot {slot_name}");
-        let looked = match StateFile::new(self.state).read() {
+        let looked = match StateFile::new(&self.state.into()).read() {
             Ok(state) => opening::look(config, connection, state.as_ref(), &slot_name).await,
             Err(error) => Err(error),
         };

@@ -1,5 +1,7 @@
 //! The replication slot: created when missing, never altered.
 
+use std::time::{Duration, Instant};
+
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::position::Lsn;
 use lockstep_pg::error::protocol;
@@ -162,6 +164,46 @@ impl Slot {
         }
     }
 }
+
+/// How long the session of a predecessor may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Ends the session that reads a slot, for one who alone may read it: its reader may be frozen, or cut off, and the server would
+/// keep the slot for it until `wal_sender_timeout`. Where that is not permitted, or takes long, the slot stays in use.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn take_over(client: &Client, name: &str) -> Result<()> {
+    const END: &str = "SELECT active_pid, pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
+        WHERE slot_name = $1::text::name AND active_pid IS NOT NULL";
+    const READ: &str = "SELECT FROM pg_catalog.pg_replication_slots \
+        WHERE slot_name = $1::text::name AND active_pid IS NOT NULL";
+    let doing = "end the session of who read the slot before";
+    let ended = match sql::query(client, doing, END, &[&name]).await {
+        Ok(ended) => ended,
+        Err(error) if error.kind() == ErrorKind::Permission => {
+            tracing::warn!(slot = name, %error, "whoever read it before keeps it until the server sees that it is gone");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(pid) = ended.first().map(|row| row.get::<_, i32>(0)) else {
+        return Ok(());
+    };
+    tracing::warn!(slot = name, pid, "ended the session of who read it before");
+    let deadline = Instant::now() + ENDS_WITHIN;
+    while Instant::now() < deadline {
+        let reading = sql::query(client, "look whether the slot is free", READ, &[&name]).await?;
+        if reading.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
+}
+
+/// Between two looks at whether a session has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Refuses `failover = true` where the server does not have it.
 ///

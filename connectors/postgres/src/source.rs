@@ -279,6 +279,7 @@ impl PostgresSource {
             slot: &slot,
             file: &file,
             directory: &context.state,
+            takes_over: context.token.is_some(),
             tables: &contact.tables,
         };
         let decided = opening.decide(contact.replication).await?;
@@ -512,7 +513,7 @@ impl Driver {
             nap: Duration::from_micros(self.config.coalesce_micros.into()),
             streaming: self.config.streaming == Streaming::On,
             two_phase: self.config.two_phase,
-            directory: self.context.state,
+            directory: self.context.state.to_path_buf(),
             batches: self.batches,
             feedback: self.context.feedback,
             budget: self.context.budget,

@@ -2,11 +2,11 @@
 //! which log has been read.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lockstep_core::batch::Transaction;
 use lockstep_core::error::{Error, ErrorKind, Result};
+use lockstep_core::folder::Folder;
 use lockstep_core::position::{Lsn, SourceIdentity};
 use serde::{Deserialize, Serialize};
 
@@ -111,31 +111,22 @@ pub enum Copied {
     },
 }
 
-/// Writes a file as JSON, whole or not at all, and safe against power loss.
-pub fn replace(path: &Path, content: &impl Serialize) -> std::io::Result<()> {
-    let directory = path.parent().unwrap_or_else(|| Path::new("."));
-    std::fs::create_dir_all(directory)?;
-    let fresh = path.with_extension("json.new");
-    let mut file = std::fs::File::create(&fresh)?;
-    file.write_all(&serde_json::to_vec_pretty(content)?)?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, path)?;
-    std::fs::File::open(directory)?.sync_all()
-}
+/// The state file's name.
+const NAME: &str = "source.json";
 
 /// The state file of a source.
 #[derive(Clone, Debug)]
-pub struct StateFile(PathBuf);
+pub struct StateFile(Folder);
 
 impl StateFile {
     /// The file inside the source's state directory.
-    pub fn new(directory: &Path) -> Self {
-        StateFile(directory.join("source.json"))
+    pub fn new(directory: &Folder) -> Self {
+        StateFile(directory.clone())
     }
 
     /// Where it lies: the source's state directory.
     pub fn directory(&self) -> &Path {
-        self.0.parent().unwrap_or_else(|| Path::new("."))
+        &self.0
     }
 
     /// Reads it, with what was handed on since it was written; `None` when there is none.
@@ -148,34 +139,34 @@ impl StateFile {
     }
 
     fn read_alone(&self) -> Result<Option<State>> {
-        match std::fs::read(&self.0) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-                    self.error(ErrorKind::Storage, "is damaged").source(error).remedy(
+        let read = self.0.read(NAME).map_err(|error| {
+            self.error("cannot be read")
+                .source(error)
+                .remedy("check the directory of `[state]`: space, rights")
+        })?;
+        let parse = |bytes: Vec<u8>| {
+            serde_json::from_slice(&bytes).map_err(|error| {
+                self.error("is damaged").source(error).remedy(
                     "remove it to copy the tables again; the slot keeps the changes since then",
                 )
-                })
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self
-                .error(ErrorKind::Storage, "cannot be read")
-                .source(error)),
-        }
+            })
+        };
+        read.map(parse).transpose()
     }
 
     /// Writes it, whole or not at all, and safe against power loss.
     ///
     /// # Errors
-    /// Of kind `Storage`, or `Full` when the disk is.
+    /// As for [`Folder::replace`].
     pub fn write(&self, state: &State) -> Result<()> {
-        replace(&self.0, state).map_err(|error| {
-            let kind = ErrorKind::of_storage(&error);
-            self.error(kind, "cannot be written").source(error)
-        })
+        self.0.replace(NAME, state)
     }
 
-    fn error(&self, kind: ErrorKind, what: &str) -> Error {
-        Error::new(kind, format!("the state file {} {what}", self.0.display()))
-            .remedy("check the directory of `[state]`: space, rights")
+    fn error(&self, what: &str) -> Error {
+        let path = self.0.join(NAME);
+        Error::new(
+            ErrorKind::Storage,
+            format!("the state file {} {what}", path.display()),
+        )
     }
 }

@@ -8,5 +8,6 @@ mod suite;
 
 mod kubernetes;
 mod postgres;
+mod records;
 mod redis;
 mod zookeeper;

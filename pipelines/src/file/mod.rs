@@ -4,6 +4,7 @@
 mod environment;
 mod fingerprint;
 mod invariants;
+mod lease;
 mod lines;
 mod mistake;
 mod path;
@@ -33,6 +34,7 @@ pub use transactions::Resolving;
 
 pub use self::fingerprint::Fingerprint;
 pub use self::invariants::DeclaredInvariant;
+pub use self::lease::{HandedOn, Leasing};
 use self::lines::Lines;
 use self::report::Report;
 pub use self::stitch::Stitched;
@@ -51,6 +53,8 @@ pub struct Pipeline {
     pub admin: Option<Admin>,
     /// The directory for state that must survive a restart.
     pub state: PathBuf,
+    /// Who runs it, where a lease decides.
+    pub lease: Option<Leasing>,
     /// Comparisons that it makes by itself.
     pub reconcile: Option<Reconciling>,
     /// What must hold between the sources' databases.
@@ -167,6 +171,14 @@ fn check(
     };
     let components = transforms.in_order(plan.transforms.iter().map(|node| &node.name))?;
     let stitch = stitch::declared(&plan, &components, report);
+    let local = local(&plan, &components, &sinks, dead_letters.as_ref());
+    let lease = lease::declared(
+        &settings.name,
+        settings.lease,
+        &settings.state,
+        &local,
+        report,
+    );
     let name: Arc<str> = settings.name.into();
     let state = settings
         .state
@@ -185,6 +197,7 @@ fn check(
         dead_letters: dead_letters?,
         name,
         admin: settings.admin,
+        lease,
         state,
         reconcile: settings.reconcile,
         invariants,
@@ -438,6 +451,30 @@ fn dead_letters(
         }
     }
     component(keys, &path, kinds, report).map(DeadLettersTo::Queue)
+}
+
+/// What keeps something in the state directory that nobody else can go on without.
+fn local(
+    plan: &Plan,
+    transforms: &[Arc<dyn TransformComponent>],
+    sinks: &Nodes<dyn SinkComponent>,
+    dead_letters: Option<&DeadLettersTo>,
+) -> lease::Local {
+    let transforms = plan.transforms.iter().zip(transforms);
+    let transforms = transforms
+        .filter(|(_, component)| component.keeps_here())
+        .map(|(node, _)| KeyPath::keys(&["transforms", &node.name]));
+    let sinks = plan.sinks.iter().filter_map(|node| {
+        let index = sinks
+            .declared
+            .iter()
+            .position(|sink| *sink.name == *node.name)?;
+        let here = sinks.components[index].as_ref()?.keeps_here();
+        here.then(|| KeyPath::keys(&["sinks", &node.name]))
+    });
+    let letters = matches!(dead_letters, Some(DeadLettersTo::Embedded(_)));
+    let letters = letters.then(|| KeyPath::keys(&["dead_letters"]));
+    lease::Local(transforms.chain(sinks).chain(letters).collect())
 }
 
 /// Later changes can only wait behind what can be looked up.

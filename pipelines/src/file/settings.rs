@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use lockstep_core::config::{ByteSize, Duration, Secret};
+use lockstep_leases::LeaseConfig;
 use lockstep_reconciler::invariants::Rule;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -58,6 +59,9 @@ pub struct Settings {
     /// Two-phase commits: what `lockstep transactions resolve` goes by.
     #[serde(default)]
     pub transactions: Option<TwoPhase>,
+    /// Who runs the pipeline, where several processes are ready to: whoever holds this lease. Without this section whoever is started.
+    #[serde(default)]
+    pub lease: Option<LeaseConfig>,
     /// Bytes that batches may hold, all stages together; sources wait when they are spent. Default `32MiB`.
     #[serde(default = "default_memory")]
     pub memory: ByteSize,
@@ -165,6 +169,16 @@ pub struct State {
     /// A directory. Default `.lockstep/<name>` in the working directory.
     #[serde(default)]
     pub dir: Option<String>,
+    /// With a `[lease]`: the directory is on a volume that all who take turns have. Default `false`: each has its own.
+    #[serde(default)]
+    pub shared: bool,
+    /// With a `[lease]` and a directory of each process's own: the PostgreSQL database that keeps what sources remember, for whoever takes
+    /// over. Default: the one of the lease, where that is PostgreSQL.
+    #[serde(default)]
+    pub url: Option<Secret>,
+    /// The password, when it is not part of the URL.
+    #[serde(default)]
+    pub password: Option<Secret>,
 }
 
 /// Dead letters in the pipeline's state directory, `type = "embedded"`.

@@ -191,6 +191,7 @@ mod tests {
             sources: Vec::new(),
             tables: Vec::new(),
             trouble: Trouble::default(),
+            token: None,
         }
     }
 

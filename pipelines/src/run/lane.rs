@@ -32,6 +32,7 @@ use super::checks::CheckDesk;
 use super::course::{Course, Request, Tag};
 use super::inbox::{Entry, Renewal};
 use super::lane_state::LaneState;
+use super::permit::Permit;
 use crate::metrics::SinkMetrics;
 use crate::registry::SinkComponent;
 use crate::status::SinkPhase;
@@ -44,6 +45,8 @@ const MAX_IN_FLIGHT: usize = 1024;
 pub(super) struct Parts {
     pub state: Arc<LaneState>,
     pub component: Arc<dyn SinkComponent>,
+    /// Asked before the sink is opened, and before each write.
+    pub permit: Permit,
     pub pipeline: Arc<str>,
     pub directory: PathBuf,
     pub metrics: SinkMetrics,

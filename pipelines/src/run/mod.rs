@@ -24,11 +24,13 @@ mod keeper;
 mod lane;
 mod lane_state;
 mod node;
+mod permit;
 mod pump;
 mod reconcile;
 pub(crate) mod rehearsal;
 mod replay;
 mod source_state;
+mod standby;
 mod stitch;
 mod supervisor;
 
@@ -39,8 +41,9 @@ pub use handle::{Handle, Running};
 pub use invariants::{Evaluation, InvariantRequest, InvariantsView};
 pub use reconcile::{Reconcile, ReconcileRequest, Share};
 pub use replay::{Offline, Reports};
+pub use standby::Standby;
 pub(crate) use supervisor::directory;
-pub use supervisor::start;
+pub use supervisor::{start, start_holding};
 
 /// Locks a mutex whose holders do not panic half-way through a change: a poisoned value is still whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

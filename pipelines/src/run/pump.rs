@@ -1,7 +1,6 @@
 //! A pump: reads one source and sends its batches through the transforms to the lanes.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::error::{At, Policy};
 use lockstep_core::feedback::Feedback;
+use lockstep_core::folder::Folder;
 use lockstep_core::memory::Budget;
 use lockstep_core::position::{Lsn, Position, SourceInfo};
 use lockstep_core::schema::TableId;
@@ -22,6 +22,7 @@ use super::batches::{self, Rest};
 use super::flow::Flow;
 use super::inbox::{Entry, Renewal};
 use super::lane_state::Announced;
+use super::permit::Permit;
 use super::source_state::{Desks, SourceShare};
 use super::stitch::Door;
 use crate::letters::Desk;
@@ -36,7 +37,8 @@ pub(super) struct Parts {
     pub index: usize,
     pub share: Arc<SourceShare>,
     pub pipeline: Arc<str>,
-    pub directory: PathBuf,
+    pub folder: Folder,
+    pub permit: Permit,
     pub budget: Budget,
     pub flow: Arc<Flow>,
     /// Where transactions of several databases are put together, if they are.
@@ -125,12 +127,14 @@ impl Pump {
     async fn open(&mut self) -> Result<Box<dyn Source>> {
         self.marks_before = self.marks;
         let parts = &self.parts;
+        parts.permit.check()?;
         // Fresh for each opening: should the name now lead to another log, nothing of the old one is confirmed to it.
         let feedback = Feedback::default();
         let context = SourceContext {
             pipeline: Arc::clone(&parts.pipeline),
             name: Arc::clone(&parts.share.name),
-            state: parts.directory.clone(),
+            state: parts.folder.clone(),
+            token: parts.permit.token(),
             feedback: feedback.clone(),
             budget: parts.budget.clone(),
             status: parts.share.status.clone(),

@@ -14,6 +14,7 @@ use super::aside::Aside;
 use super::course::{Report, Request};
 use super::lane::{self, Lane};
 use super::lane_state::LaneState;
+use super::permit::Permit;
 use super::supervisor::{claim, desk, made_directory};
 use crate::file::Pipeline;
 use crate::letters::{Desk, Head, Letter, Selection};
@@ -221,6 +222,7 @@ impl<'a> Offline<'a> {
         let lane = Lane::new(lane::Parts {
             state: Arc::clone(&state),
             component: Arc::clone(&pipeline.sinks[index]),
+            permit: Permit::default(),
             pipeline: Arc::clone(&pipeline.name),
             directory: made_directory(&pipeline.state, "sinks", &name)?,
             metrics: self.metrics.sink(index),

@@ -12,6 +12,7 @@ use lockstep_core::sink::{SinkContext, Trouble};
 use lockstep_core::source::{Source, SourcePhase};
 use lockstep_core::transform::{DeadLetters, Transform, TransformContext};
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_leases::Held;
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -25,9 +26,11 @@ use super::keeper::Keeper;
 use super::lane::{self, Lane};
 use super::lane_state::LaneState;
 use super::node::Node;
+use super::permit::{self, Permit};
 use super::pump::{self, Pump};
 use super::reconcile::{self, Reconciler};
 use super::source_state::SourceShare;
+use super::standby::Estate;
 use super::stitch::{self, Door, Stitch};
 use crate::file::{DeadLettersTo, Pipeline};
 use crate::letters::{Desk, Queue, Store};
@@ -46,7 +49,32 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of kind `Storage` when the state cannot be opened, of kind `Setup` when another process uses it, and what transforms
 /// say when they open theirs.
 pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<Running> {
-    let state_lock = claim(&pipeline.state)?;
+    begin(pipeline, Estate::own(pipeline)?, None, shutdown).await
+}
+
+/// As [`start`], by the right of a lease: takes over what the former holder knew, lets go when the pipeline has ended in order, and
+/// stops at once, writing nothing more, when the lease is lost.
+///
+/// # Errors
+/// As for [`start`]; of kind `Busy` when the lease was lost meanwhile.
+pub async fn start_holding(
+    pipeline: &Pipeline,
+    held: Held,
+    shutdown: CancellationToken,
+) -> Result<Running> {
+    let estate = Estate::taken_over(pipeline, &Permit::from(held.right())).await?;
+    begin(pipeline, estate, Some(held), shutdown).await
+}
+
+async fn begin(
+    pipeline: &Pipeline,
+    estate: Estate,
+    held: Option<Held>,
+    shutdown: CancellationToken,
+) -> Result<Running> {
+    let permit = held
+        .as_ref()
+        .map_or_else(Permit::default, |held| held.right().into());
     let metrics = Metrics::new(&pipeline.plan)?;
     let dead_letters = Arc::new(desk(pipeline, &metrics)?);
     let nodes = open_transforms(pipeline, &pipeline.state, &dead_letters, &metrics).await?;
@@ -127,7 +155,9 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         lanes: 0,
         idle: Vec::new(),
         failed: None,
-        _state_lock: state_lock,
+        estate,
+        permit,
+        held,
     };
     supervisor.spawn(pipeline)?;
     handle.inner().reconciler.go_on();
@@ -155,6 +185,7 @@ pub(super) fn desk(pipeline: &Pipeline, metrics: &Metrics) -> Result<Desk> {
                 sources: Vec::new(),
                 tables: Vec::new(),
                 trouble: Trouble::default(),
+                token: None,
             };
             let queue = Queue::start(Arc::clone(component), context);
             Desk::queue(queue, metrics.dead_letters())
@@ -302,7 +333,11 @@ struct Supervisor {
     /// The first error.
     failed: Option<Error>,
     /// Held until the end.
-    _state_lock: File,
+    estate: Estate,
+    /// Asked before anything is done in the pipeline's name.
+    permit: Permit,
+    /// The lease, where one decides: let go at the end.
+    held: Option<Held>,
 }
 
 impl Supervisor {
@@ -325,7 +360,8 @@ impl Supervisor {
                 index,
                 share: Arc::clone(share),
                 pipeline: Arc::clone(&pipeline.name),
-                directory: made_directory(&pipeline.state, "sources", &share.name)?,
+                folder: self.estate.folder(&pipeline.state, &share.name)?,
+                permit: self.permit.clone(),
                 budget: inner.budget.clone(),
                 flow: Arc::clone(&flows[index]),
                 stitch: doors.remove(&index),
@@ -345,6 +381,7 @@ impl Supervisor {
             let lane = Lane::new(lane::Parts {
                 state: Arc::clone(state),
                 component: Arc::clone(&pipeline.sinks[index]),
+                permit: self.permit.clone(),
                 pipeline: Arc::clone(&pipeline.name),
                 directory: made_directory(&pipeline.state, "sinks", &state.name)?,
                 metrics: inner.metrics.sink(index),
@@ -417,18 +454,42 @@ impl Supervisor {
 
     async fn run(mut self) -> Result<()> {
         self.watch().await;
-        let deadline = Instant::now() + self.shutdown_timeout;
-        self.drain(deadline).await;
-        self.confirm_and_close().await;
+        if self.permit.check().is_err() {
+            self.break_off().await;
+        } else {
+            self.end_in_order().await;
+        }
         match self.failed {
             Some(error) => Err(error),
             None => Ok(()),
         }
     }
 
+    /// Another one may run the pipeline by now: nothing more is written or confirmed.
+    async fn break_off(&mut self) {
+        for stop in [&self.draining, &self.abort, &self.enough] {
+            stop.cancel();
+        }
+        self.tasks.shutdown().await;
+        self.failed.get_or_insert_with(permit::lost);
+    }
+
+    /// Writes what has been read, confirms it, closes the sources, and lets go of the lease.
+    async fn end_in_order(&mut self) {
+        let deadline = Instant::now() + self.shutdown_timeout;
+        self.drain(deadline).await;
+        self.confirm_and_close().await;
+        let Some(held) = self.held.take() else {
+            return;
+        };
+        if let Err(error) = held.release().await {
+            tracing::warn!(%error, "the lease is not let go of; it runs out by itself");
+        }
+    }
+
     /// Until something asks for the end: the caller, an error, or the end of every source.
     async fn watch(&mut self) {
-        let shutdown = self.shutdown.clone();
+        let (shutdown, permit) = (self.shutdown.clone(), self.permit.clone());
         while self.failed.is_none() && self.pumps > 0 {
             tokio::select! {
                 biased;
@@ -436,6 +497,7 @@ impl Supervisor {
                     tracing::info!(pipeline = %self.handle.inner().pipeline, "stopping: writing what has been read");
                     return;
                 }
+                () = permit.lost() => return self.fail(permit::lost()),
                 ended = self.tasks.join_next_with_id() => match ended {
                     Some(ended) => self.ended(ended),
                     None => return,

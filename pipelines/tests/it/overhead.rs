@@ -198,6 +198,7 @@ async fn overhead() {
             feedback: lockstep_core::feedback::Feedback::default(),
             budget: lockstep_core::memory::Budget::new(32 << 20),
             status: lockstep_core::source::SourceStatus::default(),
+            token: None,
         };
         let begun = Instant::now();
         let mut source = Ready::open(

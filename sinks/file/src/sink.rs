@@ -39,6 +39,10 @@ impl SinkFactory for FileSinkFactory {
     const KIND: &'static str = "file";
     type Config = FileConfig;
 
+    fn keeps_here() -> bool {
+        true
+    }
+
     fn validate(config: &FileConfig) -> Result<()> {
         config.check()
     }

@@ -87,6 +87,7 @@ impl Test {
             sources: vec![Arc::clone(&self.source)],
             tables: vec![Arc::clone(&self.schema)],
             trouble: Trouble::default(),
+            token: None,
         };
         FileSinkFactory::open(&self.config(format), context).await
     }

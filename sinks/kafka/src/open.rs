@@ -79,12 +79,19 @@ pub(crate) fn open(
         ));
     };
     init_transactions(&outlet, &id)?;
-    let positions = progress::read(config, &context.pipeline, &context.name, &stop)
-        .map_err(|failure| failure.error())?;
+    let positions = progress::read(
+        config,
+        &context.pipeline,
+        &context.name,
+        context.token,
+        &stop,
+    )
+    .map_err(|failure| failure.error())?;
     let book = Book {
         pipeline: Arc::clone(&context.pipeline),
         sink: Arc::clone(&context.name),
         topic: config.progress_topic.clone(),
+        token: context.token,
     };
     Ok((
         Worker::new(Arc::clone(config), outlet, topics, Some(book)),

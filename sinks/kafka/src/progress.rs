@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use lockstep_core::ErrorKind;
 use lockstep_core::position::SourceInfo;
 use lockstep_core::progress::Progress;
+use lockstep_core::token::Token;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::client;
 use crate::config::KafkaConfig;
@@ -45,8 +46,18 @@ struct Value<'a> {
     system: String,
     timeline: u32,
     database: &'a str,
+    /// Of the lease that it was written by, as text; none where no lease decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
     #[serde(flatten)]
     progress: &'a Progress,
+}
+
+/// What is read of it beside the progress.
+#[derive(Default, Deserialize)]
+struct Written {
+    #[serde(default)]
+    token: Option<String>,
 }
 
 /// `pipeline/sink/source/system/timeline/database`, with `/` and `%` inside a part as `%2F` and `%25`. The source's
@@ -76,9 +87,11 @@ pub(crate) fn value(
     pipeline: &str,
     sink: &str,
     source: &SourceInfo,
+    token: Option<Token>,
     progress: &Progress,
 ) -> Vec<u8> {
     let value = Value {
+        token: token.map(|token| token.to_string()),
         pipeline,
         sink,
         source: &source.name,
@@ -94,13 +107,23 @@ fn parse(value: &[u8]) -> Result<Progress, String> {
     serde_json::from_slice(value).map_err(|error| error.to_string())
 }
 
+/// The token of the lease that a value was written by.
+fn token_of(value: &[u8]) -> Option<Token> {
+    let written: Written = serde_json::from_slice(value).unwrap_or_default();
+    written.token?.parse().ok().map(Token)
+}
+
 /// Reads the whole topic as committed, to the end it has now. Called after `init_transactions`, so that the last
 /// transaction of a predecessor is decided. Only keys of this pipeline and sink are kept. `stop` is looked at between
 /// reads.
+///
+/// Where somebody has written with a newer token than `token`, this is an error of kind `Busy`: who asks has been frozen since
+/// before, and has just taken the transactional id away from the right one, which takes it back.
 pub(crate) fn read(
     config: &KafkaConfig,
     pipeline: &str,
     sink: &str,
+    token: Option<Token>,
     stop: &dyn Fn() -> bool,
 ) -> Result<Positions, Failure> {
     let topic = &config.progress_topic;
@@ -126,6 +149,11 @@ pub(crate) fn read(
                 match message.payload() {
                     None => drop(positions.remove(&key)),
                     Some(value) => {
+                        if let (Some(ours), Some(theirs)) = (token, token_of(value))
+                            && theirs > ours
+                        {
+                            return Err(superseded(topic, theirs));
+                        }
                         let progress = parse(value)
                             .map_err(|cause| broken(topic, message.offset(), &key, &cause))?;
                         positions.insert(key, progress);
@@ -209,6 +237,14 @@ fn consumer(config: &KafkaConfig, isolation: &str) -> Result<BaseConsumer<Quiet>
         .map_err(|error| Failure::from(&client::creation(&error)))
 }
 
+fn superseded(topic: &str, token: Token) -> Failure {
+    Failure::new(
+        ErrorKind::Busy,
+        format!("a newer lease, of number {token}, has written to `{topic}`"),
+        "another process runs the pipeline: this one starts anew when it is its turn",
+    )
+}
+
 fn broken(topic: &str, offset: i64, key: &str, cause: &str) -> Failure {
     Failure::new(
         ErrorKind::Protocol,
@@ -264,8 +300,11 @@ mod tests {
         let plain = Progress::from(at(0x16_B374_D848, 7));
         let gaps = Progress::new(at(0x16_B374_D848, 7), [at(0x16_B374_D900, 1)]);
         for progress in [plain, gaps] {
-            let value = value("p", "s", &source(), &progress);
-            assert_eq!(parse(&value), Ok(progress));
+            for token in [None, Some(Token(u64::MAX))] {
+                let value = value("p", "s", &source(), token, &progress);
+                assert_eq!(parse(&value).as_ref(), Ok(&progress));
+                assert_eq!(token_of(&value), token);
+            }
         }
         assert!(parse(b"{}").is_err() && parse(b"x").is_err());
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use lockstep_core::batch::{Batch, Change};
 use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::progress::{Progress, Standing};
+use lockstep_core::token::Token;
 use lockstep_core::{Error, Result};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, Producer};
@@ -41,6 +42,8 @@ pub(crate) struct Book {
     pub(crate) pipeline: Arc<str>,
     pub(crate) sink: Arc<str>,
     pub(crate) topic: String,
+    /// Of the lease, where one decides who writes.
+    pub(crate) token: Option<Token>,
 }
 
 /// A commit that did not succeed.
@@ -134,7 +137,7 @@ impl Transaction {
                 None => Progress::from(last.position),
             };
             let key = progress::key(&book.pipeline, &book.sink, source);
-            let value = progress::value(&book.pipeline, &book.sink, source, &reached);
+            let value = progress::value(&book.pipeline, &book.sink, source, book.token, &reached);
             outlet.push(BaseRecord {
                 topic: &book.topic,
                 partition: Some(progress::PARTITION),

@@ -15,9 +15,11 @@ use lockstep_encode::fold::held::{Looked, Place, Seen, locate};
 use lockstep_encode::fold::{Part, Write};
 use lockstep_redis::{Command, Link, Node};
 use redis::Value;
+use redis::cluster_routing::Slot;
 
 use crate::config::ValueFormat;
-use crate::flush::Flush;
+use crate::fence::Fence;
+use crate::flush::{Flush, Limits};
 use crate::keys;
 use crate::rows::Base;
 use crate::scan::Scan;
@@ -109,7 +111,7 @@ impl Writer {
 
     /// Sends a flush and waits. Returns how many rows lacked what they were to keep.
     async fn send_now(&mut self, flush: &mut Flush, delivered: &mut Delivered) -> Result<u64> {
-        let tally = std::mem::take(flush).send(&self.link, self.limits).await?;
+        let tally = std::mem::take(flush).send(&self.link, &self.limits).await?;
         delivered.written -= tally.stale;
         delivered.stale += tally.stale;
         Ok(tally.gaps)
@@ -223,7 +225,7 @@ impl Writer {
             .await?;
         let version = Version::new(source.epoch, batch.phase, position);
         let floor = source
-            .raise_floor(&self.link, schema, version)
+            .raise_floor(&self.link, self.limits.fence.as_ref(), schema, version)
             .await
             .at(&*place)?;
         let pattern = self.tables.get(schema)?.space.pattern();
@@ -234,7 +236,7 @@ impl Writer {
             found.retain(|key| {
                 !keys::is_beside(key) && !key.contains(&b'{') && !key.contains(&b'}')
             });
-            let kept = clear(&self.link, self.limits.keys, &found, floor)
+            let kept = clear(&self.link, &self.limits, &found, floor)
                 .await
                 .at(&*place)?;
             delivered.written += found.len() as u64 - kept.min(found.len() as u64);
@@ -243,27 +245,33 @@ impl Writer {
     }
 }
 
-/// Removes rows, up to `per_call` in a script call, unless they are newer than `floor`; returns how many are.
-async fn clear(link: &Link, per_call: usize, found: &[Vec<u8>], floor: Version) -> Result<u64> {
+/// Removes rows, up to the limit of keys in a script call, unless they are newer than `floor`; returns how many are.
+async fn clear(link: &Link, limits: &Limits, found: &[Vec<u8>], floor: Version) -> Result<u64> {
     let groups: Vec<(Node, &[Vec<u8>])> = if link.is_cluster() {
         let alone = found.iter().map(std::slice::from_ref);
         alone.map(|key| (Node::of_key(&key[0]), key)).collect()
     } else {
         found
-            .chunks(per_call)
+            .chunks(limits.keys)
             .map(|keys| (Node::Any, keys))
             .collect()
     };
+    let fence = limits.fence.as_ref();
     let build = |index: usize, how: How| {
         let (node, keys) = groups[index];
-        let mut cmd = Script::Clear.call(how, 2 * keys.len(), 2 * keys.len() + 1, 128 * keys.len());
+        let names = 2 * keys.len() + usize::from(fence.is_some());
+        let bytes = 128 * keys.len();
+        let mut cmd = Script::Clear.call(how, fence.is_some(), names, names + 1, bytes);
         let mut companion = Vec::new();
         for key in keys {
             companion.clear();
             keys::companion(key, &mut companion);
             cmd.arg(key.as_slice()).arg(&companion);
         }
+        let slot = link.is_cluster().then(|| Slot::for_key(&keys[0]));
+        Fence::add_key(fence, &mut cmd, slot);
         cmd.arg(floor.as_bytes());
+        Fence::add_token(fence, &mut cmd);
         Command { cmd, node }
     };
     let replies = scripts::run(link, groups.len(), build).await?;

@@ -11,6 +11,7 @@ use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_redis::{Command, Link, Node};
 use redis::cluster_routing::Slot;
 
+use crate::fence::Fence;
 use crate::keys;
 use crate::scripts::{self, How, Script};
 use crate::version::Version;
@@ -22,7 +23,7 @@ const FULL_WRITES: usize = 2048;
 const MAX_VALUE: usize = 512 << 20;
 
 /// How writes are grouped and how long they live.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Limits {
     /// Keys per call.
     pub(crate) keys: usize,
@@ -32,6 +33,8 @@ pub(crate) struct Limits {
     pub(crate) ttl: u64,
     /// How long tombstones live, in milliseconds.
     pub(crate) tombstone_ttl: u64,
+    /// Where a lease decides who writes.
+    pub(crate) fence: Option<Fence>,
 }
 
 /// Writes that are sent together. Keys of one flush may repeat: scripts compare versions, so the order of calls does not
@@ -129,7 +132,7 @@ impl Flush {
     ///
     /// # Errors
     /// The first error of any call; others may have been carried out. A refusal names every change that is refused.
-    pub(crate) async fn send(&self, link: &Link, limits: Limits) -> Result<Tally> {
+    pub(crate) async fn send(&self, link: &Link, limits: &Limits) -> Result<Tally> {
         let calls = self.calls(link.is_cluster(), limits);
         let mut tally = Tally::default();
         let mut refused = self.call(link, limits, &calls, &mut tally).await?;
@@ -155,7 +158,7 @@ impl Flush {
     async fn call(
         &self,
         link: &Link,
-        limits: Limits,
+        limits: &Limits,
         calls: &[Call],
         tally: &mut Tally,
     ) -> Result<Vec<(usize, Error)>> {
@@ -189,7 +192,7 @@ impl Flush {
     }
 
     /// Groups the writes: one script per call and, in a cluster, one slot.
-    fn calls(&self, cluster: bool, limits: Limits) -> Vec<Call> {
+    fn calls(&self, cluster: bool, limits: &Limits) -> Vec<Call> {
         let mut calls: Vec<Call> = Vec::new();
         let mut open: HashMap<(Script, Option<Slot>), usize> = HashMap::new();
         for (index, write) in self.writes.iter().enumerate() {
@@ -214,14 +217,16 @@ impl Flush {
         calls
     }
 
-    fn command(&self, call: &Call, how: How, limits: Limits) -> Command {
+    fn command(&self, call: &Call, how: How, limits: &Limits) -> Command {
         let writes = call.writes.iter().map(|&index| &self.writes[index]);
         let (mut words, mut bytes) = (1, 32);
         for write in writes.clone() {
             words += 3 + write.args.len();
             bytes += 2 * write.key.len() + 64 + write.payload;
         }
-        let mut cmd = call.script.call(how, 2 * call.writes.len(), words, bytes);
+        let fence = limits.fence.as_ref();
+        let names = 2 * call.writes.len() + usize::from(fence.is_some());
+        let mut cmd = call.script.call(how, fence.is_some(), names, words, bytes);
         let mut companion = Vec::with_capacity(64);
         for write in writes.clone() {
             let key = &self.bytes[write.key.clone()];
@@ -229,6 +234,7 @@ impl Flush {
             keys::companion(key, &mut companion);
             cmd.arg(key).arg(&companion);
         }
+        Fence::add_key(fence, &mut cmd, call.slot);
         match call.script {
             Script::Drop => cmd.arg(limits.tombstone_ttl),
             _ => cmd.arg(limits.ttl),
@@ -239,6 +245,7 @@ impl Flush {
                 cmd.arg(&self.bytes[word.clone()]);
             }
         }
+        Fence::add_token(fence, &mut cmd);
         Command {
             cmd,
             node: call.slot.map_or(Node::Any, Node::Serving),

@@ -13,6 +13,8 @@ pub(crate) const IDENTITIES: &str = "lockstep:identities";
 const PROGRESS: &str = "lockstep:progress:";
 /// Begins the keys that hold the versions of truncations.
 const FLOORS: &str = "lockstep:floor:";
+/// Begins the keys that hold the greatest token seen.
+const FENCES: &str = "lockstep:fence:";
 
 const FIELDS: [&str; 4] = ["source", "schema", "table", "key"];
 
@@ -29,6 +31,11 @@ pub(crate) fn floors(pipeline: &str, sink: &str, source: &str) -> String {
     format!("{FLOORS}{pipeline}:{sink}:{source}")
 }
 
+/// Where the greatest token of a sink is kept. In a cluster something is added to it for each slot.
+pub(crate) fn fence(pipeline: &str, sink: &str) -> String {
+    format!("{FENCES}{pipeline}:{sink}")
+}
+
 /// Appends the key that holds the version of the row at `data`. The braces make both hash to one slot; a row's own key
 /// never has any, see [`Space::render`].
 pub(crate) fn companion(data: &[u8], out: &mut Vec<u8>) {
@@ -39,10 +46,13 @@ pub(crate) fn companion(data: &[u8], out: &mut Vec<u8>) {
 
 /// Whether `key` is one of those kept beside the rows.
 pub(crate) fn is_beside(key: &[u8]) -> bool {
-    [VERSION_PREFIX, PROGRESS.as_bytes(), FLOORS.as_bytes()]
-        .iter()
-        .any(|prefix| key.starts_with(prefix))
-        || key == IDENTITIES.as_bytes()
+    let begins = [
+        VERSION_PREFIX,
+        PROGRESS.as_bytes(),
+        FLOORS.as_bytes(),
+        FENCES.as_bytes(),
+    ];
+    begins.iter().any(|prefix| key.starts_with(prefix)) || key == IDENTITIES.as_bytes()
 }
 
 /// Parses the `key` of the pipeline file.

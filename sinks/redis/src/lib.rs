@@ -12,6 +12,7 @@
 
 mod careful;
 mod config;
+mod fence;
 mod flush;
 mod inspect;
 mod keys;

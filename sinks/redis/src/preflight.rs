@@ -78,7 +78,7 @@ async fn scripts_and_commands(link: &Link) -> Finding {
     if found.verdict != Verdict::Pass {
         return found;
     }
-    match scripts::load(link).await {
+    match scripts::load(link, false).await {
         Ok(()) => found,
         Err(error) => Finding::fail(found.subject, error.to_string(), RIGHTS),
     }

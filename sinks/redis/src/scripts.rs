@@ -1,11 +1,14 @@
 //! The server-side scripts, and calling them.
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
 use lockstep_core::Result;
-use lockstep_redis::Link;
+use lockstep_redis::{Command, Link, Node};
 pub(crate) use lockstep_redis::{How, replies, run};
+use redis::cluster_routing::Slot;
 use redis::{Cmd, Value};
+
+use crate::fence::Fence;
 
 /// A script of the sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,52 +25,89 @@ pub(crate) enum Script {
     Floor,
     /// Answers with the epoch of an identity.
     Epoch,
+    /// Notes how far a source has come.
+    Save,
+    /// Raises the fence, and does nothing else.
+    Raise,
+}
+
+const COUNT: usize = 8;
+
+type Loaded = [lockstep_redis::Script; COUNT];
+
+/// The scripts in the order of [`Script`], as they are, and behind the fence.
+macro_rules! sources {
+    ($($name:literal, $file:literal;)*) => {
+        const PLAIN: [(&str, &str); COUNT] = [$(($name, include_str!($file))),*];
+        const FENCED: [(&str, &str); COUNT] =
+            [$(($name, concat!(include_str!("scripts/fence.lua"), include_str!($file)))),*];
+    };
+}
+
+sources! {
+    "the put script", "scripts/put.lua";
+    "the hash script", "scripts/hash.lua";
+    "the drop script", "scripts/drop.lua";
+    "the clear script", "scripts/clear.lua";
+    "the floor script", "scripts/floor.lua";
+    "the epoch script", "scripts/epoch.lua";
+    "the save script", "scripts/save.lua";
+    "the raise script", "scripts/raise.lua";
 }
 
 impl Script {
     #[cfg(test)]
-    const ALL: [Script; 6] = [
+    const ALL: [Script; COUNT] = [
         Script::Put,
         Script::Hash,
         Script::Drop,
         Script::Clear,
         Script::Floor,
         Script::Epoch,
+        Script::Save,
+        Script::Raise,
     ];
 
-    fn all() -> &'static [lockstep_redis::Script; 6] {
-        static LOADED: LazyLock<[lockstep_redis::Script; 6]> = LazyLock::new(|| {
-            [
-                ("the put script", include_str!("scripts/put.lua")),
-                ("the hash script", include_str!("scripts/hash.lua")),
-                ("the drop script", include_str!("scripts/drop.lua")),
-                ("the clear script", include_str!("scripts/clear.lua")),
-                ("the floor script", include_str!("scripts/floor.lua")),
-                ("the epoch script", include_str!("scripts/epoch.lua")),
-            ]
-            .map(|(name, source)| lockstep_redis::Script::new(name, source))
-        });
-        &LOADED
+    fn all(fenced: bool) -> &'static Loaded {
+        let load = |sources: [(&'static str, &'static str); COUNT]| {
+            sources.map(|(name, source)| lockstep_redis::Script::new(name, source))
+        };
+        static AS_THEY_ARE: OnceLock<Loaded> = OnceLock::new();
+        static BEHIND_THE_FENCE: OnceLock<Loaded> = OnceLock::new();
+        match fenced {
+            false => AS_THEY_ARE.get_or_init(|| load(PLAIN)),
+            true => BEHIND_THE_FENCE.get_or_init(|| load(FENCED)),
+        }
     }
 
-    fn loaded(self) -> &'static lockstep_redis::Script {
-        &Script::all()[self as usize]
+    fn loaded(self, fenced: bool) -> &'static lockstep_redis::Script {
+        &Script::all(fenced)[self as usize]
     }
 
     /// The name for messages.
     pub(crate) fn name(self) -> &'static str {
-        self.loaded().name()
+        self.loaded(false).name()
     }
 
-    /// See [`lockstep_redis::Script::call`].
-    pub(crate) fn call(self, how: How, keys: usize, words: usize, bytes: usize) -> Cmd {
-        self.loaded().call(how, keys, words, bytes)
+    /// See [`lockstep_redis::Script::call`]. One that is fenced has the fence as one more key, the last, and the token as one more
+    /// argument, the last.
+    pub(crate) fn call(
+        self,
+        how: How,
+        fenced: bool,
+        keys: usize,
+        words: usize,
+        bytes: usize,
+    ) -> Cmd {
+        let more = if fenced { 2 } else { 0 };
+        self.loaded(fenced)
+            .call(how, keys, words + more, bytes + 32 * more)
     }
 }
 
 /// Puts the scripts into the server's cache, on every primary.
-pub(crate) async fn load(link: &Link) -> Result<()> {
-    lockstep_redis::load(link, Script::all()).await
+pub(crate) async fn load(link: &Link, fenced: bool) -> Result<()> {
+    lockstep_redis::load(link, Script::all(fenced)).await
 }
 
 /// The two counts that a script for rows answers with.
@@ -87,10 +127,40 @@ pub(crate) fn counts(link: &Link, script: Script, reply: &Value) -> Result<(u64,
 pub(crate) async fn run_on_key(
     link: &Link,
     script: Script,
+    fence: Option<&Fence>,
     key: &str,
     args: &[&[u8]],
 ) -> Result<Value> {
-    lockstep_redis::run_on_key(link, script.loaded(), key, args).await
+    let mut replies = run(link, 1, |_, how| {
+        on_key(link, how, script, fence, key, args)
+    })
+    .await?;
+    Ok(replies.pop().expect("run returns a reply for each call"))
+}
+
+/// The call of a script with one key.
+pub(crate) fn on_key(
+    link: &Link,
+    how: How,
+    script: Script,
+    fence: Option<&Fence>,
+    key: &str,
+    args: &[&[u8]],
+) -> Command {
+    let keys = 1 + usize::from(fence.is_some());
+    let bytes = args.iter().map(|arg| arg.len() + 16).sum::<usize>() + key.len();
+    let mut cmd = script.call(how, fence.is_some(), keys, args.len() + 1, bytes);
+    cmd.arg(key);
+    let slot = link.is_cluster().then(|| Slot::for_key(key));
+    Fence::add_key(fence, &mut cmd, slot);
+    for arg in args {
+        cmd.arg(*arg);
+    }
+    Fence::add_token(fence, &mut cmd);
+    Command {
+        cmd,
+        node: Node::of_key(key),
+    }
 }
 
 #[cfg(test)]
@@ -101,14 +171,26 @@ mod tests {
     fn scripts_compare_whole_versions() {
         let compared = format!("string.sub(old, 1, {})", crate::version::LENGTH);
         for script in [Script::Put, Script::Hash, Script::Drop, Script::Clear] {
-            assert!(script.loaded().source().contains(&compared), "{script:?}");
+            assert!(
+                script.loaded(false).source().contains(&compared),
+                "{script:?}"
+            );
         }
     }
 
     #[test]
     fn each_script_has_its_own_source() {
-        let first_lines = Script::ALL.map(|script| script.loaded().source().lines().next());
+        let first_lines = Script::ALL.map(|script| script.loaded(false).source().lines().next());
         let distinct: std::collections::HashSet<_> = first_lines.iter().collect();
         assert_eq!(distinct.len(), Script::ALL.len());
+    }
+
+    #[test]
+    fn behind_the_fence_they_are_the_same() {
+        for script in Script::ALL {
+            let (plain, fenced) = (script.loaded(false).source(), script.loaded(true).source());
+            let fence = fenced.strip_suffix(plain).expect("the same behind it");
+            assert!(fence.contains("FENCED"), "{script:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use lockstep_redis::Link;
 use tokio::sync::mpsc;
 
 use crate::config::RedisConfig;
+use crate::fence::Fence;
 use crate::flush::Limits;
 use crate::inspect::RedisInspect;
 use crate::rows::Tables;
@@ -63,11 +64,15 @@ impl SinkFactory for RedisFactory {
             tables.get(schema)?;
         }
         let link = Link::open(&config.server()).await?;
-        scripts::load(&link).await?;
+        scripts::load(&link, context.token.is_some()).await?;
         let names = Names {
             pipeline: context.pipeline,
             sink: context.name,
         };
+        let fence = context.token.map(|token| Fence::new(&names, token));
+        if let Some(fence) = &fence {
+            fence.raise(&link).await?;
+        }
         let mut sources = Sources::default();
         for source in &context.sources {
             sources.get(&link, &names, source).await?;
@@ -77,6 +82,7 @@ impl SinkFactory for RedisFactory {
             bytes: config.batch.bytes.bytes(),
             ttl: config.ttl.map_or(0, |ttl| millis(ttl.0)),
             tombstone_ttl: millis(config.tombstone_ttl.0),
+            fence,
         };
         let writer = Writer::new(link.clone(), limits, names.clone(), tables, sources);
         let (jobs, received) = mpsc::channel(QUEUE);

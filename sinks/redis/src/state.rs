@@ -10,6 +10,7 @@ use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_redis::{Command, Link};
 use redis::Value;
 
+use crate::fence::Fence;
 use crate::keys;
 use crate::scripts::{self, Script};
 use crate::version::Version;
@@ -37,6 +38,7 @@ impl Source {
         let reply = scripts::run_on_key(
             link,
             Script::Epoch,
+            None,
             keys::IDENTITIES,
             &[identity.as_bytes()],
         )
@@ -89,13 +91,15 @@ impl Source {
     pub(crate) async fn raise_floor(
         &mut self,
         link: &Link,
+        fence: Option<&Fence>,
         table: &TableSchema,
         version: Version,
     ) -> Result<Version> {
         // Neither part of a name can hold a zero byte.
         let field = format!("{}\0{}", table.id.schema, table.id.name);
         let args = [field.as_bytes(), version.as_bytes()];
-        let reply = scripts::run_on_key(link, Script::Floor, &self.floors_key, &args).await?;
+        let reply =
+            scripts::run_on_key(link, Script::Floor, fence, &self.floors_key, &args).await?;
         let held = match &reply {
             Value::BulkString(text) => Version::parse(text),
             _ => None,
@@ -133,12 +137,29 @@ impl Sources {
     }
 }
 
-/// The command that notes how far a source has come.
-pub(crate) fn save_progress(names: &Names, source: &SourceInfo, reached: &Progress) -> Command {
-    let key = keys::progress(&names.pipeline, &names.sink, source);
-    let mut command = Command::on_key("SET", key);
-    command.cmd.arg(reached.to_hex());
-    command
+/// Notes how far sources have come.
+///
+/// # Errors
+/// When the server cannot be told, or somebody has a newer token.
+pub(crate) async fn save_progress(
+    link: &Link,
+    names: &Names,
+    fence: Option<&Fence>,
+    reached: &[(Arc<SourceInfo>, Progress)],
+) -> Result<()> {
+    let notes: Vec<(String, String)> = reached
+        .iter()
+        .map(|(source, reached)| {
+            let key = keys::progress(&names.pipeline, &names.sink, source);
+            (key, reached.to_hex())
+        })
+        .collect();
+    scripts::run(link, notes.len(), |index, how| {
+        let (key, reached) = &notes[index];
+        scripts::on_key(link, how, Script::Save, fence, key, &[reached.as_bytes()])
+    })
+    .await
+    .map(|_| ())
 }
 
 /// How far a source had come.

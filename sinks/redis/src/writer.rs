@@ -226,10 +226,10 @@ impl Writer {
             self.land_one().await?;
         }
         let flush = std::mem::take(&mut self.current);
-        let (link, limits) = (self.link.clone(), self.limits);
+        let (link, limits) = (self.link.clone(), self.limits.clone());
         self.flushes += 1;
         self.flight.push_back(Box::pin(async move {
-            let tally = flush.send(&link, limits).await;
+            let tally = flush.send(&link, &limits).await;
             Landed::Flush {
                 jobs: flush.jobs,
                 tally,
@@ -306,13 +306,15 @@ impl Writer {
                 None => latest.push((source, reached)),
             }
         }
-        let commands: Vec<_> = latest
+        let latest: Vec<_> = latest
             .into_iter()
-            .map(|(source, reached)| state::save_progress(&self.names, source, reached))
+            .map(|(source, reached)| (Arc::clone(source), reached.clone()))
             .collect();
-        let link = self.link.clone();
+        let (link, names) = (self.link.clone(), self.names.clone());
+        let fence = self.limits.fence.clone();
         self.flight.push_back(Box::pin(async move {
-            Landed::Progress(link.expect(commands).await.map(|_| ()))
+            let saved = state::save_progress(&link, &names, fence.as_ref(), &latest).await;
+            Landed::Progress(saved)
         }));
     }
 }

@@ -81,10 +81,11 @@ impl Reader {
         let context = SourceContext {
             pipeline: "conformance".into(),
             name: "shop".into(),
-            state: state.to_owned(),
+            state: state.into(),
             feedback: feedback.clone(),
             budget: Budget::new(16 << 20),
             status: SourceStatus::default(),
+            token: None,
         };
         Reader {
             source: under_test.open(context).await.expect("the source opens"),

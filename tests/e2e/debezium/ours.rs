@@ -41,10 +41,11 @@ impl Ours {
         let context = SourceContext {
             pipeline: "test".into(),
             name: name.into(),
-            state: state.path().to_owned(),
+            state: state.path().into(),
             feedback: Feedback::default(),
             budget: Budget::new(64 << 20),
             status: SourceStatus::default(),
+            token: None,
         };
         Ours {
             source: PostgresFactory::open(&config, context)

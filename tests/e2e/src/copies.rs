@@ -54,6 +54,7 @@ impl Compare<'_> {
                 sources: vec![Arc::clone(&source)],
                 tables: tables.clone(),
                 trouble: Trouble::default(),
+                token: None,
             };
             let inspect = sink
                 .inspect(context)

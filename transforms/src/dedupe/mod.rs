@@ -51,6 +51,10 @@ impl TransformFactory for Dedupe {
         config.validate()
     }
 
+    fn keeps_here(config: &DedupeConfig) -> bool {
+        matches!(config.store, StoreConfig::Embedded {})
+    }
+
     fn open(config: &DedupeConfig, context: TransformContext) -> Result<Box<dyn Transform>> {
         config.validate()?;
         let window = Window {

@@ -92,7 +92,7 @@ fn a_checkpoint_is_told_in_two_parts() {
 #[test]
 fn they_outlive_the_process_as_far_as_the_log_is_the_same() {
     let folder = tempfile::tempdir().expect("a folder");
-    let open = |identity, received| Horizons::open(folder.path(), &identity, Lsn(received));
+    let open = |identity, received| Horizons::open(&folder.path().into(), &identity, Lsn(received));
     let one = open(identity(1), 0);
     assert_eq!(one.behind(100), None, "none on disk");
     assert!(!one.is_due());
@@ -115,14 +115,14 @@ fn they_outlive_the_process_as_far_as_the_log_is_the_same() {
 #[test]
 fn what_could_not_be_written_is_written_later() {
     let folder = tempfile::tempdir().expect("a folder");
-    let one = Horizons::open(folder.path(), &identity(1), Lsn(0));
+    let one = Horizons::open(&folder.path().into(), &identity(1), Lsn(0));
     one.note(horizon(100, 10));
     let obstacle = folder.path().join("horizons.json.new");
     std::fs::create_dir(&obstacle).expect("a folder");
     one.save();
     std::fs::remove_dir(&obstacle).expect("gone");
     one.save();
-    let again = Horizons::open(folder.path(), &identity(1), Lsn(100));
+    let again = Horizons::open(&folder.path().into(), &identity(1), Lsn(100));
     assert_eq!(again.behind(10), Some(Lsn(100)));
 }
 

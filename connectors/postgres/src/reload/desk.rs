@@ -1,15 +1,14 @@
 //! Requests: taken, kept over restarts, reported on.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lockstep_core::folder::Folder;
 use lockstep_core::source::{Notice, Reload, ReloadRequest, ReloadState, Reloads};
 use lockstep_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-
-use crate::state;
 
 /// Requests that may wait.
 const MOST: usize = 100;
@@ -88,9 +87,12 @@ struct State {
     ended: VecDeque<Reload>,
 }
 
+/// The name of the document in the source's state directory.
+const NAME: &str = "reloads.json";
+
 /// See the module's page.
 pub struct Desk {
-    path: PathBuf,
+    folder: Folder,
     /// Names of the tables that can be loaded.
     tables: Vec<String>,
     state: Mutex<State>,
@@ -98,23 +100,24 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// The desk of a source whose state is in `directory`.
+    /// The desk of a source with this state directory.
     ///
     /// # Errors
     /// Of kind `Storage`, when the requests of earlier runs cannot be read.
-    pub fn open(directory: &Path, tables: Vec<String>) -> Result<Self> {
-        let path = directory.join("reloads.json");
-        let kept = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+    pub fn open(folder: &Folder, tables: Vec<String>) -> Result<Self> {
+        let path = folder.join(NAME);
+        let read = folder.read(NAME);
+        let read = read.map_err(|error| storage(&path, "cannot be read").source(error))?;
+        let kept = match read {
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
                 storage(&path, "is damaged")
                     .source(error)
                     .remedy("remove it, and ask again for the tables that were to be loaded")
             })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kept::default(),
-            Err(error) => return Err(storage(&path, "cannot be read").source(error)),
+            None => Kept::default(),
         };
         Ok(Desk {
-            path,
+            folder: folder.clone(),
             tables,
             state: Mutex::new(State {
                 kept,
@@ -325,10 +328,7 @@ impl Desk {
 
     /// Writes it, whole or not at all.
     fn write(&self, kept: &Kept) -> Result<()> {
-        state::replace(&self.path, kept).map_err(|error| {
-            let kind = ErrorKind::of_storage(&error);
-            failed(kind, &self.path, "cannot be written").source(error)
-        })
+        self.folder.replace(NAME, kept)
     }
 }
 
@@ -363,12 +363,8 @@ impl Reloads for Desk {
 }
 
 fn storage(path: &Path, what: &str) -> Error {
-    failed(ErrorKind::Storage, path, what)
-}
-
-fn failed(kind: ErrorKind, path: &Path, what: &str) -> Error {
     Error::new(
-        kind,
+        ErrorKind::Storage,
         format!("the file of reloads {} {what}", path.display()),
     )
 }
@@ -388,7 +384,12 @@ mod tests {
     #[tokio::test]
     async fn requests_survive_and_are_carried_out_in_order() {
         let folder = tempfile::tempdir().expect("a folder");
-        let open = || Desk::open(folder.path(), vec!["public.a".into(), "public.b".into()]);
+        let open = || {
+            Desk::open(
+                &folder.path().into(),
+                vec!["public.a".into(), "public.b".into()],
+            )
+        };
         let desk = open().expect("opens");
         assert_eq!(desk.take(request("public.a")).expect("taken"), 0);
         assert_eq!(desk.take(request("public.b")).expect("taken"), 1);
@@ -417,7 +418,12 @@ mod tests {
     #[tokio::test]
     async fn what_lockstep_asked_for_itself_is_never_given_up() {
         let folder = tempfile::tempdir().expect("a folder");
-        let open = || Desk::open(folder.path(), vec!["public.a".into(), "public.b".into()]);
+        let open = || {
+            Desk::open(
+                &folder.path().into(),
+                vec!["public.a".into(), "public.b".into()],
+            )
+        };
         let desk = open().expect("opens");
         desk.take_rest(vec![request("public.a")]).expect("taken");
         desk.take(request("public.b")).expect("taken");
@@ -442,7 +448,7 @@ mod tests {
     #[tokio::test]
     async fn rows_that_are_owed_survive_until_they_are_paid() {
         let folder = tempfile::tempdir().expect("a folder");
-        let open = || Desk::open(folder.path(), vec!["public.a".into()]);
+        let open = || Desk::open(&folder.path().into(), vec!["public.a".into()]);
         let desk = open().expect("opens");
         desk.take(request("public.a")).expect("taken");
         let entry = desk.next().await;

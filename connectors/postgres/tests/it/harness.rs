@@ -126,10 +126,11 @@ impl Opened {
         let context = SourceContext {
             pipeline: "test".into(),
             name: "shop".into(),
-            state: state.to_owned(),
+            state: state.into(),
             feedback: Feedback::default(),
             budget,
             status: SourceStatus::default(),
+            token: None,
         };
         let (feedback, status) = (context.feedback.clone(), context.status.clone());
         let source = PostgresFactory::open(config, context).await?;

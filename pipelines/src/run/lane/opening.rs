@@ -32,8 +32,10 @@ impl Lane {
                 .flat_map(|source| source.tables.iter().cloned())
                 .collect(),
             trouble: state.trouble.clone(),
+            token: self.parts.permit.token(),
         };
         state.trouble.clear();
+        self.parts.permit.check()?;
         let mut sink = self.parts.component.open(context.clone()).await?;
         state.opened(context);
         self.resume.clear();

@@ -130,6 +130,7 @@ impl Lane {
             1 => batches.pop(),
             _ => None,
         };
+        self.parts.permit.check()?;
         let mut write = pin!(async {
             match only {
                 Some(batch) => Ok(vec![sink.write(batch).await?]),

@@ -179,6 +179,7 @@ pub fn context(pipeline: &str, feeds: &[&Feed]) -> SinkContext {
         sources: feeds.iter().map(|feed| Arc::clone(&feed.source)).collect(),
         tables: feeds.iter().map(|feed| Arc::clone(&feed.schema)).collect(),
         trouble: Trouble::default(),
+        token: None,
     }
 }
 

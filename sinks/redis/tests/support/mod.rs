@@ -290,6 +290,7 @@ impl Lab {
             sources: vec![Arc::clone(&self.source)],
             tables: Vec::new(),
             trouble: Trouble::default(),
+            token: None,
         }
     }
 

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use lockstep_core::position::SourceInfo;
 use lockstep_core::progress::Progress as Held;
+use lockstep_core::sink::SinkContext;
+use lockstep_core::token::Token;
 use lockstep_core::{Error, ErrorKind, Result};
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
@@ -26,6 +28,8 @@ pub(super) struct Store {
     owner: Arc<str>,
     /// Names of the indexes: positions say nothing about other indexes.
     template: Arc<str>,
+    /// Where a lease decides who writes.
+    token: Option<Token>,
 }
 
 /// What is stored of a source.
@@ -46,9 +50,11 @@ struct Found {
 }
 
 impl Store {
-    pub(super) fn new(client: Arc<Client>, config: &Config, pipeline: &str, name: &str) -> Self {
+    pub(super) fn new(client: Arc<Client>, config: &Config, context: &SinkContext) -> Self {
+        let (pipeline, name) = (&context.pipeline, &context.name);
         Store {
             client,
+            token: context.token,
             index: config.progress_index.as_str().into(),
             owner: format!("{pipeline}/{name}").into(),
             template: config.index.as_str().into(),
@@ -81,6 +87,38 @@ impl Store {
         reply.success("creating the progress index").map(drop)
     }
 
+    /// Raises the greatest token seen to this one's: the version of a document, which the server lets nobody lower. Does nothing
+    /// where no lease decides.
+    ///
+    /// # Errors
+    /// `Busy` when a greater one is there.
+    pub(super) async fn fence(&self) -> Result<()> {
+        let Some(token) = self.token else {
+            return Ok(());
+        };
+        let id = format!("{}/lease", self.owner);
+        let version = token.0.to_string();
+        let reply = self
+            .client
+            .call(
+                Method::PUT,
+                &[&self.index, "_doc", &id],
+                &[("version", &version), ("version_type", "external_gte")],
+                Body::json(&json!({"owner": &*self.owner, "token": version})),
+            )
+            .await?;
+        if reply.status == 409 {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("a newer lease than {token} has written to {}", self.index),
+            )
+            .remedy(
+                "another process runs the pipeline: this one starts anew when it is its turn",
+            ));
+        }
+        reply.success("storing the token of the lease").map(drop)
+    }
+
     /// The stored position of a source.
     ///
     /// # Errors
@@ -101,8 +139,9 @@ impl Store {
     /// Stores what is durable of a source.
     ///
     /// # Errors
-    /// `Busy` when a higher position is there: another process writes as the same pipeline.
+    /// `Busy` when a higher position is there, or a greater token: another process writes as the same pipeline.
     pub(super) async fn save(&self, source: &SourceInfo, held: &Held) -> Result<()> {
+        self.fence().await?;
         let id = self.id(source)?;
         let document = Document {
             owner: &self.owner,

@@ -112,13 +112,9 @@ impl SearchSink {
         config.validate()?;
         let config = Arc::new(config.clone());
         let client = Arc::new(Client::new(&config)?);
-        let store = Store::new(
-            Arc::clone(&client),
-            &config,
-            &context.pipeline,
-            &context.name,
-        );
+        let store = Store::new(Arc::clone(&client), &config, context);
         store.ensure().await?;
+        store.fence().await?;
         let mut indexes = Indexes::new(Arc::clone(&client), Arc::clone(&config))?;
         for table in &context.tables {
             indexes.target(table).await?;

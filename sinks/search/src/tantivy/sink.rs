@@ -30,6 +30,10 @@ impl SinkFactory for Tantivy {
     const KIND: &'static str = "tantivy";
     type Config = Config;
 
+    fn keeps_here() -> bool {
+        true
+    }
+
     fn keeps_rows() -> bool {
         true
     }

@@ -22,6 +22,7 @@ pub fn context(source: &Arc<SourceInfo>, tables: &[&Arc<TableSchema>]) -> SinkCo
         sources: vec![Arc::clone(source)],
         tables: tables.iter().map(|table| Arc::clone(table)).collect(),
         trouble: Trouble::default(),
+        token: None,
     }
 }
 

@@ -159,6 +159,7 @@ impl<'a> Bench<'a> {
             sources,
             tables: vec![Arc::clone(&self.items), Arc::clone(&self.others)],
             trouble: Trouble::default(),
+            token: None,
         };
         self.under_test.open(context).await
     }

@@ -14,6 +14,7 @@ mod dedupe;
 mod demo;
 mod drain;
 mod examples;
+mod failover;
 mod invariants;
 mod kills;
 mod lost;
