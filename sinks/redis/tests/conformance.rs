@@ -78,6 +78,10 @@ impl SinkUnderTest for Cache {
     fn progress(&self) -> Progress {
         Progress::Behind
     }
+
+    fn is_fenced(&self) -> bool {
+        true
+    }
 }
 
 async fn cache(value: &str) -> Option<Cache> {

@@ -11,6 +11,7 @@ use lockstep_core::progress::Progress as Holds;
 use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::sink::{Sink, SinkContext};
+use lockstep_core::token::Token;
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 
@@ -54,6 +55,8 @@ pub enum Broken {
     ForgetsAhead,
     /// What belongs together is written one after the other.
     WritesApart,
+    /// Whoever has an older token writes all the same.
+    TakesAnyToken,
 }
 
 /// A sink in memory on a store that outlives it.
@@ -74,6 +77,8 @@ struct Store {
     emptied: HashMap<TableId, Position>,
     events: Vec<(TableId, Event)>,
     progress: HashMap<(String, Option<SourceIdentity>), Holds>,
+    /// The greatest token seen.
+    fence: Option<Token>,
 }
 
 impl MemorySink {
@@ -121,6 +126,16 @@ impl MemorySink {
             };
             self.lock().progress.insert(name, held);
         }
+    }
+
+    /// Refuses an older token than the greatest seen.
+    fn pass(&self, token: Option<Token>) -> Result<()> {
+        let mut store = self.lock();
+        if token < store.fence && self.broken != Broken::TakesAnyToken {
+            return Err(Error::new(ErrorKind::Busy, "a newer token has been seen"));
+        }
+        store.fence = store.fence.max(token);
+        Ok(())
     }
 
     fn check(&self, batch: &Batch) -> Result<()> {
@@ -288,11 +303,16 @@ fn key(_: &Batch, schema: &TableSchema, row: Option<BatchRow<'_>>) -> Option<Row
 
 #[async_trait]
 impl SinkUnderTest for MemorySink {
-    async fn open(&self, _: SinkContext) -> Result<Box<dyn Sink>> {
+    async fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
+        let token = context.token;
+        self.pass(token)?;
         let (work, mut inbox) = mpsc::channel::<Vec<(Arc<Batch>, Receipt)>>(16);
         let memory = self.clone();
-        // An earlier one may be at work until it sees that it was dropped.
-        let alive = Arc::clone(&self.alive).lock_owned().await;
+        // An earlier one may be at work until it sees that it was dropped; a token keeps one out that is not dropped.
+        let alive = match token {
+            None => Some(Arc::clone(&self.alive).lock_owned().await),
+            Some(_) => None,
+        };
         let worker = tokio::spawn(async move {
             let _alive = alive;
             let mut first = true;
@@ -314,7 +334,7 @@ impl SinkUnderTest for MemorySink {
                     }
                     // A moment at which it may be dropped.
                     tokio::time::sleep(std::time::Duration::from_micros(200)).await;
-                    if let Err(error) = memory.check(&batch) {
+                    if let Err(error) = memory.pass(token).and_then(|()| memory.check(&batch)) {
                         return receipt.resolve(Err(error));
                     }
                     if memory.broken == Broken::EarlyReceipts {
@@ -360,6 +380,10 @@ impl SinkUnderTest for MemorySink {
 
     fn progress(&self) -> Progress {
         Progress::Atomic
+    }
+
+    fn is_fenced(&self) -> bool {
+        true
     }
 }
 

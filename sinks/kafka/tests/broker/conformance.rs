@@ -80,6 +80,10 @@ impl SinkUnderTest for Topics {
     fn progress(&self) -> Progress {
         Progress::Atomic
     }
+
+    fn is_fenced(&self) -> bool {
+        true
+    }
 }
 
 async fn topics(format: &'static str) -> Option<Topics> {

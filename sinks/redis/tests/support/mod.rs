@@ -14,6 +14,7 @@ use lockstep_core::durable::Delivered;
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory, Trouble};
+use lockstep_core::token::Token;
 use lockstep_kit::unique;
 use lockstep_sink_redis::{RedisConfig, RedisFactory};
 use redis::aio::ConnectionLike;
@@ -292,6 +293,15 @@ impl Lab {
             trouble: Trouble::default(),
             token: None,
         }
+    }
+
+    /// By the right of a lease.
+    pub async fn open_by(&self, token: u64) -> Result<Box<dyn Sink>> {
+        let context = SinkContext {
+            token: Some(Token(token)),
+            ..self.context()
+        };
+        RedisFactory::open(&self.config, context).await
     }
 
     pub async fn try_open(&self) -> Result<Box<dyn Sink>> {

@@ -1,5 +1,6 @@
 //! What must hold on a single server and in a cluster alike.
 
+use lockstep_core::ErrorKind;
 use lockstep_core::position::{Lsn, Position};
 use lockstep_core::sink::{Held, HeldVersion};
 
@@ -586,4 +587,51 @@ pub async fn odd_keys(lab: Lab) {
     let batch = lab.make().commit(200).truncate(&table).stream();
     assert_eq!(counts(&mut sink, batch).await, (ids.len() as u64, 0));
     assert_eq!(inspect.count(&table).await.expect("counted"), 0);
+}
+
+/// Whoever has an older token changes nothing, in whatever slot: no row, no deletion, no TRUNCATE, no position.
+pub async fn fence(lab: Lab) {
+    const ROWS: usize = 200;
+    let table = orders("shop");
+    let ids: Vec<String> = (0..ROWS).map(|id| id.to_string()).collect();
+    let rows = |commit, name| {
+        let maker = lab.make().commit(commit);
+        let rows = ids.iter().fold(maker, |maker, id| {
+            maker.insert(&table, &[T(id), T(name), Null, Null])
+        });
+        rows.stream()
+    };
+    let mut formers = Vec::new();
+    for _ in 0..3 {
+        formers.push(lab.open_by(5).await.expect("opens"));
+    }
+    assert_eq!(counts(&mut formers[0], rows(100, "x")).await.0, 200);
+    let progress = formers[0].resume(&lab.source).await.expect("asked");
+    let newer = lab.open_by(7).await.expect("opens");
+    let batches = [
+        rows(200, "y"),
+        lab.make().commit(300).delete(&table, "7").stream(),
+        lab.make().commit(400).truncate(&table).stream(),
+    ];
+    for (former, batch) in formers.iter_mut().zip(batches) {
+        let durable = former.write(batch).await.expect("taken");
+        let refused = durable.await.expect_err("a newer one has written");
+        assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    }
+    let refused = lab.open_by(6).await.err().expect("a newer one has written");
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    drop(newer);
+    let mut newest = lab.open_by(7).await.expect("opens");
+    assert_eq!(newest.resume(&lab.source).await.expect("asked"), progress);
+    let maker = ids.iter().fold(lab.make().commit(100), |maker, id| {
+        maker.read(&table, &[T(id), T("x"), Null, Null])
+    });
+    let mut inspect = lab.inspect().await;
+    let answers = inspect.compare(&maker.snapshot()).await.expect("compared");
+    assert!(
+        answers.iter().all(|answer| *answer == Held::Same),
+        "{answers:?}"
+    );
+    assert_eq!(inspect.count(&table).await.expect("counted"), 200);
+    assert_eq!(counts(&mut newest, rows(500, "z")).await.0, 200);
 }

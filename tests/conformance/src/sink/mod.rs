@@ -2,6 +2,7 @@
 
 mod checks;
 mod crashes;
+mod fenced;
 mod lost_answers;
 mod together;
 
@@ -15,9 +16,11 @@ use lockstep_core::durable::{Delivered, Durable};
 use lockstep_core::position::SourceInfo;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Sink, SinkContext, Trouble};
+use lockstep_core::token::Token;
 
 pub use checks::*;
 pub use crashes::{any_crash_goes_on_to_the_right_end, replays_with_other_cuts_change_nothing};
+pub use fenced::who_has_an_older_token_writes_nothing;
 pub use lost_answers::*;
 pub use together::*;
 
@@ -36,6 +39,11 @@ pub trait SinkUnderTest: Send + Sync {
 
     /// How data and progress go together.
     fn progress(&self) -> Progress;
+
+    /// Whether it refuses what somebody writes whose token is older than the greatest seen. Others take it by its version.
+    fn is_fenced(&self) -> bool {
+        false
+    }
 
     /// Whether what is written together is there together: see [`Sink::write_together`].
     fn is_whole(&self) -> bool {
@@ -113,6 +121,7 @@ macro_rules! sink_suite {
             two_sources_keep_a_position_each,
             what_went_on_ahead_is_known_when_it_is_opened_again,
             branches_that_are_written_together_stay_together,
+            who_has_an_older_token_writes_nothing,
             rows_that_cannot_be_written_are_named_and_the_others_are_written,
             any_crash_goes_on_to_the_right_end,
             answers_that_get_lost_change_nothing,
@@ -151,6 +160,15 @@ impl<'a> Bench<'a> {
     }
 
     pub(crate) async fn try_open(&self, sources: &[&Arc<SourceInfo>]) -> Result<Box<dyn Sink>> {
+        self.try_open_by(sources, None).await
+    }
+
+    /// By the right of a lease.
+    pub(crate) async fn try_open_by(
+        &self,
+        sources: &[&Arc<SourceInfo>],
+        token: Option<Token>,
+    ) -> Result<Box<dyn Sink>> {
         let sources = sources.iter().map(|&source| Arc::clone(source)).collect();
         let context = SinkContext {
             pipeline: "conformance".into(),
@@ -159,7 +177,7 @@ impl<'a> Bench<'a> {
             sources,
             tables: vec![Arc::clone(&self.items), Arc::clone(&self.others)],
             trouble: Trouble::default(),
-            token: None,
+            token,
         };
         self.under_test.open(context).await
     }
