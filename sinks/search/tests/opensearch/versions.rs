@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lockstep_core::ErrorKind;
 use lockstep_core::position::SourceInfo;
+use lockstep_core::sink::SinkContext;
+use lockstep_core::token::Token;
 use serde_json::json;
 
 use super::support::*;
@@ -12,6 +15,7 @@ use super::{Corner, orders, row};
 on_each_server!(
     rows_come_change_move_and_go,
     older_writes_and_late_replays_are_refused,
+    who_has_an_older_token_moves_no_position,
     a_new_server_with_lower_positions_is_not_stale,
     a_truncate_takes_what_is_older_only,
     small_bulks_side_by_side_keep_the_order_of_a_key,
@@ -94,6 +98,40 @@ async fn older_writes_and_late_replays_are_refused(corner: Corner<'static>) {
         settings[corner.index("orders")]["settings"]["index.gc_deletes"],
         "1h"
     );
+}
+
+/// A process that has lost its lease moves no position, and opens nothing.
+async fn who_has_an_older_token_moves_no_position(corner: Corner<'static>) {
+    let (source, orders) = (source("shop"), orders());
+    let open = async |token: u64| {
+        let context = SinkContext {
+            token: Some(Token(token)),
+            ..context(&source, &[&orders])
+        };
+        corner.open(json!({}), context).await
+    };
+    let insert = |n: u64| {
+        Feed::new(&source)
+            .begin(n)
+            .insert(&orders, &row(&n.to_string(), "new"))
+            .finish()
+    };
+    let mut former = open(5).await.expect("opens");
+    put_ok(&mut former, insert(10)).await;
+    former.close().await.expect("closes");
+    let mut former = open(5).await.expect("opens");
+    let mut newer = open(7).await.expect("opens");
+    let held = newer.resume(&source).await.expect("resume");
+    assert!(held.is_some(), "closing keeps the position");
+    // A row is taken by its version: the newer one would write the same.
+    put_ok(&mut former, insert(20)).await;
+    let refused = former.close().await.expect_err("it is older");
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    let refused = open(6).await.err().expect("it is older");
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    assert_eq!(newer.resume(&source).await.expect("resume"), held);
+    put_ok(&mut newer, insert(20)).await;
+    newer.close().await.expect("closes");
 }
 
 /// After a restore or an upgrade the server counts its log anew.
