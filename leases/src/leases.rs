@@ -56,6 +56,12 @@ impl Leases {
         self.0.ttl
     }
 
+    /// The server, for messages, without credentials.
+    #[must_use]
+    pub fn kept_at(&self) -> String {
+        self.0.provider.place()
+    }
+
     /// Whether a lease may have this name.
     ///
     /// # Errors

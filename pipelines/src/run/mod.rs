@@ -30,7 +30,7 @@ mod reconcile;
 pub(crate) mod rehearsal;
 mod replay;
 mod source_state;
-mod standby;
+pub(crate) mod standby;
 mod stitch;
 mod supervisor;
 

@@ -152,6 +152,28 @@ impl Estate {
     }
 }
 
+/// What whoever runs a pipeline would find of its sources, laid out below a folder as below the state directory; how many sources
+/// are known. `None` where everything is in the state directory.
+///
+/// # Errors
+/// When the database cannot be asked; of kind `Storage`.
+pub(crate) async fn lay_out_below(pipeline: &Pipeline, folder: &Path) -> Result<Option<usize>> {
+    let Some(HandedOn::Records(store)) = pipeline.lease.as_ref().map(|lease| &lease.handed_on)
+    else {
+        return Ok(None);
+    };
+    let mut places = store.look(&pipeline.name).await.at(store.label())?;
+    let mut known = 0;
+    for source in &pipeline.plan.sources {
+        let directory = made_directory(folder, "sources", source)?;
+        if let Some(documents) = places.remove(&place(source)) {
+            lay_out(&directory, documents)?;
+            known += 1;
+        }
+    }
+    Ok(Some(known))
+}
+
 /// Where the documents of a source are kept.
 fn place(source: &str) -> String {
     format!("sources/{source}")

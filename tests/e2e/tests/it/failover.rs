@@ -20,6 +20,7 @@ use lockstep_kit::zookeeper::Zookeeper;
 use lockstep_kit::{require, unique};
 use rustix::process::Signal;
 
+use crate::api_server::ApiServer;
 use crate::support::{cache, events, source, tables};
 
 const CATCH_UP: Duration = Duration::from_secs(120);
@@ -61,8 +62,14 @@ impl Process {
         }
     }
 
-    async fn runs(&mut self) -> bool {
-        self.says().await.as_deref() == Ok("ready\n")
+    /// Waits until it runs the pipeline, all sources and sinks at work; how long that took.
+    async fn runs_since(&mut self, since: Instant) -> Duration {
+        while self.says().await.as_deref() != Ok("ready\n") {
+            let log = || self.running.log();
+            assert!(since.elapsed() < CATCH_UP, "not taken over:\n{}", log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        since.elapsed()
     }
 
     async fn stands_by(&mut self) {
@@ -79,25 +86,20 @@ impl Pair {
     async fn start(setups: [Setup; 2]) -> Self {
         let [first, second] = setups;
         let mut first = Process::start(first);
-        first.running.wait_ready().await;
-        let mut pair = Pair {
-            processes: [first, Process::start(second)],
+        first.runs_since(Instant::now()).await;
+        let mut second = Process::start(second);
+        second.stands_by().await;
+        Pair {
+            processes: [first, second],
             active: 0,
-        };
-        pair.taken_over(Instant::now(), 0).await;
-        pair.processes[1].stands_by().await;
-        pair
+        }
     }
 
-    /// Waits until `process` runs the pipeline, all its sources and sinks at work; how long that took.
+    /// Waits until `process` runs the pipeline; how long that took.
     async fn taken_over(&mut self, since: Instant, process: usize) -> Duration {
-        while !self.processes[process].runs().await {
-            let log = || self.processes[process].running.log();
-            assert!(since.elapsed() < CATCH_UP, "not taken over:\n{}", log());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let took = self.processes[process].runs_since(since).await;
         self.active = process;
-        since.elapsed()
+        took
     }
 
     /// Kills who runs it; the other one takes over.
@@ -151,10 +153,12 @@ async fn ground() -> (Database, &'static Kafka, &'static Redis) {
 async fn goes_on_under_failovers(kept: Kept) {
     let mut random = Random::from_environment();
     let (shop, kafka, redis) = ground().await;
-    let name = unique("failover");
+    // A lease in Kubernetes has a name without underscores, a slot one without hyphens.
+    let name = unique("failover").replace('_', "-");
+    let slot = name.replace('-', "_");
     let setup = || {
         let setup = Setup::new(&name, |_| {
-            source(shop.url(), &name, &["ledger", "counters", "items"])
+            source(shop.url(), &slot, &["ledger", "counters", "items"])
                 + &events(kafka.bootstrap(), &name, "exactly_once = true")
                 + &cache(redis.url(), &name)
                 + &format!(
@@ -277,6 +281,23 @@ async fn a_lease_in_zookeeper() {
             "type = \"zookeeper\"\nservers = \"{}/{}\"",
             zookeeper.address(),
             unique("failover")
+        ),
+        state: format!("url = \"{}\"", records.url()),
+    })
+    .await;
+}
+
+/// Against a stand-in: a real API server is another matter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_in_kubernetes() {
+    require!(NeedsPostgres(16), NeedsPostgres(17), NeedsKafka, NeedsRedis);
+    let records = Postgres::shared(16).await.database("records").await;
+    let server = ApiServer::start().await;
+    goes_on_under_failovers(Kept {
+        provider: "Kubernetes",
+        lease: format!(
+            "type = \"kubernetes\"\nurl = \"http://{}\"\nnamespace = \"shop\"\ntoken = \"right\"",
+            server.address()
         ),
         state: format!("url = \"{}\"", records.url()),
     })

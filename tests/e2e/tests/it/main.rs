@@ -7,6 +7,9 @@
 )]
 
 mod admin;
+#[path = "../../../../leases/tests/it/api_server.rs"]
+#[allow(dead_code, reason = "the tests of the leases use the rest")]
+mod api_server;
 mod check;
 mod config;
 mod dead_letters;
