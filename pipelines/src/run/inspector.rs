@@ -181,6 +181,10 @@ mod tests {
         fn resumes_exactly(&self) -> bool {
             true
         }
+
+        fn keeps_here(&self) -> bool {
+            false
+        }
     }
 
     fn context() -> SinkContext {
