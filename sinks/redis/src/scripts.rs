@@ -16,6 +16,8 @@ pub(crate) enum Script {
     Hash,
     /// Deletes rows and leaves tombstones.
     Drop,
+    /// All of what the three do, in one step.
+    Whole,
     /// Removes what a TRUNCATE covers.
     Clear,
     /// Raises the floor of a table.
@@ -26,21 +28,23 @@ pub(crate) enum Script {
 
 impl Script {
     #[cfg(test)]
-    const ALL: [Script; 6] = [
+    const ALL: [Script; 7] = [
         Script::Put,
         Script::Hash,
         Script::Drop,
+        Script::Whole,
         Script::Clear,
         Script::Floor,
         Script::Epoch,
     ];
 
-    fn all() -> &'static [lockstep_redis::Script; 6] {
-        static LOADED: LazyLock<[lockstep_redis::Script; 6]> = LazyLock::new(|| {
+    fn all() -> &'static [lockstep_redis::Script; 7] {
+        static LOADED: LazyLock<[lockstep_redis::Script; 7]> = LazyLock::new(|| {
             [
                 ("the put script", include_str!("scripts/put.lua")),
                 ("the hash script", include_str!("scripts/hash.lua")),
                 ("the drop script", include_str!("scripts/drop.lua")),
+                ("the whole script", include_str!("scripts/whole.lua")),
                 ("the clear script", include_str!("scripts/clear.lua")),
                 ("the floor script", include_str!("scripts/floor.lua")),
                 ("the epoch script", include_str!("scripts/epoch.lua")),
@@ -57,6 +61,15 @@ impl Script {
     /// The name for messages.
     pub(crate) fn name(self) -> &'static str {
         self.loaded().name()
+    }
+
+    /// What the whole script calls it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Script::Hash => "hash",
+            Script::Drop => "drop",
+            _ => "put",
+        }
     }
 
     /// See [`lockstep_redis::Script::call`].
@@ -83,6 +96,33 @@ pub(crate) fn counts(link: &Link, script: Script, reply: &Value) -> Result<(u64,
     }
 }
 
+/// What the whole script has done.
+pub(crate) enum Done {
+    /// Everything; the two counts are those of the other scripts.
+    All(u64, u64),
+    /// Nothing: these writes, by their number in the call from 0, cannot be carried out.
+    Nothing(Vec<usize>),
+}
+
+/// The answer of the whole script.
+pub(crate) fn done(link: &Link, reply: &Value) -> Result<Done> {
+    let number = |value: &Value| match value {
+        Value::Int(number) => usize::try_from(*number).ok(),
+        _ => None,
+    };
+    if let Value::Array(items) = reply
+        && let [Value::Int(-1), refused @ ..] = items.as_slice()
+        && let Some(refused) = refused
+            .iter()
+            .map(|place| number(place)?.checked_sub(1))
+            .collect()
+    {
+        return Ok(Done::Nothing(refused));
+    }
+    let (stale, gaps) = counts(link, Script::Whole, reply)?;
+    Ok(Done::All(stale, gaps))
+}
+
 /// One call of a script with one key.
 pub(crate) async fn run_on_key(
     link: &Link,
@@ -100,7 +140,13 @@ mod tests {
     #[test]
     fn scripts_compare_whole_versions() {
         let compared = format!("string.sub(old, 1, {})", crate::version::LENGTH);
-        for script in [Script::Put, Script::Hash, Script::Drop, Script::Clear] {
+        for script in [
+            Script::Put,
+            Script::Hash,
+            Script::Drop,
+            Script::Whole,
+            Script::Clear,
+        ] {
             assert!(script.loaded().source().contains(&compared), "{script:?}");
         }
     }

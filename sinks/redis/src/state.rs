@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use lockstep_core::batch::Phase;
 use lockstep_core::position::{SourceIdentity, SourceInfo};
 use lockstep_core::progress::Progress;
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_redis::{Command, Link};
+use lockstep_redis::{Command, Link, Node};
 use redis::Value;
 
 use crate::keys;
 use crate::scripts::{self, Script};
 use crate::version::Version;
+use crate::writer::Reached;
 
 /// The names that a sink's state is kept under.
 #[derive(Clone, Debug)]
@@ -133,12 +135,51 @@ impl Sources {
     }
 }
 
-/// The command that notes how far a source has come.
-pub(crate) fn save_progress(names: &Names, source: &SourceInfo, reached: &Progress) -> Command {
-    let key = keys::progress(&names.pipeline, &names.sink, source);
-    let mut command = Command::on_key("SET", key);
-    command.cmd.arg(reached.to_hex());
-    command
+/// The commands that note how far sources have come. On a single server it is one command; in a cluster, where it cannot be,
+/// readers get what is the same for all sources in one key: [`keys::visible`].
+pub(crate) fn save_progress(names: &Names, cluster: bool, latest: &[&Reached]) -> Vec<Command> {
+    let pairs = latest.iter().map(|reached| {
+        let key = keys::progress(&names.pipeline, &names.sink, &reached.source);
+        (key, reached.progress.to_hex())
+    });
+    let mut pairs = pairs.peekable();
+    let Some((first, _)) = pairs.peek() else {
+        return Vec::new();
+    };
+    if !cluster {
+        let node = Node::of_key(first);
+        let mut cmd = redis::cmd(if latest.len() == 1 { "SET" } else { "MSET" });
+        for (key, text) in pairs {
+            cmd.arg(key).arg(text);
+        }
+        return vec![Command { cmd, node }];
+    }
+    let mut commands: Vec<Command> = pairs
+        .map(|(key, text)| {
+            let mut command = Command::on_key("SET", key);
+            command.cmd.arg(text);
+            command
+        })
+        .collect();
+    let mut visible = Command::on_key("HSET", keys::visible(&names.pipeline, &names.sink));
+    for reached in latest {
+        let text = visible_text(reached.epoch, &reached.progress);
+        visible.cmd.arg(&*reached.source.name).arg(text);
+    }
+    commands.push(visible);
+    commands
+}
+
+/// How far a source is visible, as versions: the one up to which everything is there, and behind `+` each the last ones of
+/// transactions that are there as well.
+fn visible_text(epoch: u16, progress: &Progress) -> Vec<u8> {
+    let version = |position| Version::new(epoch, Phase::Stream, position);
+    let mut text = version(progress.upto()).as_bytes().to_vec();
+    for held in progress.ahead() {
+        text.push(b'+');
+        text.extend_from_slice(version(*held).as_bytes());
+    }
+    text
 }
 
 /// How far a source had come.

@@ -29,4 +29,5 @@ on_a_cluster!(
     new_identity,
     inspection,
     odd_keys,
+    branches,
 );

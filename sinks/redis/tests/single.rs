@@ -29,4 +29,5 @@ on_a_single_server!(
     new_identity,
     inspection,
     odd_keys,
+    branches,
 );

@@ -56,5 +56,6 @@ catches! {
     work_done_twice: answers_that_get_lost_change_nothing of of_events that Doubles,
     forgotten_gaps: what_went_on_ahead_is_known_when_it_is_opened_again of of_rows that ForgetsAhead,
     branches_apart: branches_that_are_written_together_stay_together of of_rows that WritesApart,
+    branches_seen_apart: whoever_looks_sees_branches_together of of_rows that WritesApart,
     doubles: any_crash_goes_on_to_the_right_end of of_events that Doubles,
 }
