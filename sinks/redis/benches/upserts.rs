@@ -19,7 +19,7 @@ use lockstep_kit::redis::{Redis, RedisOptions};
 use lockstep_kit::redis_cluster::RedisCluster;
 use redis::Value;
 use serde_json::json;
-use support::{Lab, Null, T, table};
+use support::{Lab, Maker, Null, T, table};
 
 /// Keys that the writes are spread over.
 const KEYS: u64 = 200_000;
@@ -65,6 +65,10 @@ fn main() {
             lab.ask(&["FLUSHALL", "ASYNC"]).await;
         }
         let lab = Lab::single(server.url(), json!({})).await;
+        for together in [false, true] {
+            pairs(&lab, rows / 10, together).await;
+            lab.ask(&["FLUSHALL", "ASYNC"]).await;
+        }
         latency(&lab).await;
         let cluster = RedisCluster::start().await;
         let lab = Lab::cluster(&cluster.urls(), json!({})).await;
@@ -141,6 +145,66 @@ async fn throughput(name: &str, lab: &Lab, rows: u64, per_batch: u64) {
     println!(
         "{name:<34} {:>10.0} {:>12.2} {:>12.2}",
         rows as f64 / took,
+        each(own_cpu() - cpu),
+        each(server_cpu(lab).await - server_before),
+    );
+    sink.close().await.expect("closes");
+}
+
+/// Purchases of two branches with five changes each: written one behind the other, or together.
+async fn pairs(lab: &Lab, count: u64, together: bool) {
+    let (orders, shelf) = (shop_table(), support::orders("stock"));
+    let stock = support::source("stock", &lab.prefix);
+    let mut sink = lab.open().await;
+    let purchase = |commit: u64| {
+        let (mut order, mut shelved) = (lab.make(), Maker::new(&stock));
+        (order, shelved) = (order.commit(commit), shelved.commit(commit));
+        for number in 0..5 {
+            let id = ((commit * 5 + number) * 7919 % KEYS).to_string();
+            let time = T("2026-03-01 12:34:56.789012+00");
+            let row = [
+                T(&id),
+                T("1"),
+                T("paid"),
+                T("129.90"),
+                T("EUR"),
+                T("a note"),
+                time,
+                time,
+            ];
+            order = order.update(&orders, &[&row[..], &[T("t")]].concat());
+            shelved = shelved.update(&shelf, &[T(&id), T("paid"), T("a note"), T("129.90")]);
+        }
+        vec![order.stream(), shelved.stream()]
+    };
+    let purchases: Vec<_> = (1..=count / 10).map(purchase).collect();
+    let (cpu, server_before, begun) = (own_cpu(), server_cpu(lab).await, Instant::now());
+    let mut under_way: VecDeque<Durable> = VecDeque::new();
+    for parts in purchases {
+        while under_way.len() >= 1024 {
+            let oldest = under_way.pop_front().expect("it is not empty");
+            oldest.await.expect("durable");
+        }
+        if together {
+            under_way.extend(sink.write_together(parts).await.expect("taken"));
+            continue;
+        }
+        for part in parts {
+            under_way.push_back(sink.write(part).await.expect("taken"));
+        }
+    }
+    for durable in under_way {
+        durable.await.expect("durable");
+    }
+    let took = begun.elapsed().as_secs_f64();
+    let each = |seconds: f64| seconds * 1e6 / count as f64;
+    let name = match together {
+        true => "json, two branches together",
+        false => "json, two branches apart",
+    };
+    println!(
+        "{name:<34} {:>10.0} {:>12.2} {:>12.2}",
+        count as f64 / took,
         each(own_cpu() - cpu),
         each(server_cpu(lab).await - server_before),
     );

@@ -25,10 +25,10 @@ use crate::rows::Base;
 use crate::scan::Scan;
 use crate::scripts::{self, How, Script};
 use crate::version::Version;
-use crate::writer::{Writer, put};
+use crate::writer::{Writer, put, warn_incomplete};
 
 /// Rows at a time, so that the values read stay few.
-const AT_ONCE: usize = 512;
+pub(crate) const AT_ONCE: usize = 512;
 
 impl Writer {
     /// Carries out the writes of a batch and waits for the answers.
@@ -59,14 +59,7 @@ impl Writer {
         let mut refusals = Refusals::default();
         let mut flush = Flush::default();
         for write in writes {
-            let base = match write {
-                Write::Upsert {
-                    missing_from: Some(_),
-                    ..
-                } => bases.next().unwrap_or(Some(Base::Json(None))),
-                _ => Some(Base::Whole),
-            };
-            let Some(base) = base else {
+            let Some(base) = base_of(write, &mut bases) else {
                 delivered.stale += 1;
                 continue;
             };
@@ -84,18 +77,12 @@ impl Writer {
         refusals.finish()?;
         delivered.incomplete += incomplete;
         if incomplete > 0 {
-            tracing::warn!(
-                sink = %self.names.sink,
-                source = %batch.source.name,
-                rows = incomplete,
-                "rows were written without their unchanged large columns, because Redis did not hold them; \
-                 load the tables anew, or set REPLICA IDENTITY FULL so that the source always sends them"
-            );
+            warn_incomplete(&self.names, incomplete);
         }
         Ok(delivered)
     }
 
-    async fn put_one(
+    pub(crate) async fn put_one(
         &mut self,
         batch: &Batch,
         write: &Write<'_>,
@@ -122,7 +109,7 @@ impl Writer {
     ///
     /// Where the server is ahead, the row that a key change took the values from may be gone, or its key may have been
     /// taken by another row. The values are then where the change has put them: under the row's own key.
-    async fn read_bases(
+    pub(crate) async fn read_bases(
         &mut self,
         batch: &Batch,
         writes: &[&Write<'_>],
@@ -242,6 +229,20 @@ impl Writer {
             delivered.written += found.len() as u64 - kept.min(found.len() as u64);
         }
         Ok(delivered)
+    }
+}
+
+/// The base of a write; `read` are those of the writes that keep something, in order. `None`: the write comes too late.
+pub(crate) fn base_of(
+    write: &Write<'_>,
+    read: &mut impl Iterator<Item = Option<Base>>,
+) -> Option<Base> {
+    match write {
+        Write::Upsert {
+            missing_from: Some(_),
+            ..
+        } => read.next().unwrap_or(Some(Base::Json(None))),
+        _ => Some(Base::Whole),
     }
 }
 

@@ -8,17 +8,23 @@ use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::refusal::{Refusals, reason};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_redis::{Command, Link, Node};
+use lockstep_redis::{Command, Link, Node, errors};
 use redis::cluster_routing::Slot;
 
 use crate::fence::Fence;
 use crate::keys;
-use crate::scripts::{self, How, Script};
+use crate::scripts::{self, Done, How, Script};
 use crate::version::Version;
 
 /// A flush goes out when it holds this much, however many batches that is.
-const FULL_BYTES: usize = 256 << 10;
+pub(crate) const FULL_BYTES: usize = 256 << 10;
 const FULL_WRITES: usize = 2048;
+/// Words that one call may have at most: servers before 7.0 take 1,048,576, and a step holds up all other clients.
+const STEP_WORDS: usize = 500_000;
+/// Bytes that one call may have at most, for the same reason.
+const STEP_BYTES: usize = 64 << 20;
+/// Words of a write in a step beside its own: key, companion, script and version.
+const STEP_WORDS_EACH: usize = 4;
 /// The longest value a server takes unless `proto-max-bulk-len` says otherwise.
 const MAX_VALUE: usize = 512 << 20;
 
@@ -49,6 +55,8 @@ pub(crate) struct Flush {
     origins: Vec<(Arc<SourceInfo>, Arc<TableSchema>)>,
     /// Batches whose last write is in here.
     pub(crate) jobs: usize,
+    /// All of it is one step: see [`Flush::fits_a_step`].
+    pub(crate) whole: bool,
 }
 
 struct Write {
@@ -79,6 +87,12 @@ impl Flush {
 
     pub(crate) fn is_full(&self) -> bool {
         self.bytes.len() >= FULL_BYTES || self.writes.len() >= FULL_WRITES
+    }
+
+    /// Whether one call can carry all of it.
+    pub(crate) fn fits_a_step(&self) -> bool {
+        let words = self.words.len() + STEP_WORDS_EACH * self.writes.len();
+        words <= STEP_WORDS && self.bytes.len() <= STEP_BYTES
     }
 
     /// Says which change the next writes come from, when it is not that of the last ones.
@@ -133,6 +147,9 @@ impl Flush {
     /// # Errors
     /// The first error of any call; others may have been carried out. A refusal names every change that is refused.
     pub(crate) async fn send(&self, link: &Link, limits: &Limits) -> Result<Tally> {
+        if self.whole {
+            return self.send_whole(link, limits).await;
+        }
         let calls = self.calls(link.is_cluster(), limits);
         let mut tally = Tally::default();
         let mut refused = self.call(link, limits, &calls, &mut tally).await?;
@@ -152,6 +169,52 @@ impl Flush {
         }
         refusals.finish()?;
         Ok(tally)
+    }
+
+    /// Sends everything as one step; in a cluster, as one for each hash slot.
+    async fn send_whole(&self, link: &Link, limits: &Limits) -> Result<Tally> {
+        let calls = self.steps(link.is_cluster());
+        let build = |index: usize, how| self.command(&calls[index], how, limits);
+        let replies = scripts::run(link, calls.len(), build).await?;
+        let mut tally = Tally::default();
+        let mut refusals = Refusals::default();
+        for (call, reply) in calls.iter().zip(&replies) {
+            match scripts::done(link, reply)? {
+                Done::All(stale, gaps) => {
+                    tally.stale += stale;
+                    tally.gaps += gaps;
+                }
+                Done::Nothing(refused) => {
+                    for write in refused.into_iter().filter_map(|at| call.writes.get(at)) {
+                        let error = wrong_type(link.is_cluster()).at(link.place());
+                        refusals.take::<()>(Err(self.about(&self.writes[*write], error)))?;
+                    }
+                }
+            }
+        }
+        refusals.finish()?;
+        Ok(tally)
+    }
+
+    /// All writes as one call; in a cluster, as one for each hash slot.
+    fn steps(&self, cluster: bool) -> Vec<Call> {
+        let mut steps: Vec<Call> = Vec::new();
+        let mut open: HashMap<Option<Slot>, usize> = HashMap::new();
+        for (index, write) in self.writes.iter().enumerate() {
+            let slot = cluster.then(|| Slot::for_key(&self.bytes[write.key.clone()]));
+            let at = *open.entry(slot).or_insert(steps.len());
+            if at == steps.len() {
+                steps.push(Call {
+                    script: Script::Whole,
+                    slot,
+                    writes: Vec::new(),
+                    payload: 0,
+                });
+            }
+            steps[at].writes.push(index);
+            steps[at].payload += write.payload;
+        }
+        steps
     }
 
     /// Makes the calls; gives those that the server refuses for good.
@@ -221,7 +284,7 @@ impl Flush {
         let writes = call.writes.iter().map(|&index| &self.writes[index]);
         let (mut words, mut bytes) = (1, 32);
         for write in writes.clone() {
-            words += 3 + write.args.len();
+            words += STEP_WORDS_EACH + write.args.len();
             bytes += 2 * write.key.len() + 64 + write.payload;
         }
         let fence = limits.fence.as_ref();
@@ -237,9 +300,13 @@ impl Flush {
         Fence::add_key(fence, &mut cmd, call.slot);
         match call.script {
             Script::Drop => cmd.arg(limits.tombstone_ttl),
+            Script::Whole => cmd.arg(limits.ttl).arg(limits.tombstone_ttl),
             _ => cmd.arg(limits.ttl),
         };
         for write in writes {
+            if call.script == Script::Whole {
+                cmd.arg(write.script.word());
+            }
             cmd.arg(write.version.as_bytes());
             for word in &self.words[write.args.clone()] {
                 cmd.arg(&self.bytes[word.clone()]);
@@ -251,6 +318,12 @@ impl Flush {
             node: call.slot.map_or(Node::Any, Node::Serving),
         }
     }
+}
+
+/// The error that the server would answer with.
+fn wrong_type(cluster: bool) -> Error {
+    let said = "Operation against a key holding the wrong kind of value";
+    errors::of_reply("WRONGTYPE", said, cluster)
 }
 
 /// One call of a script.

@@ -11,6 +11,8 @@ pub(crate) const VERSION_PREFIX: &[u8] = b"lockstep:v:{";
 pub(crate) const IDENTITIES: &str = "lockstep:identities";
 /// Begins the keys that hold how far a sink has come.
 const PROGRESS: &str = "lockstep:progress:";
+/// Begins the keys that hold up to where everything is there.
+const VISIBLE: &str = "lockstep:visible:";
 /// Begins the keys that hold the versions of truncations.
 const FLOORS: &str = "lockstep:floor:";
 /// Begins the keys that hold the greatest token seen.
@@ -24,6 +26,11 @@ pub(crate) fn progress(pipeline: &str, sink: &str, source: &SourceInfo) -> Strin
         "{PROGRESS}{pipeline}:{sink}:{}:{}",
         source.name, source.identity
     )
+}
+
+/// Where readers of a cluster find up to where everything is there, of all sources of a sink.
+pub(crate) fn visible(pipeline: &str, sink: &str) -> String {
+    format!("{VISIBLE}{pipeline}:{sink}")
 }
 
 /// Where the versions of a source's truncations are kept.
@@ -46,13 +53,12 @@ pub(crate) fn companion(data: &[u8], out: &mut Vec<u8>) {
 
 /// Whether `key` is one of those kept beside the rows.
 pub(crate) fn is_beside(key: &[u8]) -> bool {
-    let begins = [
-        VERSION_PREFIX,
-        PROGRESS.as_bytes(),
-        FLOORS.as_bytes(),
-        FENCES.as_bytes(),
-    ];
-    begins.iter().any(|prefix| key.starts_with(prefix)) || key == IDENTITIES.as_bytes()
+    let texts = [PROGRESS, VISIBLE, FLOORS, FENCES].map(str::as_bytes);
+    texts
+        .iter()
+        .chain(&[VERSION_PREFIX])
+        .any(|prefix| key.starts_with(prefix))
+        || key == IDENTITIES.as_bytes()
 }
 
 /// Parses the `key` of the pipeline file.

@@ -7,6 +7,8 @@
 //! version. Server-side scripts write a row together with its version, and only when the version is not older
 //! than what is held. A delete leaves the version as a tombstone for a while. A TRUNCATE leaves a floor per table. How far a source has
 //! come is noted after the batch is answered; since writing twice is harmless, it need not be part of the same transaction.
+//! The branches of a transaction of several databases are one call of a script: on a single server a reader sees all of them or
+//! none (I6).
 //!
 //! The crate's README has the configuration and the limits.
 
@@ -23,6 +25,7 @@ mod scripts;
 mod sink;
 mod splice;
 mod state;
+mod together;
 mod version;
 mod writer;
 

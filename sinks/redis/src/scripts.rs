@@ -19,19 +19,23 @@ pub(crate) enum Script {
     Hash,
     /// Deletes rows and leaves tombstones.
     Drop,
+    /// All of what the three do, in one step.
+    Whole,
     /// Removes what a TRUNCATE covers.
     Clear,
     /// Raises the floor of a table.
     Floor,
     /// Answers with the epoch of an identity.
     Epoch,
-    /// Notes how far a source has come.
+    /// Notes how far sources have come.
     Save,
+    /// Notes up to where everything is there, for readers of a cluster.
+    Show,
     /// Raises the fence, and does nothing else.
     Raise,
 }
 
-const COUNT: usize = 8;
+const COUNT: usize = 10;
 
 type Loaded = [lockstep_redis::Script; COUNT];
 
@@ -48,10 +52,12 @@ sources! {
     "the put script", "scripts/put.lua";
     "the hash script", "scripts/hash.lua";
     "the drop script", "scripts/drop.lua";
+    "the whole script", "scripts/whole.lua";
     "the clear script", "scripts/clear.lua";
     "the floor script", "scripts/floor.lua";
     "the epoch script", "scripts/epoch.lua";
     "the save script", "scripts/save.lua";
+    "the show script", "scripts/show.lua";
     "the raise script", "scripts/raise.lua";
 }
 
@@ -61,10 +67,12 @@ impl Script {
         Script::Put,
         Script::Hash,
         Script::Drop,
+        Script::Whole,
         Script::Clear,
         Script::Floor,
         Script::Epoch,
         Script::Save,
+        Script::Show,
         Script::Raise,
     ];
 
@@ -87,6 +95,15 @@ impl Script {
     /// The name for messages.
     pub(crate) fn name(self) -> &'static str {
         self.loaded(false).name()
+    }
+
+    /// What the whole script calls it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Script::Hash => "hash",
+            Script::Drop => "drop",
+            _ => "put",
+        }
     }
 
     /// See [`lockstep_redis::Script::call`]. One that is fenced has the fence as one more key, the last, and the token as one more
@@ -123,6 +140,33 @@ pub(crate) fn counts(link: &Link, script: Script, reply: &Value) -> Result<(u64,
     }
 }
 
+/// What the whole script has done.
+pub(crate) enum Done {
+    /// Everything; the two counts are those of the other scripts.
+    All(u64, u64),
+    /// Nothing: these writes, by their number in the call from 0, cannot be carried out.
+    Nothing(Vec<usize>),
+}
+
+/// The answer of the whole script.
+pub(crate) fn done(link: &Link, reply: &Value) -> Result<Done> {
+    let number = |value: &Value| match value {
+        Value::Int(number) => usize::try_from(*number).ok(),
+        _ => None,
+    };
+    if let Value::Array(items) = reply
+        && let [Value::Int(-1), refused @ ..] = items.as_slice()
+        && let Some(refused) = refused
+            .iter()
+            .map(|place| number(place)?.checked_sub(1))
+            .collect()
+    {
+        return Ok(Done::Nothing(refused));
+    }
+    let (stale, gaps) = counts(link, Script::Whole, reply)?;
+    Ok(Done::All(stale, gaps))
+}
+
 /// One call of a script with one key.
 pub(crate) async fn run_on_key(
     link: &Link,
@@ -136,6 +180,36 @@ pub(crate) async fn run_on_key(
     })
     .await?;
     Ok(replies.pop().expect("run returns a reply for each call"))
+}
+
+/// The call of a script whose first argument says how many others there are. All keys are of one slot.
+pub(crate) fn counted(
+    link: &Link,
+    how: How,
+    script: Script,
+    fence: Option<&Fence>,
+    keys: &[&[u8]],
+    words: &[&[u8]],
+) -> Command {
+    let count = keys.len() + usize::from(fence.is_some());
+    let bytes = keys.iter().chain(words).map(|word| word.len() + 16).sum();
+    let mut cmd = script.call(how, fence.is_some(), count, count + words.len() + 1, bytes);
+    for key in keys {
+        cmd.arg(*key);
+    }
+    let first = keys.first().copied().unwrap_or_default();
+    let slot = link.is_cluster().then(|| Slot::for_key(first));
+    Fence::add_key(fence, &mut cmd, slot);
+    // A script that sets keys has one word for each.
+    cmd.arg(words.len());
+    for word in words {
+        cmd.arg(*word);
+    }
+    Fence::add_token(fence, &mut cmd);
+    Command {
+        cmd,
+        node: Node::of_key(first),
+    }
 }
 
 /// The call of a script with one key.
@@ -170,7 +244,13 @@ mod tests {
     #[test]
     fn scripts_compare_whole_versions() {
         let compared = format!("string.sub(old, 1, {})", crate::version::LENGTH);
-        for script in [Script::Put, Script::Hash, Script::Drop, Script::Clear] {
+        for script in [
+            Script::Put,
+            Script::Hash,
+            Script::Drop,
+            Script::Whole,
+            Script::Clear,
+        ] {
             assert!(
                 script.loaded(false).source().contains(&compared),
                 "{script:?}"

@@ -133,9 +133,22 @@ impl Sink for RedisSink {
 
     async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable> {
         let (durable, receipt) = Durable::later();
-        let job = Job { batch, receipt };
+        let job = Job::One((batch, receipt));
         self.jobs.send(job).await.map_err(|_| self.fate.error())?;
         Ok(durable)
+    }
+
+    /// On a single server they are one step, unless [`crate::together`] says otherwise; in a cluster one for each hash slot.
+    async fn write_together(&mut self, batches: Vec<Arc<Batch>>) -> Result<Vec<Durable>> {
+        let (mut all, mut parts) = (Vec::new(), Vec::new());
+        for batch in batches {
+            let (durable, receipt) = Durable::later();
+            all.push(durable);
+            parts.push((batch, receipt));
+        }
+        let sent = self.jobs.send(Job::Together(parts)).await;
+        sent.map_err(|_| self.fate.error())?;
+        Ok(all)
     }
 
     async fn flush(&mut self) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use lockstep_core::batch::Phase;
 use lockstep_core::position::{SourceIdentity, SourceInfo};
 use lockstep_core::progress::Progress;
 use lockstep_core::schema::{TableId, TableSchema};
@@ -14,6 +15,7 @@ use crate::fence::Fence;
 use crate::keys;
 use crate::scripts::{self, Script};
 use crate::version::Version;
+use crate::writer::Reached;
 
 /// The names that a sink's state is kept under.
 #[derive(Clone, Debug)]
@@ -137,7 +139,8 @@ impl Sources {
     }
 }
 
-/// Notes how far sources have come.
+/// Notes how far sources have come: all in one step on a single server. In a cluster, where it cannot be, readers get what is the
+/// same for all sources in one key: [`keys::visible`].
 ///
 /// # Errors
 /// When the server cannot be told, or somebody has a newer token.
@@ -145,21 +148,52 @@ pub(crate) async fn save_progress(
     link: &Link,
     names: &Names,
     fence: Option<&Fence>,
-    reached: &[(Arc<SourceInfo>, Progress)],
+    latest: &[Reached],
 ) -> Result<()> {
-    let notes: Vec<(String, String)> = reached
+    let notes: Vec<(String, Vec<u8>)> = latest
         .iter()
-        .map(|(source, reached)| {
-            let key = keys::progress(&names.pipeline, &names.sink, source);
-            (key, reached.to_hex())
+        .map(|reached| {
+            let key = keys::progress(&names.pipeline, &names.sink, &reached.source);
+            (key, reached.progress.to_hex().into_bytes())
         })
         .collect();
-    scripts::run(link, notes.len(), |index, how| {
-        let (key, reached) = &notes[index];
-        scripts::on_key(link, how, Script::Save, fence, key, &[reached.as_bytes()])
+    let mut calls: Vec<(Script, Vec<&[u8]>, Vec<&[u8]>)> = Vec::new();
+    let at_once = if link.is_cluster() { 1 } else { notes.len() };
+    for some in notes.chunks(at_once.max(1)) {
+        let (keys, values) = some
+            .iter()
+            .map(|(key, value)| (key.as_bytes(), &**value))
+            .unzip();
+        calls.push((Script::Save, keys, values));
+    }
+    let visible = keys::visible(&names.pipeline, &names.sink);
+    let shown: Vec<Vec<u8>> = latest
+        .iter()
+        .map(|reached| visible_text(reached.epoch, &reached.progress))
+        .collect();
+    if link.is_cluster() && !latest.is_empty() {
+        let pairs = latest.iter().zip(&shown);
+        let words = pairs.flat_map(|(reached, text)| [reached.source.name.as_bytes(), text]);
+        calls.push((Script::Show, vec![visible.as_bytes()], words.collect()));
+    }
+    scripts::run(link, calls.len(), |index, how| {
+        let (script, keys, words) = &calls[index];
+        scripts::counted(link, how, *script, fence, keys, words)
     })
     .await
     .map(|_| ())
+}
+
+/// How far a source is visible, as versions: the one up to which everything is there, and behind `+` each the last ones of
+/// transactions that are there as well.
+fn visible_text(epoch: u16, progress: &Progress) -> Vec<u8> {
+    let version = |position| Version::new(epoch, Phase::Stream, position);
+    let mut text = version(progress.upto()).as_bytes().to_vec();
+    for held in progress.ahead() {
+        text.push(b'+');
+        text.extend_from_slice(version(*held).as_bytes());
+    }
+    text
 }
 
 /// How far a source had come.

@@ -2,7 +2,8 @@
 //!
 //! Scripts compare versions, so writes of whole rows and deletes may overtake each other and be repeated without harm:
 //! flushes overlap. A batch that must read what is there first (unchanged columns) or that truncates waits until all
-//! before it is answered ([`crate::careful`]).
+//! before it is answered ([`crate::careful`]). Branches of one transaction go into one flush, which is one step
+//! ([`crate::together`]).
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -30,9 +31,13 @@ use crate::version::Version;
 const IN_FLIGHT: usize = 4;
 
 /// A batch and the promise made for it.
-pub(crate) struct Job {
-    pub(crate) batch: Arc<Batch>,
-    pub(crate) receipt: Receipt,
+pub(crate) type Promised = (Arc<Batch>, Receipt);
+
+/// What the writer is asked to write.
+pub(crate) enum Job {
+    One(Promised),
+    /// Batches that belong together.
+    Together(Vec<Promised>),
 }
 
 /// Why the writer ended, for those who come after.
@@ -62,12 +67,12 @@ pub(crate) struct Writer {
     pub(crate) names: Names,
     pub(crate) tables: Tables,
     pub(crate) sources: Sources,
-    current: Flush,
+    pub(crate) current: Flush,
     flight: FuturesOrdered<BoxFuture<'static, Landed>>,
     flushes: usize,
     /// Batches not yet reported, oldest first: `saving` of them wait for the progress to be saved, the next `answered`
     /// have all their writes answered.
-    waiting: VecDeque<Waiting>,
+    pub(crate) waiting: VecDeque<Waiting>,
     saving: usize,
     answered: usize,
     /// Stale writes that have been counted but not yet put on a batch.
@@ -76,10 +81,19 @@ pub(crate) struct Writer {
 }
 
 /// A batch on its way.
-struct Waiting {
+pub(crate) struct Waiting {
     receipt: Receipt,
-    delivered: Delivered,
-    progress: Option<(Arc<SourceInfo>, Progress)>,
+    pub(crate) delivered: Delivered,
+    reached: Option<Reached>,
+}
+
+/// How far a source has come.
+#[derive(Clone)]
+pub(crate) struct Reached {
+    pub(crate) source: Arc<SourceInfo>,
+    /// Of the source's identity.
+    pub(crate) epoch: u16,
+    pub(crate) progress: Progress,
 }
 
 enum Landed {
@@ -142,30 +156,46 @@ impl Writer {
                 job = jobs.recv() => job,
             };
             let Some(job) = job else { break };
-            self.take(job).await?;
+            self.obey(job).await?;
             // What has gathered meanwhile goes along; when nothing has, the flush goes out at once.
             while !self.current.is_full() {
                 let Ok(job) = jobs.try_recv() else { break };
-                self.take(job).await?;
+                self.obey(job).await?;
             }
             self.submit().await?;
         }
         self.drain().await
     }
 
-    /// Puts the writes of a batch into the current flush, sending flushes as they fill.
-    async fn take(&mut self, job: Job) -> Result<()> {
-        let Job { batch, receipt } = job;
-        let last = batch
-            .changes()
-            .last()
-            .filter(|_| batch.phase == Phase::Stream);
-        let progress = last.map(|change| (Arc::clone(&batch.source), batch.progress_at(change)));
+    async fn obey(&mut self, job: Job) -> Result<()> {
+        match job {
+            Job::One(promised) => self.take(promised).await,
+            Job::Together(parts) => self.take_together(parts).await,
+        }
+    }
+
+    /// Lets a batch wait for its answers.
+    pub(crate) async fn await_answers(&mut self, batch: &Batch, receipt: Receipt) -> Result<()> {
+        let last = batch.changes().last();
+        let reached = match last.filter(|_| batch.phase == Phase::Stream) {
+            None => None,
+            Some(last) => Some(Reached {
+                source: Arc::clone(&batch.source),
+                epoch: self.source_of(batch).await?.epoch,
+                progress: batch.progress_at(last),
+            }),
+        };
         self.waiting.push_back(Waiting {
             receipt,
             delivered: Delivered::default(),
-            progress,
+            reached,
         });
+        Ok(())
+    }
+
+    /// Puts the writes of a batch into the current flush, sending flushes as they fill.
+    pub(crate) async fn take(&mut self, (batch, receipt): Promised) -> Result<()> {
+        self.await_answers(&batch, receipt).await?;
         if !batch.changes().is_empty() {
             let parts = fold(&batch)?;
             let delivered = if is_independent(&parts) {
@@ -217,6 +247,12 @@ impl Writer {
         Ok(delivered)
     }
 
+    /// What is known of the source of a batch.
+    async fn source_of(&mut self, batch: &Batch) -> Result<&mut Source> {
+        let source = &batch.source;
+        self.sources.get(&self.link, &self.names, source).await
+    }
+
     /// Sends the current flush, once there is room for it.
     pub(crate) async fn submit(&mut self) -> Result<()> {
         if self.current.is_empty() {
@@ -247,7 +283,7 @@ impl Writer {
     }
 
     /// Waits until every flush submitted is answered.
-    async fn drain_flushes(&mut self) -> Result<()> {
+    pub(crate) async fn drain_flushes(&mut self) -> Result<()> {
         while self.flushes > 0 {
             self.land_one().await?;
         }
@@ -265,8 +301,15 @@ impl Writer {
         match landed {
             Landed::Flush { jobs, tally } => {
                 self.flushes -= 1;
-                self.stale += tally?.stale;
+                let tally = tally?;
+                self.stale += tally.stale;
                 let first = self.saving + self.answered;
+                if tally.gaps > 0
+                    && let Some(last) = self.waiting.get_mut(first + jobs.saturating_sub(1))
+                {
+                    last.delivered.incomplete += tally.gaps;
+                    warn_incomplete(&self.names, tally.gaps);
+                }
                 for waiting in self.waiting.iter_mut().skip(first).take(jobs) {
                     let stale = self.stale.min(waiting.delivered.written);
                     waiting.delivered.written -= stale;
@@ -294,22 +337,22 @@ impl Writer {
             return;
         }
         self.saving = std::mem::take(&mut self.answered);
-        let mut latest: Vec<(&Arc<SourceInfo>, &Progress)> = Vec::new();
-        for (source, reached) in self
+        let mut latest: Vec<&Reached> = Vec::new();
+        for reached in self
             .waiting
             .iter()
             .take(self.saving)
-            .filter_map(|waiting| waiting.progress.as_ref())
+            .filter_map(|waiting| waiting.reached.as_ref())
         {
-            match latest.iter_mut().find(|(known, _)| known == &source) {
-                Some(known) => known.1 = reached,
-                None => latest.push((source, reached)),
+            match latest
+                .iter_mut()
+                .find(|known| known.source == reached.source)
+            {
+                Some(known) => *known = reached,
+                None => latest.push(reached),
             }
         }
-        let latest: Vec<_> = latest
-            .into_iter()
-            .map(|(source, reached)| (Arc::clone(source), reached.clone()))
-            .collect();
+        let latest: Vec<Reached> = latest.into_iter().cloned().collect();
         let (link, names) = (self.link.clone(), self.names.clone());
         let fence = self.limits.fence.clone();
         self.flight.push_back(Box::pin(async move {
@@ -317,6 +360,16 @@ impl Writer {
             Landed::Progress(saved)
         }));
     }
+}
+
+/// Tells of rows that lack what they were to keep.
+pub(crate) fn warn_incomplete(names: &Names, rows: u64) {
+    tracing::warn!(
+        sink = %names.sink,
+        rows,
+        "rows were written without their unchanged large columns, because Redis did not hold them; \
+         load the tables anew, or set REPLICA IDENTITY FULL so that the source always sends them"
+    );
 }
 
 /// Puts one row's write into `flush`, and says how many of its columns nobody has. A TRUNCATE puts nothing.

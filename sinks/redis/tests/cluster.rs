@@ -30,4 +30,5 @@ on_a_cluster!(
     inspection,
     odd_keys,
     fence,
+    branches,
 );

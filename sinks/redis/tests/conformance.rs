@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use lockstep_conformance::history::Row;
-use lockstep_conformance::sink::{Held, Progress, SinkUnderTest, row_of};
+use lockstep_conformance::sink::{Held, Progress, Rows, SinkUnderTest, row_of};
 use lockstep_core::Result;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
@@ -30,7 +30,94 @@ fn text(value: Value) -> String {
     }
 }
 
+/// Reads all keys in one step.
+const READ: &str = r"
+local rows = {}
+for i, key in ipairs(KEYS) do
+  if ARGV[1] == 'hash' then rows[i] = redis.call('HGETALL', key) else rows[i] = redis.call('GET', key) end
+end
+return rows";
+
 impl Cache {
+    fn key(&self, table: &TableSchema, id: &str) -> String {
+        format!(
+            "{}:{}:{}:{id}",
+            self.lab.prefix, table.source, table.id.name
+        )
+    }
+
+    fn parsed(&self, value: Value) -> Option<Row> {
+        match value {
+            Value::Array(words) => {
+                let words: Vec<String> = words.into_iter().map(text).collect();
+                let pairs = words
+                    .chunks(2)
+                    .map(|pair| (pair[0].clone(), pair[1].clone()));
+                Some(pairs.collect()).filter(|row: &Row| !row.is_empty())
+            }
+            Value::BulkString(json) => Some(row_of(&serde_json::from_slice(&json).expect("JSON"))),
+            Value::Nil => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn look_at_once(&self, tables: &[&Arc<TableSchema>], ids: &[String]) -> Vec<Rows> {
+        let keys = tables
+            .iter()
+            .flat_map(|table| ids.iter().map(|id| self.key(table, id)));
+        let keys: Vec<String> = keys.collect();
+        let count = keys.len().to_string();
+        let mut words = vec!["EVAL", READ, &count];
+        words.extend(keys.iter().map(String::as_str));
+        words.push(if self.is_hash { "hash" } else { "json" });
+        let Value::Array(values) = self.lab.ask(&words).await else {
+            panic!("EVAL");
+        };
+        let mut values = values.into_iter();
+        let mut rows = Vec::new();
+        for _ in tables {
+            let of = ids.iter().zip(values.by_ref());
+            let of = of.filter_map(|(id, value)| Some((id.clone(), self.parsed(value)?)));
+            rows.push(of.collect());
+        }
+        rows
+    }
+
+    /// What is visible first, then rows with their versions; `None` when one is not covered by it.
+    async fn look_at_slots(
+        &self,
+        tables: &[&Arc<TableSchema>],
+        ids: &[String],
+    ) -> Option<Vec<Rows>> {
+        let name = format!("lockstep:visible:{}:sink", self.lab.prefix);
+        let Value::Array(words) = self.lab.ask(&["HGETALL", &name]).await else {
+            panic!("HGETALL");
+        };
+        let words: Vec<String> = words.into_iter().map(text).collect();
+        let visible: BTreeMap<&str, &str> =
+            words.chunks(2).map(|pair| (&*pair[0], &*pair[1])).collect();
+        let mut all = Vec::new();
+        for table in tables {
+            let mut rows = Rows::new();
+            for id in ids {
+                let key = self.key(table, id);
+                let pair = ["MGET", &key, &format!("lockstep:v:{{{key}}}")];
+                let Value::Array(values) = self.lab.ask(&pair).await else {
+                    panic!("MGET");
+                };
+                let [value, version] = values.try_into().expect("two");
+                if let Value::BulkString(version) = version {
+                    let version = String::from_utf8(version).expect("UTF-8");
+                    if !covers(visible.get(&*table.source).copied(), &version) {
+                        return None;
+                    }
+                }
+                rows.extend(self.parsed(value).map(|row| (id.clone(), row)));
+            }
+            all.push(rows);
+        }
+        Some(all)
+    }
     async fn row(&self, key: &str) -> Row {
         if !self.is_hash {
             let json = self.lab.get(key).await.expect("a value");
@@ -82,6 +169,26 @@ impl SinkUnderTest for Cache {
     fn is_fenced(&self) -> bool {
         true
     }
+
+    fn shows_whole(&self) -> bool {
+        true
+    }
+
+    /// One command for all: on a single server that is a snapshot. In a cluster, where it cannot be, as the README says.
+    async fn look(&self, tables: &[&Arc<TableSchema>], ids: &[String]) -> Option<Vec<Rows>> {
+        match self.lab.config.cluster {
+            true => self.look_at_slots(tables, ids).await,
+            false => Some(self.look_at_once(tables, ids).await),
+        }
+    }
+}
+
+/// Whether what is visible of a source covers a version of one of its rows, as the README says.
+fn covers(visible: Option<&str>, version: &str) -> bool {
+    let (transaction, ordinal) = version[..28].split_at(20);
+    let mut held = visible.into_iter().flat_map(|text| text.split('+'));
+    let upto = held.next().unwrap_or_default();
+    ordinal == "00000000" || version[..28] <= *upto || held.any(|one| one[..20] == *transaction)
 }
 
 async fn cache(value: &str) -> Option<Cache> {
@@ -109,4 +216,23 @@ mod hash {
     }
 
     lockstep_conformance::sink_suite!(cache);
+}
+
+mod cluster {
+    use lockstep_kit::redis_cluster::RedisCluster;
+
+    use super::{Cache, Component, Lab, available_or_say_so};
+
+    async fn cache() -> Option<Cache> {
+        if !available_or_say_so(Component::RedisCluster) {
+            return None;
+        }
+        let urls = RedisCluster::shared().await.urls();
+        Some(Cache {
+            lab: Lab::cluster(&urls, serde_json::json!({})).await,
+            is_hash: false,
+        })
+    }
+
+    lockstep_conformance::sink_suite!(cache; whoever_looks_sees_branches_together);
 }

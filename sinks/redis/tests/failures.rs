@@ -505,3 +505,100 @@ async fn a_cluster_is_recognised() {
     assert_eq!(error.kind(), ErrorKind::Setup, "{error}");
     assert!(error.to_string().contains("cluster = true"), "{error}");
 }
+
+/// A step in which one row cannot be written writes none; the others follow when it lies aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_is_carried_out_as_a_whole_or_not_at_all() {
+    lockstep_kit::require!(Redis);
+    let lab = Lab::single(Server::shared().await.url(), json!({ "value": "hash" })).await;
+    let (mut sink, orders) = (lab.open().await, lab.orders());
+    let stock = support::source("stock", &lab.prefix);
+    let shelf = support::orders("stock");
+    let first = lab
+        .make()
+        .commit(100)
+        .insert(&orders, &[T("1"), T("one"), T("d"), Null])
+        .stream();
+    deliver(&mut sink, first).await.expect("durable");
+    lab.ask(&["DEL", &lab.key("1")]).await;
+    lab.ask(&["LPUSH", &lab.key("1"), "no hash"]).await;
+    let parts = |poison: bool| {
+        let order = lab
+            .make()
+            .commit(200)
+            .insert(&orders, &[T("2"), T("two"), Null, Null]);
+        let order = match poison {
+            true => order.update(&orders, &[T("1"), T("uno"), Same, Null]),
+            false => order,
+        };
+        let shelved = support::Maker::new(&stock)
+            .commit(200)
+            .insert(&shelf, &[T("1"), T("shelf"), Null, Null]);
+        vec![order.stream(), shelved.stream()]
+    };
+    let there =
+        async |lab: &Lab, key: &str| lab.ask(&["EXISTS", key]).await == redis::Value::Int(1);
+    let shelf_key = format!("{}:stock:orders:1", lab.prefix);
+    let mut durables = sink
+        .write_together(parts(true))
+        .await
+        .expect("taken")
+        .into_iter();
+    let error = durables.next().expect("one").await.expect_err("refused");
+    let refusals = error.refusals().iter();
+    let named: Vec<_> = refusals
+        .map(|refusal| (refusal.position.ordinal, refusal.reason))
+        .collect();
+    assert_eq!(named, [(2, "wrong_type")], "{error}");
+    assert!(durables.next().expect("two").await.is_err());
+    assert!(!there(&lab, &lab.key("2")).await && !there(&lab, &shelf_key).await);
+    drop(sink);
+    let mut sink = lab.open().await;
+    for durable in sink.write_together(parts(false)).await.expect("taken") {
+        durable.await.expect("durable");
+    }
+    assert!(there(&lab, &lab.key("2")).await && there(&lab, &shelf_key).await);
+    sink.close().await.expect("closes");
+}
+
+/// A server that is full refuses all of a step.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_takes_no_part_of_a_step() {
+    lockstep_kit::require!(Redis);
+    let full = options(&[("maxmemory", "4mb"), ("maxmemory-policy", "noeviction")]);
+    let server = Server::start(full).await;
+    let lab = Lab::single(server.url(), json!({})).await;
+    let (mut sink, orders) = (lab.open().await, lab.orders());
+    let stock = support::source("stock", &lab.prefix);
+    let shelf = support::orders("stock");
+    let big = "x".repeat(20_000);
+    let mut failed = false;
+    for commit in 1..=400_u64 {
+        let id = commit.to_string();
+        let row = [T(&id), T(&big), Null, Null];
+        let parts = vec![
+            lab.make().commit(commit).insert(&orders, &row).stream(),
+            support::Maker::new(&stock)
+                .commit(commit)
+                .insert(&shelf, &row)
+                .stream(),
+        ];
+        let Ok(durables) = sink.write_together(parts).await else {
+            failed = true;
+            break;
+        };
+        for durable in durables {
+            failed |= durable.await.is_err();
+        }
+    }
+    assert!(failed, "it was never full");
+    let count = async |table: &str| {
+        let pattern = format!("{}:{table}:orders:*", lab.prefix);
+        let redis::Value::Array(keys) = lab.ask(&["KEYS", &pattern]).await else {
+            panic!("KEYS");
+        };
+        keys.len()
+    };
+    let (first, second) = (count("shop").await, count("stock").await);
+    assert!(first > 10 && first == second, "{first} and {second}");
+}

@@ -30,4 +30,5 @@ on_a_single_server!(
     inspection,
     odd_keys,
     fence,
+    branches,
 );

@@ -6,7 +6,8 @@
 //! **Order.** Two writes of one key are never under way at the same time; a TRUNCATE and a read of unchanged values wait
 //! for everything before them. **Durability.** A batch is durable when the server has answered every one of its items
 //! (the server answers after its translog is on disk, unless the index says otherwise). The position is kept in a
-//! progress index and only ever follows what is durable.
+//! progress index and only ever follows what is durable. **Visibility** of transactions of several databases: see [`visible`],
+//! where the section says `gtx_epoch`.
 
 mod bulk;
 mod client;
@@ -24,10 +25,12 @@ mod send;
 mod sink;
 mod toast;
 mod truncate;
+mod visible;
 mod writer;
 
 pub use config::{
     Config, DEFAULT_BULK_BYTES, DEFAULT_BULK_DOCUMENTS, DEFAULT_CONCURRENCY, DEFAULT_GC_DELETES,
-    DEFAULT_INDEX, DEFAULT_PROGRESS_INDEX, DEFAULT_REQUEST_TIMEOUT, Mapping, Refresh,
+    DEFAULT_INDEX, DEFAULT_PROGRESS_INDEX, DEFAULT_REQUEST_TIMEOUT, DEFAULT_VISIBLE_EVERY, Mapping,
+    Refresh,
 };
 pub use sink::{Elasticsearch, OpenSearch};

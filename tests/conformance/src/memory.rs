@@ -16,7 +16,7 @@ use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 
 use crate::history::Row;
-use crate::sink::{Event, Held, Progress, SinkUnderTest};
+use crate::sink::{Event, Held, Progress, Rows, SinkUnderTest};
 
 /// What it breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -384,6 +384,20 @@ impl SinkUnderTest for MemorySink {
 
     fn is_fenced(&self) -> bool {
         true
+    }
+
+    fn shows_whole(&self) -> bool {
+        !self.is_queue
+    }
+
+    async fn look(&self, tables: &[&Arc<TableSchema>], _: &[String]) -> Option<Vec<Rows>> {
+        let store = self.lock();
+        let of = |table: &&Arc<TableSchema>| {
+            let rows = store.rows.get(&table.id).into_iter().flatten();
+            rows.map(|(key, (row, _))| (key.clone(), row.clone()))
+                .collect()
+        };
+        Some(tables.iter().map(of).collect())
     }
 }
 

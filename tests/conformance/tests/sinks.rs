@@ -57,5 +57,6 @@ catches! {
     forgotten_gaps: what_went_on_ahead_is_known_when_it_is_opened_again of of_rows that ForgetsAhead,
     branches_apart: branches_that_are_written_together_stay_together of of_rows that WritesApart,
     any_token: who_has_an_older_token_writes_nothing of of_rows that TakesAnyToken,
+    branches_seen_apart: whoever_looks_sees_branches_together of of_rows that WritesApart,
     doubles: any_crash_goes_on_to_the_right_end of of_events that Doubles,
 }

@@ -1,2 +1,4 @@
--- Notes how far a source has come. KEYS: where. ARGV: the progress.
-return redis.pcall('SET', KEYS[1], ARGV[1])
+-- Notes how far sources have come. KEYS: where, for each. ARGV: how many; the progress of each.
+local words = {}
+for i = 1, tonumber(ARGV[1]) do words[2 * i - 1], words[2 * i] = KEYS[i], ARGV[i + 1] end
+return redis.pcall('MSET', unpack(words))

@@ -635,3 +635,101 @@ pub async fn fence(lab: Lab) {
     assert_eq!(inspect.count(&table).await.expect("counted"), 200);
     assert_eq!(counts(&mut newest, rows(500, "z")).await.0, 200);
 }
+
+/// Branches of two sources: also what they keep of rows that were there, and of rows that they have brought themselves.
+pub async fn branches(lab: Lab) {
+    for value in ["json", "hash"] {
+        let lab = lab.with(serde_json::json!({ "value": value }));
+        let (mut sink, orders) = (lab.open().await, lab.orders());
+        let stock = source("stock", &lab.prefix);
+        let shelf = super::orders("stock");
+        let base = if value == "json" { 0 } else { 1000 };
+        let first = lab
+            .make()
+            .commit(base + 100)
+            .insert(&orders, &[T("1"), T("one"), T("big"), Null])
+            .insert(&orders, &[T("9"), T("nine"), T("large"), Null])
+            .stream();
+        assert_eq!(counts(&mut sink, first).await, (2, 0));
+        // One branch is cut in two, and its second part keeps what the first has brought.
+        let parts = vec![
+            lab.make()
+                .commit(base + 200)
+                .update(&orders, &[T("1"), T("uno"), Same, T("1.5")])
+                .insert(&orders, &[T("2"), T("two"), T("long"), Null])
+                .stream(),
+            lab.make()
+                .commit_from(base + 200, 2)
+                .update(&orders, &[T("2"), T("due"), Same, Null])
+                .rekey(&orders, "9", &[T("3"), T("three"), Same, Null])
+                .stream(),
+            Maker::new(&stock)
+                .commit(base + 200)
+                .insert(&shelf, &[T("1"), T("shelf"), Null, Null])
+                .delete(&shelf, "7")
+                .stream(),
+        ];
+        let durables = sink.write_together(parts).await.expect("taken");
+        assert_eq!(durables.len(), 3);
+        let mut delivered = Delivered::default();
+        for durable in durables {
+            let done = tokio::time::timeout(PATIENCE, durable).await;
+            delivered += done.expect("in time").expect("durable");
+        }
+        // In a cluster the parts are folded by themselves.
+        let written = if lab.config.cluster { 7 } else { 6 };
+        assert_eq!((delivered.written, delivered.incomplete), (written, 0));
+        let shelf_key = format!("{}:stock:orders:1", lab.prefix);
+        if value == "json" {
+            let row = |id: &str, name: &str, doc: &str, price: &str| {
+                Some(format!(
+                    r#"{{"id":{id},"name":"{name}","doc":"{doc}","price":{price}}}"#
+                ))
+            };
+            assert_eq!(lab.row("1").await, row("1", "uno", "big", "\"1.5\""));
+            assert_eq!(lab.row("2").await, row("2", "due", "long", "null"));
+            assert_eq!(lab.row("3").await, row("3", "three", "large", "null"));
+        } else {
+            let two = ["doc=long", "id=2", "name=due"];
+            assert_eq!(
+                lab.fields("1").await,
+                ["doc=big", "id=1", "name=uno", "price=1.5"]
+            );
+            assert_eq!(lab.fields("2").await, two);
+            assert_eq!(lab.fields("3").await, ["doc=large", "id=3", "name=three"]);
+        }
+        let there = |reply| matches!(reply, Value::Int(1));
+        assert!(there(lab.ask(&["EXISTS", &shelf_key]).await));
+        assert!(!there(lab.ask(&["EXISTS", &lab.key("9")]).await));
+        // What cannot be one step is written all the same.
+        let parts = vec![
+            lab.make()
+                .commit(base + 300)
+                .truncate(&orders)
+                .insert(&orders, &[T("4"), T("four"), Null, Null])
+                .stream(),
+            Maker::new(&stock)
+                .commit(base + 300)
+                .delete(&shelf, "1")
+                .stream(),
+        ];
+        for durable in sink.write_together(parts).await.expect("taken") {
+            let done = tokio::time::timeout(PATIENCE, durable).await;
+            done.expect("in time").expect("durable");
+        }
+        for (key, expected) in [
+            (lab.key("1"), false),
+            (lab.key("4"), true),
+            (shelf_key, false),
+        ] {
+            assert_eq!(there(lab.ask(&["EXISTS", &key]).await), expected, "{key}");
+        }
+        for (source, commit) in [(&lab.source, base + 300), (&stock, base + 300)] {
+            let held = sink.resume(source).await.expect("asked").expect("kept");
+            assert_eq!(held.upto().commit, Lsn(commit));
+        }
+        sink.close().await.expect("closes");
+        lab.ask(&["DEL", &lab.key("4"), &lab.version_key("4")])
+            .await;
+    }
+}

@@ -26,6 +26,8 @@ pub const DEFAULT_CONCURRENCY: usize = 2;
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration(StdDuration::from_secs(30));
 /// Default of [`Config::gc_deletes`].
 pub const DEFAULT_GC_DELETES: Duration = Duration(StdDuration::from_secs(3600));
+/// Default of [`Config::visible_every`].
+pub const DEFAULT_VISIBLE_EVERY: Duration = Duration(StdDuration::from_secs(1));
 
 /// What the index template may name.
 const INDEX_FIELDS: &[&str] = &["source", "schema", "table"];
@@ -85,6 +87,13 @@ pub struct Config {
     /// The index that keeps the position.
     #[serde(default = "default_progress_index")]
     pub progress_index: String,
+    /// Whether every document carries the number of its transaction in the field `gtx_epoch`, and a document beside the position
+    /// tells readers up to which of them everything is visible: see the README. Default: false.
+    #[serde(default)]
+    pub gtx_epoch: bool,
+    /// With `gtx_epoch`: how often what was written is refreshed, and told to be visible. Default: `1s`.
+    #[serde(default = "default_visible_every")]
+    pub visible_every: Duration,
 }
 
 /// What an index is created with.
@@ -109,6 +118,10 @@ pub enum Refresh {
     WaitFor,
     /// Every bulk request forces a refresh. Slow; for tests and demonstrations.
     Now,
+}
+
+fn default_visible_every() -> Duration {
+    DEFAULT_VISIBLE_EVERY
 }
 
 fn default_index() -> String {
@@ -173,6 +186,14 @@ impl Config {
             return Err(
                 wrong("`request_timeout` is zero").remedy("leave it out to use the default")
             );
+        }
+        if self.gtx_epoch && self.refresh != Refresh::None {
+            return Err(wrong("`gtx_epoch` and `refresh` are both given").remedy(
+                "leave `refresh` out: `visible_every` says how often what was written becomes visible",
+            ));
+        }
+        if self.visible_every.0.is_zero() {
+            return Err(wrong("`visible_every` is zero").remedy("leave it out to use the default"));
         }
         if super::index::sanitize(&self.progress_index) != self.progress_index {
             return Err(wrong(format!(

@@ -15,7 +15,7 @@ use lockstep_core::position::{Lsn, Position, SourceInfo};
 use lockstep_core::sink::HeldVersion;
 use lockstep_core::{Error, ErrorKind, Result};
 use reqwest::Method;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::client::{Body, Client};
@@ -76,7 +76,25 @@ impl Epoch {
     }
 }
 
+/// The number of a transaction of a source: a version without its step. It fits the numbers of JSON in every language.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Number(pub(super) u64);
+
+impl Epoch {
+    /// The number of the transaction that commits there.
+    pub(super) fn number(self, commit: Lsn) -> Number {
+        Number(self.0 << LSN_BITS | commit.0 / ALIGNMENT)
+    }
+}
+
 impl Version {
+    /// The transaction that wrote it; `None` of rows of a copy.
+    pub(super) fn transaction(self) -> Option<Number> {
+        let step = self.0 & ((1 << STEP_BITS) - 1);
+        (step > 0).then_some(Number(self.0 >> STEP_BITS))
+    }
+
     /// What it tells of a document, where the source's log of now has this epoch. The commit is rounded down as
     /// [`Epoch::version`] rounds it, which no record of the log lies between.
     ///
@@ -300,6 +318,24 @@ mod tests {
             let held = Version(counted).held(Epoch(1));
             assert_eq!(held, HeldVersion::Unknown, "{counted}");
         }
+    }
+
+    #[test]
+    fn all_changes_of_a_transaction_have_its_number_and_copies_have_none() {
+        let last = ((1 << LSN_BITS) - 1) * ALIGNMENT;
+        for (epoch, lsn) in [(0, 16), (3, 0x16_b374_d848), (31, last)] {
+            let number = Epoch(epoch).number(Lsn(lsn));
+            for ordinal in [1, 447, 448, u64::MAX] {
+                assert_eq!(version(epoch, lsn, ordinal).transaction(), Some(number));
+            }
+            assert_eq!((number.0 as f64) as u64, number.0, "a double holds it");
+        }
+        let position = Position {
+            commit: Lsn(16),
+            ordinal: 1,
+        };
+        let copied = Epoch(0).version(Phase::Snapshot, position).expect("fits");
+        assert_eq!(copied.transaction(), None);
     }
 
     #[test]

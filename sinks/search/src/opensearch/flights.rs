@@ -84,6 +84,8 @@ struct Waiting {
     open: usize,
     /// No item follows.
     sealed: bool,
+    /// The next batch belongs to it: the two become durable together.
+    joined: bool,
     mark: Option<Mark>,
 }
 
@@ -101,9 +103,22 @@ impl Ledger {
             delivered: Delivered::default(),
             open: 0,
             sealed: false,
+            joined: false,
             mark,
         });
         self.first + self.waiting.len() as u64 - 1
+    }
+
+    /// The next batch that begins belongs to this one.
+    pub(super) fn join(&mut self, batch: u64) {
+        if let Some(waiting) = self.get(batch) {
+            waiting.joined = true;
+        }
+    }
+
+    /// The number of the oldest batch that is not durable, or of the next one.
+    pub(super) fn oldest(&self) -> u64 {
+        self.first
     }
 
     /// An item of the batch was added to a request.
@@ -135,20 +150,24 @@ impl Ledger {
 
     /// Answers the batches that are durable with all before them, and hands out their positions.
     pub(super) fn settle(&mut self, mut mark: impl FnMut(Mark)) {
-        while self
-            .waiting
-            .front()
-            .is_some_and(|waiting| waiting.sealed && waiting.open == 0)
-        {
-            let Some(waiting) = self.waiting.pop_front() else {
-                return;
-            };
-            self.first += 1;
-            if let Some(reached) = waiting.mark {
-                mark(reached);
+        while let Some(count) = self.durable() {
+            self.first += count as u64;
+            for waiting in self.waiting.drain(..count) {
+                if let Some(reached) = waiting.mark {
+                    mark(reached);
+                }
+                waiting.receipt.resolve(Ok(waiting.delivered));
             }
-            waiting.receipt.resolve(Ok(waiting.delivered));
         }
+    }
+
+    /// How many batches come next that belong together, when all of them are durable.
+    fn durable(&self) -> Option<usize> {
+        let joined = self.waiting.iter().take_while(|waiting| waiting.joined);
+        let count = joined.count() + 1;
+        let mut next = self.waiting.iter().take(count);
+        let is_durable = |waiting: &Waiting| waiting.sealed && waiting.open == 0;
+        (self.waiting.len() >= count && next.all(is_durable)).then_some(count)
     }
 
     /// Answers the oldest batch with an error; gives it back when no batch waits. The others are dropped with the
@@ -196,5 +215,25 @@ mod tests {
         ledger.settle(|_| {});
         assert_eq!(first.await.expect("durable"), delivered);
         assert_eq!(second.await.expect("durable"), delivered);
+    }
+
+    #[tokio::test]
+    async fn what_belongs_together_becomes_durable_together() {
+        let mut ledger = Ledger::default();
+        let (_first, receipt) = Durable::later();
+        let one = ledger.begin(receipt, None);
+        ledger.join(one);
+        ledger.seal(one);
+        ledger.settle(|_| {});
+        assert_eq!(ledger.oldest(), 0, "the other has not begun");
+        let (_second, receipt) = Durable::later();
+        let two = ledger.begin(receipt, None);
+        ledger.opened(two);
+        ledger.seal(two);
+        ledger.settle(|_| {});
+        assert_eq!(ledger.oldest(), 0, "the other has no answer");
+        ledger.answered(two, 1, Delivered::default());
+        ledger.settle(|_| {});
+        assert_eq!((ledger.oldest(), ledger.waiting.len()), (2, 0));
     }
 }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::client::{Body, Client};
 use super::config::{Config, Mapping};
 use super::mapping::properties;
+use super::visible::FIELD;
 use crate::document::{Documents, json_text};
 
 /// Longest index name, in bytes.
@@ -64,6 +65,12 @@ impl Indexes {
             return Ok(Arc::clone(known));
         }
         let index = self.claim(schema)?;
+        if self.config.gtx_epoch && schema.columns.iter().any(|column| &*column.name == FIELD) {
+            let what = format!("`{}` has a column `{FIELD}` of its own", schema.id);
+            return Err(Error::new(ErrorKind::Setup, what).remedy(format!(
+                "rename the column on its way with a `project` transform, or leave out `{FIELD} = true`"
+            )));
+        }
         if self.config.mapping == Mapping::Derived || !self.exists(&index).await? {
             self.ensure(&index, schema)
                 .await
@@ -77,6 +84,13 @@ impl Indexes {
             index,
         });
         Ok(Arc::clone(self.known.get(schema, |_| Arc::clone(&target))))
+    }
+
+    /// The indexes that are known, with the source of each.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        self.owners
+            .iter()
+            .map(|(index, owner)| (index, &owner.source))
     }
 
     /// Whether rows of several tables of the database come to the index of `schema`.
@@ -127,10 +141,13 @@ impl Indexes {
     }
 
     async fn ensure(&self, index: &str, schema: &TableSchema) -> Result<()> {
-        let wanted = match self.config.mapping {
+        let mut wanted = match self.config.mapping {
             Mapping::Derived => properties(schema, &self.config.fields)?,
             Mapping::None => Map::new(),
         };
+        if self.config.gtx_epoch && self.config.mapping == Mapping::Derived {
+            wanted.insert(FIELD.to_owned(), json!({"type": "long"}));
+        }
         let reply = self
             .client
             .call(Method::GET, &[index, "_mapping"], &[], Body::None)
@@ -262,6 +279,10 @@ fn settings(config: &Config, fields: usize) -> Map<String, Value> {
         "index.gc_deletes".to_owned(),
         config.gc_deletes.to_string().into(),
     );
+    if config.gtx_epoch {
+        // What becomes searchable between two of our own refreshes is missing from readers' views until the second.
+        settings.insert("index.refresh_interval".to_owned(), "-1".into());
+    }
     // The server's limit of 1000 counts sub-fields too; a table may have 1600 columns.
     if fields * 2 > 900 {
         let limit = fields * 2 + 400;

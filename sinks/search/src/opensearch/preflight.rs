@@ -204,6 +204,22 @@ async fn blocks(client: &Client, config: &Config, findings: &mut Vec<Finding>) {
                 format!("PUT /{name}/_settings {{\"index.translog.durability\":\"request\"}}"),
             ));
         }
+        if config.gtx_epoch && !is(index, "index.refresh_interval", "-1") {
+            fine = false;
+            findings.push(Finding::warn(
+                format!("index {name}"),
+                "it refreshes by itself: a row that changes is missing from what is visible until lockstep has refreshed, up to `visible_every`",
+                format!("PUT /{name}/_settings {{\"index.refresh_interval\":\"-1\"}}"),
+            ));
+        }
+        if config.gtx_epoch && is(index, "index.replication.type", "SEGMENT") {
+            fine = false;
+            findings.push(Finding::warn(
+                format!("index {name}"),
+                "with segment replication a refresh says nothing of replicas: `gtx_epoch` is true of primaries only",
+                "let readers search with preference=_primary, or create the index with replication.type DOCUMENT",
+            ));
+        }
     }
     if fine {
         findings.push(Finding::pass(

@@ -226,6 +226,12 @@ impl Progress {
         }
     }
 
+    /// What is durable of each source.
+    pub(super) fn reached(&self) -> impl Iterator<Item = (&Arc<SourceInfo>, &Held)> {
+        let reached = self.reached.iter();
+        reached.map(|reached| (&reached.source, &reached.held))
+    }
+
     pub(super) fn is_stored(&self) -> bool {
         self.reached
             .iter()

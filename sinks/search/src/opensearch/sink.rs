@@ -20,6 +20,7 @@ use super::index::Indexes;
 use super::inspect::Inspector;
 use super::preflight::preflight;
 use super::progress::{Progress, Store};
+use super::visible::Visible;
 use super::writer::{Command, Fault, Writer};
 use crate::together;
 
@@ -122,7 +123,15 @@ impl SearchSink {
         let (sender, inbox) = mpsc::channel(together::MOST_WAITING);
         let fault = Fault::default();
         let progress = Progress::new(store.clone());
-        let writer = Writer::new(client, config, inbox, indexes, progress, Arc::clone(&fault));
+        let visible = match config.gtx_epoch {
+            true => {
+                let owner = (&*context.pipeline, &*context.name);
+                Some(Visible::load(&client, &config, owner, &indexes).await?)
+            }
+            false => None,
+        };
+        let (progress, fault_of) = ((progress, visible), Arc::clone(&fault));
+        let writer = Writer::new(client, config, inbox, indexes, progress, fault_of);
         Ok(SearchSink {
             inbox: sender,
             task: tokio::spawn(writer.run()),
@@ -153,6 +162,20 @@ impl Sink for SearchSink {
         let (durable, receipt) = Durable::later();
         match self.inbox.send(Command::Write(batch, receipt)).await {
             Ok(()) => Ok(durable),
+            Err(_) => Err(self.gone()),
+        }
+    }
+
+    /// They become durable together; visible in one step only where readers follow `gtx_epoch`.
+    async fn write_together(&mut self, batches: Vec<Arc<Batch>>) -> Result<Vec<Durable>> {
+        let (mut all, mut parts) = (Vec::new(), Vec::new());
+        for batch in batches {
+            let (durable, receipt) = Durable::later();
+            all.push(durable);
+            parts.push((batch, receipt));
+        }
+        match self.inbox.send(Command::Together(parts)).await {
+            Ok(()) => Ok(all),
             Err(_) => Err(self.gone()),
         }
     }

@@ -24,6 +24,7 @@ use super::index::{Indexes, Target};
 use super::progress::Progress;
 use super::toast::{Held, Wanted, fetch};
 use super::truncate::{remember, truncate};
+use super::visible::{self, Visible};
 use crate::document::{Incomplete, fields};
 use crate::together::Together;
 
@@ -39,6 +40,8 @@ const FETCH_LIMIT: usize = 64;
 /// What the writer is asked to do.
 pub(super) enum Command {
     Write(Arc<Batch>, Receipt),
+    /// Batches that belong together.
+    Together(Vec<(Arc<Batch>, Receipt)>),
     /// Make everything durable, store the position, and say so.
     Flush(oneshot::Sender<()>),
 }
@@ -62,6 +65,8 @@ pub(super) struct Writer {
     ledger: Ledger,
     progress: Progress,
     progress_due: Instant,
+    /// Where readers are told what is visible.
+    visible: Option<Visible>,
     /// How many documents to read at a time.
     window: usize,
     /// Who waits for a flush. Dropped last, so that the reason of a failure is there before the failure is heard of.
@@ -75,7 +80,7 @@ impl Writer {
         config: Arc<Config>,
         inbox: mpsc::Receiver<Command>,
         indexes: Indexes,
-        progress: Progress,
+        (progress, visible): (Progress, Option<Visible>),
         fault: Fault,
     ) -> Self {
         Writer {
@@ -91,6 +96,7 @@ impl Writer {
             ledger: Ledger::default(),
             progress,
             progress_due: Instant::now() + PROGRESS_EVERY,
+            visible,
             window: FIRST_FETCH,
             asker: None,
             fault,
@@ -138,8 +144,10 @@ impl Writer {
                 continue;
             }
             if !open && self.flights.len() == 0 {
-                return self.progress.save().await;
+                self.progress.save().await?;
+                return self.show().await;
             }
+            let (show_due, may_show) = (self.show_due(), self.may_show());
             // One branch is always enabled: without a request under way the inbox is open and the bulk is empty.
             tokio::select! {
                 biased;
@@ -148,6 +156,8 @@ impl Writer {
                     Some(command) => self.obey(command).await?,
                     None => open = false,
                 },
+                shown = landed_show(self.visible.as_mut()), if self.visible.is_some() => shown?,
+                () = tokio::time::sleep_until(show_due), if may_show => self.begin_show().await?,
                 () = tokio::time::sleep_until(self.progress_due), if !self.progress.is_stored() => {
                     self.save_progress().await?;
                 }
@@ -159,10 +169,12 @@ impl Writer {
     async fn obey(&mut self, command: Command) -> Result<()> {
         match command {
             Command::Write(batch, receipt) => self.write(batch, receipt).await,
+            Command::Together(parts) => self.write_together(parts).await,
             Command::Flush(done) => {
                 self.asker = Some(done);
                 self.drain().await?;
                 self.save_progress().await?;
+                self.show().await?;
                 if let Some(done) = self.asker.take() {
                     // The one who asked may be gone.
                     let _ = done.send(());
@@ -204,6 +216,59 @@ impl Writer {
         }
         self.settle();
         Ok(())
+    }
+
+    /// Writes batches that belong together: none of them is durable before all are.
+    async fn write_together(&mut self, parts: Vec<(Arc<Batch>, Receipt)>) -> Result<()> {
+        let count = parts.len();
+        for (place, (batch, receipt)) in parts.into_iter().enumerate() {
+            let number = self.ledger.begin(receipt, mark(&batch));
+            if place + 1 < count {
+                self.ledger.join(number);
+            }
+            self.encode(&batch, number).await?;
+            self.ledger.seal(number);
+        }
+        self.settle();
+        Ok(())
+    }
+
+    /// When readers are to be told next what is visible.
+    fn show_due(&self) -> Instant {
+        let due = self.visible.as_ref().map(Visible::due);
+        due.unwrap_or_else(Instant::now)
+    }
+
+    fn may_show(&self) -> bool {
+        self.visible.as_ref().is_some_and(Visible::may_begin)
+    }
+
+    /// Begins to make what is durable visible, and to tell so.
+    async fn begin_show(&mut self) -> Result<()> {
+        let Some(visible) = &mut self.visible else {
+            return Ok(());
+        };
+        for (source, held) in self.progress.reached() {
+            let epoch = self.epochs.of(source).await?;
+            visible.reach(source, epoch, held);
+        }
+        visible.begin(&self.indexes, self.ledger.oldest());
+        Ok(())
+    }
+
+    /// Makes everything that is durable visible, and waits for it.
+    async fn show(&mut self) -> Result<()> {
+        loop {
+            if let Some(visible) = &mut self.visible
+                && visible.is_under_way()
+            {
+                visible.landed().await?;
+            }
+            if !self.may_show() {
+                return Ok(());
+            }
+            self.begin_show().await?;
+        }
     }
 
     async fn save_progress(&mut self) -> Result<()> {
@@ -297,7 +362,25 @@ impl Writer {
         let key = KeyHash::of(&target.index, id);
         self.bulk.must_wait |= self.flights.has(key);
         let item = (number, Some(origin.clone()));
-        let added = self.bulk.add(target, key, id, version, item, write);
+        let stamp = match &mut self.visible {
+            Some(visible) => {
+                visible.touch(&target.index, number);
+                version.transaction()
+            }
+            None => None,
+        };
+        let added = match (write, stamp) {
+            (Some(write), Some(stamp)) => {
+                let mut stamped = |out: &mut Vec<u8>| {
+                    write(out)?;
+                    visible::stamp(stamp, out);
+                    Ok::<(), Error>(())
+                };
+                let write: Option<WriteDocument<'_>> = Some(&mut stamped);
+                self.bulk.add(target, key, id, version, item, write)
+            }
+            (write, _) => self.bulk.add(target, key, id, version, item, write),
+        };
         added.map_err(|error| origin.of(error))?;
         self.ledger.opened(number);
         if self.is_full() {
@@ -432,6 +515,9 @@ impl Writer {
         let version = self.epoch.version(phase, position)?;
         remember(&self.client, &self.config.progress_index, &target, version).await?;
         let delivered = truncate(&self.client, &target, version).await.at(place)?;
+        if let Some(visible) = &mut self.visible {
+            visible.touch(&target.index, number);
+        }
         self.ledger.counted(number, delivered);
         Ok(())
     }
@@ -483,6 +569,14 @@ impl Writer {
 
     fn settle(&mut self) {
         self.ledger.settle(|mark| self.progress.advance(mark));
+    }
+}
+
+/// What the showing under way has come to; pends while there is none.
+async fn landed_show(visible: Option<&mut Visible>) -> Result<()> {
+    match visible {
+        Some(visible) => visible.landed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,6 +3,7 @@
 mod checks;
 mod crashes;
 mod fenced;
+mod looks;
 mod lost_answers;
 mod together;
 
@@ -21,6 +22,7 @@ use lockstep_core::token::Token;
 pub use checks::*;
 pub use crashes::{any_crash_goes_on_to_the_right_end, replays_with_other_cuts_change_nothing};
 pub use fenced::who_has_an_older_token_writes_nothing;
+pub use looks::*;
 pub use lost_answers::*;
 pub use together::*;
 
@@ -49,7 +51,26 @@ pub trait SinkUnderTest: Send + Sync {
     fn is_whole(&self) -> bool {
         self.progress() == Progress::Atomic
     }
+
+    /// Whether whoever reads as the sink's documentation says sees all that was written together, or nothing of it: what
+    /// [`SinkUnderTest::look`] is for.
+    fn shows_whole(&self) -> bool {
+        false
+    }
+
+    /// The rows of several tables at one look; `ids` are all keys that may be there. `None`: the documentation says to look again.
+    async fn look(&self, _tables: &[&Arc<TableSchema>], _ids: &[String]) -> Option<Vec<Rows>> {
+        None
+    }
+
+    /// Whether a row that was there before is missing while it changes, or is being deleted.
+    fn hides_changes(&self) -> bool {
+        false
+    }
 }
+
+/// Rows by the values of their keys, joined by `:`.
+pub type Rows = BTreeMap<String, Row>;
 
 /// See [`SinkUnderTest::progress`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +143,7 @@ macro_rules! sink_suite {
             what_went_on_ahead_is_known_when_it_is_opened_again,
             branches_that_are_written_together_stay_together,
             who_has_an_older_token_writes_nothing,
+            whoever_looks_sees_branches_together,
             rows_that_cannot_be_written_are_named_and_the_others_are_written,
             any_crash_goes_on_to_the_right_end,
             answers_that_get_lost_change_nothing,

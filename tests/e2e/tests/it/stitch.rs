@@ -1,14 +1,22 @@
 //! Purchases that are two-phase commits over two databases: whatever is read of them is whole.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lockstep_e2e::topics::{self, Record};
 use lockstep_e2e::{Pipeline, Random, Setup};
-use lockstep_kit::Component::{Kafka as NeedsKafka, Postgres as NeedsPostgres};
+use lockstep_kit::Component::{
+    Kafka as NeedsKafka, OpenSearch as NeedsOpenSearch, Postgres as NeedsPostgres,
+    Redis as NeedsRedis,
+};
 use lockstep_kit::kafka::Kafka;
+use lockstep_kit::opensearch::OpenSearch;
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
+use lockstep_kit::redis::{Redis, Reply};
 use lockstep_kit::{require, require_own, unique};
+use serde_json::{Value, json};
 
 use crate::support::{end_of_log, source};
 
@@ -49,8 +57,8 @@ impl Shop {
         }
     }
 
-    /// Its pipeline: everything into one partition, so that the order in which it went on can be read.
-    fn pipeline(&self, name: &str, brokers: &str) -> String {
+    /// The part of a pipeline before its sinks, which read `whole`.
+    fn sources(&self, name: &str) -> String {
         let section = |of: &str, database: &Database, tables: &[&str]| {
             let slot = format!("{name}_{of}");
             let section = source(database.url(), &slot, tables);
@@ -59,6 +67,11 @@ impl Shop {
         section("orders", &self.orders, &["orders", "visits"])
             + &section("inventory", &self.inventory, &["stock", "reservations"])
             + "[transforms.whole]\ntype = \"stitch\"\ninputs = [\"orders\", \"inventory\"]\n"
+    }
+
+    /// A pipeline with everything in one partition, so that the order in which it went on can be read.
+    fn pipeline(&self, name: &str, brokers: &str) -> String {
+        self.sources(name)
             + &format!(
                 "[sinks.events]\ntype = \"kafka\"\ninputs = [\"whole\"]\nbrokers = \"{brokers}\"\n\
                  topic = \"{name}\"\npartitions = 1\ncommit_records = 1\nprogress_topic = \"{name}.progress\"\nexactly_once = true\n"
@@ -122,6 +135,36 @@ impl Shop {
             tokio::time::sleep(random.millis(0, 5)).await;
             run(both[1], end).await;
         }
+    }
+
+    /// Its pipeline, as soon as both databases are followed.
+    async fn start(&self, setup: &Setup) -> Pipeline {
+        let mut pipeline = setup.start_ready().await;
+        pipeline.wait_streaming("orders").await;
+        pipeline.wait_streaming("inventory").await;
+        pipeline
+    }
+
+    /// All buy, while the pipeline is killed again and again; returns it when it has caught up.
+    async fn buy_under_kills(
+        &self,
+        setup: &Setup,
+        mut pipeline: Pipeline,
+        random: &mut Random,
+    ) -> Pipeline {
+        let buyers = (0..BUYERS).map(|buyer| self.buy(buyer, random.fork()));
+        let mut buying = std::pin::pin!(futures_util::future::join_all(buyers));
+        loop {
+            tokio::select! {
+                _ = &mut buying => break,
+                () = tokio::time::sleep(random.millis(500, 2_500)) => {
+                    pipeline.kill9();
+                    pipeline = setup.start();
+                }
+            }
+        }
+        self.caught_up(&mut pipeline).await;
+        pipeline
     }
 
     async fn caught_up(&self, pipeline: &mut Pipeline) {
@@ -208,21 +251,8 @@ async fn kills_leave_every_purchase_whole_once_and_in_order() {
     let kafka = Kafka::shared().await;
     let name = unique("stitch");
     let setup = Setup::new(&name, |_| shop.pipeline(&name, kafka.bootstrap()));
-    let mut pipeline = setup.start_ready().await;
-    pipeline.wait_streaming("orders").await;
-    pipeline.wait_streaming("inventory").await;
-    let buyers = (0..BUYERS).map(|buyer| shop.buy(buyer, random.fork()));
-    let mut buying = std::pin::pin!(futures_util::future::join_all(buyers));
-    loop {
-        tokio::select! {
-            _ = &mut buying => break,
-            () = tokio::time::sleep(random.millis(500, 2_500)) => {
-                pipeline.kill9();
-                pipeline = setup.start();
-            }
-        }
-    }
-    shop.caught_up(&mut pipeline).await;
+    let pipeline = shop.start(&setup).await;
+    let mut pipeline = shop.buy_under_kills(&setup, pipeline, &mut random).await;
 
     // One that has committed in one database, and not in the other, is not seen; nor what may have seen it.
     let last = BUYERS * PURCHASES + 1;
@@ -268,6 +298,148 @@ async fn kills_leave_every_purchase_whole_once_and_in_order() {
     let visits: BTreeSet<u64> = visits.map(|record| row(record).1).collect();
     let count = shop.orders.value("SELECT count(*) FROM visits").await;
     assert_eq!(Some(visits.len().to_string()), count);
+}
+
+/// What is in a cache of the shop at one look: numbers of orders and of reservations, and how much has been sold.
+const LOOK: &str = r"
+local function ids(pattern)
+  local found = {}
+  for i, key in ipairs(redis.call('KEYS', pattern)) do found[i] = string.match(key, '%d+$') end
+  table.sort(found)
+  return table.concat(found, ' ')
+end
+local sold = 0
+for _, key in ipairs(redis.call('KEYS', ARGV[1] .. ':stock:*')) do
+  sold = sold + cjson.decode(redis.call('GET', key)).sold
+end
+return {ids(ARGV[1] .. ':orders:*'), ids(ARGV[1] .. ':reservations:*'), tostring(sold)}";
+
+/// Looks once, and returns the numbers of purchases.
+async fn look(redis: &Redis, prefix: &str) -> BTreeSet<u64> {
+    let reply = redis.command(&["EVAL", LOOK, "0", prefix]).await;
+    let Ok(Reply::List(parts)) = reply else {
+        panic!("{reply:?}");
+    };
+    let [
+        Reply::Text(orders),
+        Reply::Text(reserved),
+        Reply::Text(sold),
+    ] = parts.as_slice()
+    else {
+        panic!("{parts:?}");
+    };
+    assert_eq!(orders, reserved, "orders and reservations");
+    let ids = orders.split_whitespace();
+    let bought: BTreeSet<u64> = ids.map(|id| id.parse().expect("a number")).collect();
+    assert_eq!(*sold, bought.len().to_string(), "what was sold");
+    bought
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_has_every_purchase_whole_at_every_look() {
+    require!(NeedsRedis);
+    require_own!(NeedsPostgres(16), NeedsPostgres(17));
+    let mut random = Random::from_environment();
+    let shop = Shop::open().await;
+    let redis = Redis::shared().await;
+    let name = unique("stitch");
+    let setup = Setup::new(&name, |_| {
+        shop.sources(&name)
+            + &format!(
+                "[sinks.cache]\ntype = \"redis\"\ninputs = [\"whole\"]\nurl = \"{}\"\nkey = \"{name}:{{table}}:{{key}}\"\n",
+                redis.url()
+            )
+    });
+    let pipeline = shop.start(&setup).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let (stop, prefix) = (Arc::clone(&done), name.clone());
+    let reader = tokio::spawn(async move {
+        let mut seen = BTreeSet::new();
+        while !stop.load(Ordering::Acquire) {
+            seen.insert(look(redis, &prefix).await.len());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        seen
+    });
+    let pipeline = shop.buy_under_kills(&setup, pipeline, &mut random).await;
+    done.store(true, Ordering::Release);
+    let seen = reader.await.expect("every look finds wholes");
+    assert!(seen.len() > 10, "{seen:?}");
+    assert!(pipeline.terminate(CATCH_UP).await.success());
+    assert_eq!(look(redis, &name).await, shop.bought().await);
+}
+
+/// Looks at the indexes of a shop as their documentation says, and returns the numbers of purchases; `None` before there is
+/// anything to see.
+async fn find(server: &OpenSearch, name: &str) -> Option<BTreeSet<u64>> {
+    let ask = async |method, path: String, body: String| {
+        let (status, body) = server
+            .request(method, &path, &body)
+            .await
+            .expect("an answer");
+        // Not there yet, or an index that is being made.
+        assert!([200, 404, 503].contains(&status), "{path}: {body}");
+        (status == 200).then(|| serde_json::from_str::<Value>(&body).expect("JSON"))
+    };
+    let told = format!("/{name}-progress/_doc/visible_epoch:{name}:search");
+    let told = ask("GET", told, String::new()).await?;
+    let query = json!({"query": told["_source"]["filter"], "size": 10_000}).to_string();
+    let [orders, reserved, stock] = ["orders", "reservations", "stock"];
+    let path = format!("/{name}-{orders},{name}-{reserved},{name}-{stock}/_search");
+    let found = ask("POST", path, query).await?;
+    let hits = found["hits"]["hits"].as_array().expect("hits");
+    let of = |table: &str| {
+        let index = format!("{name}-{table}");
+        let ours = hits.iter().filter(move |hit| hit["_index"] == index);
+        ours.map(|hit| &hit["_source"])
+    };
+    let ids = |table| -> BTreeSet<u64> {
+        let ids = of(table).map(|row| row["id"].as_u64().expect("a number"));
+        ids.collect()
+    };
+    let bought = ids(orders);
+    assert_eq!(bought, ids(reserved), "orders and reservations");
+    // One that is being changed is missing.
+    if of(stock).count() as u64 == ARTICLES {
+        let sold = of(stock).map(|row| row["sold"].as_u64().expect("a number"));
+        assert_eq!(sold.sum::<u64>(), bought.len() as u64, "what was sold");
+    }
+    Some(bought)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_has_every_purchase_whole_at_every_search() {
+    require!(NeedsOpenSearch);
+    require_own!(NeedsPostgres(16), NeedsPostgres(17));
+    let mut random = Random::from_environment();
+    let shop = Shop::open().await;
+    let server = OpenSearch::shared().await;
+    let name = unique("stitch");
+    let setup = Setup::new(&name, |_| {
+        shop.sources(&name)
+            + &format!(
+                "[sinks.search]\ntype = \"opensearch\"\ninputs = [\"whole\"]\nurl = \"{}\"\nindex = \"{name}-{{table}}\"\n\
+                 progress_index = \"{name}-progress\"\ngtx_epoch = true\nvisible_every = \"50ms\"\n",
+                server.url()
+            )
+    });
+    let pipeline = shop.start(&setup).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let (stop, of) = (Arc::clone(&done), name.clone());
+    let reader = tokio::spawn(async move {
+        let mut seen = BTreeSet::new();
+        while !stop.load(Ordering::Acquire) {
+            seen.extend(find(server, &of).await.map(|bought| bought.len()));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        seen
+    });
+    let pipeline = shop.buy_under_kills(&setup, pipeline, &mut random).await;
+    done.store(true, Ordering::Release);
+    let seen = reader.await.expect("every search finds wholes");
+    assert!(seen.len() > 10, "{seen:?}");
+    assert!(pipeline.terminate(CATCH_UP).await.success());
+    assert_eq!(find(server, &name).await, Some(shop.bought().await));
 }
 
 /// A mistake in where it stands is told with the way out of it.

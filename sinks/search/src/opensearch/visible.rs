@@ -1,0 +1,344 @@
+//! What readers need to see transactions of several databases as wholes: `gtx_epoch` and `visible_epoch`.
+//!
+//! Every document carries the number of the transaction that wrote it last. A document beside the positions says, of each source,
+//! up to which number everything is searchable, and gives a filter that leaves out what is beyond. It is written when all that it
+//! covers has been acknowledged and refreshed on all copies of all shards, and it only ever grows: numbers are places of a log, the
+//! same in every replay, so that a crash needs no second thought. What a crash has left half-written is beyond it until the
+//! pipeline has been there again.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::sync::Arc;
+
+use lockstep_core::position::SourceInfo;
+use lockstep_core::progress::Progress as Held;
+use lockstep_core::{Error, ErrorKind, Result};
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::bulk::ID_LIMIT;
+use super::client::{Body, Client};
+use super::config::Config;
+use super::epoch::{Epoch, Number};
+use super::index::Indexes;
+
+/// The field of a document that has the number of its transaction.
+pub(super) const FIELD: &str = "gtx_epoch";
+/// As it begins in a document.
+pub(super) const QUOTED_FIELD: &str = "\"gtx_epoch\":";
+/// Bytes of index names in the address of one refresh; servers take 4 KiB.
+const NAMES: usize = 2_000;
+
+/// Adds the number to the document that `out` ends with. A document of a row has its key at least.
+pub(super) fn stamp(number: Number, out: &mut Vec<u8>) {
+    if out.pop_if(|last| *last == b'}').is_some() {
+        // A write to memory.
+        let _ = write!(out, ",{QUOTED_FIELD}{}}}", number.0);
+    }
+}
+
+/// A document without its number.
+pub(super) fn unstamped(document: &str) -> Cow<'_, str> {
+    let stamped = document
+        .strip_suffix('}')
+        .and_then(|rest| rest.rsplit_once(QUOTED_FIELD))
+        .filter(|(_, number)| number.bytes().all(|digit| digit.is_ascii_digit()))
+        .and_then(|(row, _)| row.strip_suffix(','));
+    match stamped {
+        Some(row) => Cow::Owned(format!("{row}}}")),
+        None => Cow::Borrowed(document),
+    }
+}
+
+/// What is visible of a source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Shown {
+    /// Everything up to it.
+    upto: Option<Number>,
+    /// Transactions behind it that are visible as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ahead: Vec<Number>,
+}
+
+impl Shown {
+    /// Everything that either of the two has.
+    fn add(&mut self, other: Shown) {
+        self.upto = self.upto.max(other.upto);
+        self.ahead.extend(other.ahead);
+        self.ahead.retain(|number| Some(*number) > self.upto);
+        self.ahead.sort_unstable();
+        self.ahead.dedup();
+    }
+
+    fn of(epoch: Epoch, held: &Held) -> Self {
+        let ahead = held.ahead().iter();
+        Shown {
+            upto: Some(epoch.number(held.upto().commit)),
+            ahead: ahead.map(|held| epoch.number(held.commit)).collect(),
+        }
+    }
+
+    /// The part of a query that only what is visible passes.
+    fn clause(&self) -> Value {
+        let upto = self.upto.unwrap_or(Number(0));
+        let upto = json!({"range": {FIELD: {"lte": upto}}});
+        match self.ahead.as_slice() {
+            [] => upto,
+            ahead => either(vec![upto, json!({"terms": {FIELD: ahead}})]),
+        }
+    }
+}
+
+fn either(clauses: Vec<Value>) -> Value {
+    json!({"bool": {"should": clauses, "minimum_should_match": 1}})
+}
+
+/// By the name of the source.
+type View = BTreeMap<String, Shown>;
+
+/// Tells readers what is visible.
+pub(super) struct Visible {
+    client: Arc<Client>,
+    index: Arc<str>,
+    id: Arc<str>,
+    every: std::time::Duration,
+    due: Instant,
+    /// Indexes that have been written since they were refreshed, and the number of the last batch that did; `None` for what an
+    /// earlier process may have written.
+    touched: HashMap<Arc<str>, Option<u64>>,
+    reached: View,
+    shown: View,
+    task: JoinSet<Result<()>>,
+    /// What the task shows, and the batches that were durable when it began.
+    showing: Option<(View, u64)>,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    #[serde(rename = "_source")]
+    source: Stored,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    visible_epoch: View,
+}
+
+impl Visible {
+    /// What was told last.
+    ///
+    /// # Errors
+    /// When the server refuses, or the document is not one of ours.
+    pub(super) async fn load(
+        client: &Arc<Client>,
+        config: &Config,
+        (pipeline, name): (&str, &str),
+        indexes: &Indexes,
+    ) -> Result<Self> {
+        let id = format!("visible_epoch:{pipeline}:{name}");
+        if id.len() > ID_LIMIT {
+            let what =
+                format!("the names of pipeline and sink are longer than {ID_LIMIT} bytes together");
+            return Err(Error::new(ErrorKind::Config, what).remedy("shorten one of them"));
+        }
+        let path = [&*config.progress_index, "_doc", &id];
+        let reply = client.call(Method::GET, &path, &[], Body::None).await?;
+        let shown = match reply.status {
+            404 => View::new(),
+            _ => {
+                let reply = reply.success("reading what is visible")?;
+                let found: Found = reply.json("reading what is visible")?;
+                found.source.visible_epoch
+            }
+        };
+        Ok(Visible {
+            client: Arc::clone(client),
+            index: config.progress_index.as_str().into(),
+            id: id.into(),
+            every: config.visible_every.0,
+            due: Instant::now(),
+            touched: indexes
+                .all()
+                .map(|(index, _)| (Arc::clone(index), None))
+                .collect(),
+            reached: shown.clone(),
+            shown,
+            task: JoinSet::new(),
+            showing: None,
+        })
+    }
+
+    /// An index is written by a batch.
+    pub(super) fn touch(&mut self, index: &Arc<str>, batch: u64) {
+        match self.touched.get_mut(index) {
+            Some(last) => *last = Some(batch),
+            None => drop(self.touched.insert(Arc::clone(index), Some(batch))),
+        }
+    }
+
+    /// So much of a source is durable.
+    pub(super) fn reach(&mut self, source: &SourceInfo, epoch: Epoch, held: &Held) {
+        let reached = self.reached.entry(source.name.to_string()).or_default();
+        reached.add(Shown::of(epoch, held));
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Whether there may be something to show, and nothing is being shown.
+    pub(super) fn may_begin(&self) -> bool {
+        self.showing.is_none() && !self.touched.is_empty()
+    }
+
+    pub(super) fn is_under_way(&self) -> bool {
+        self.showing.is_some()
+    }
+
+    /// Begins to show what has been reached. Batches before `oldest` are durable.
+    pub(super) fn begin(&mut self, indexes: &Indexes, oldest: u64) {
+        self.due = Instant::now() + self.every;
+        let view = self.reached.clone();
+        let told = (view != self.shown).then(|| document(&self.id, &view, indexes));
+        let refreshes = addresses(self.touched.keys());
+        let (client, index, id) = (
+            Arc::clone(&self.client),
+            Arc::clone(&self.index),
+            Arc::clone(&self.id),
+        );
+        self.task.spawn(async move {
+            for names in refreshes {
+                refresh(&client, &names).await?;
+            }
+            match told {
+                Some(told) => tell(&client, &index, &id, &told).await,
+                None => Ok(()),
+            }
+        });
+        self.showing = Some((view, oldest));
+    }
+
+    /// The end of what is being shown; pends while nothing is. Cancel-safe.
+    pub(super) async fn landed(&mut self) -> Result<()> {
+        let Some(ended) = self.task.join_next().await else {
+            return std::future::pending().await;
+        };
+        ended.map_err(|cause| {
+            Error::new(ErrorKind::Protocol, "a refresh ended without an answer").source(cause)
+        })??;
+        if let Some((view, oldest)) = self.showing.take() {
+            self.shown = view;
+            // What batches have written that were not durable then may not have been there to be refreshed.
+            self.touched
+                .retain(|_, last| last.is_some_and(|last| last >= oldest));
+        }
+        Ok(())
+    }
+}
+
+/// Index names, as many as one address takes, joined by commas.
+fn addresses<'a>(names: impl Iterator<Item = &'a Arc<str>>) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for name in names {
+        match all.last_mut() {
+            Some(last) if last.len() + name.len() < NAMES => {
+                last.push(',');
+                last.push_str(name);
+            }
+            _ => all.push(name.to_string()),
+        }
+    }
+    all
+}
+
+async fn refresh(client: &Client, names: &str) -> Result<()> {
+    let what = "making what was written visible";
+    let path = [names, "_refresh"];
+    let reply = client.call(Method::POST, &path, &[], Body::None).await?;
+    reply.success(what)?.whole(what).map(drop)
+}
+
+/// The document for readers.
+fn document(id: &str, view: &View, indexes: &Indexes) -> Value {
+    // What was written before the section said `gtx_epoch`, and rows of copies, have no number.
+    let mut clauses = vec![json!({"bool": {"must_not": {"exists": {"field": FIELD}}}})];
+    for (source, shown) in view {
+        let of_source = indexes.all().filter(|(_, owner)| ***owner == **source);
+        let mut names: Vec<&str> = of_source.map(|(index, _)| &**index).collect();
+        names.sort_unstable();
+        if !names.is_empty() {
+            let filter = [json!({"terms": {"_index": names}}), shown.clause()];
+            clauses.push(json!({"bool": {"filter": filter}}));
+        }
+    }
+    json!({"owner": id, "visible_epoch": view, "filter": either(clauses)})
+}
+
+async fn tell(client: &Client, index: &str, id: &str, document: &Value) -> Result<()> {
+    let (path, body) = ([index, "_doc", id], Body::json(document));
+    let reply = client.call(Method::PUT, &path, &[], body).await?;
+    reply.success("telling what is visible").map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(upto: u64, ahead: &[u64]) -> Shown {
+        Shown {
+            upto: Some(Number(upto)),
+            ahead: ahead.iter().copied().map(Number).collect(),
+        }
+    }
+
+    #[test]
+    fn documents_carry_their_number_and_are_the_same_without() {
+        let mut document = br#"{"id":1,"note":"}"}"#.to_vec();
+        stamp(Number(42), &mut document);
+        let document = String::from_utf8(document).expect("text");
+        assert_eq!(document, r#"{"id":1,"note":"}","gtx_epoch":42}"#);
+        assert_eq!(unstamped(&document), r#"{"id":1,"note":"}"}"#);
+        for other in [r#"{"id":1}"#, r#"{"id":1,"gtx_epoch":"x"}"#, "{}", ""] {
+            assert_eq!(unstamped(other), other);
+        }
+    }
+
+    #[test]
+    fn what_was_visible_stays_so() {
+        let mut view = shown(10, &[14, 17]);
+        view.add(shown(12, &[15]));
+        assert_eq!(view, shown(12, &[14, 15, 17]));
+        view.add(shown(9, &[11]));
+        assert_eq!(view, shown(12, &[14, 15, 17]));
+        view.add(shown(20, &[]));
+        assert_eq!(view, shown(20, &[]));
+        view.add(Shown::default());
+        assert_eq!(view, shown(20, &[]));
+    }
+
+    #[test]
+    fn the_filter_has_what_is_ahead() {
+        let range = json!({"range": {"gtx_epoch": {"lte": 10}}});
+        assert_eq!(shown(10, &[]).clause(), range);
+        let both = shown(10, &[14]).clause();
+        assert_eq!(both["bool"]["should"][0], range);
+        assert_eq!(
+            both["bool"]["should"][1],
+            json!({"terms": {"gtx_epoch": [14]}})
+        );
+    }
+
+    #[test]
+    fn addresses_are_short() {
+        let names: Vec<Arc<str>> = (0..100).map(|n| format!("{n:0>90}").into()).collect();
+        let addresses = addresses(names.iter());
+        assert!(addresses.len() > 1 && addresses.iter().all(|one| one.len() <= NAMES));
+        let all: Vec<&str> = addresses.iter().flat_map(|one| one.split(',')).collect();
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+        assert_eq!(all, names);
+    }
+}
