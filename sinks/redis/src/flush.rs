@@ -20,7 +20,7 @@ use crate::version::Version;
 pub(crate) const FULL_BYTES: usize = 256 << 10;
 const FULL_WRITES: usize = 2048;
 /// Words that one call may have at most: servers before 7.0 take 1,048,576, and a step holds up all other clients.
-const STEP_WORDS: usize = 500_000;
+const STEP_WORDS: usize = 200_000;
 /// Bytes that one call may have at most, for the same reason.
 const STEP_BYTES: usize = 64 << 20;
 /// Words of a write in a step beside its own: key, companion, script and version.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use lockstep_conformance::history::Row;
 use lockstep_conformance::sink::{Held, Progress, Rows, SinkUnderTest, row_of};
 use lockstep_core::Result;
@@ -98,23 +99,23 @@ impl Cache {
             words.chunks(2).map(|pair| (&*pair[0], &*pair[1])).collect();
         let mut all = Vec::new();
         for table in tables {
-            let mut rows = Rows::new();
-            for id in ids {
+            let visible = visible.get(&*table.source).copied();
+            let rows = ids.iter().map(async |id| {
                 let key = self.key(table, id);
                 let pair = ["MGET", &key, &format!("lockstep:v:{{{key}}}")];
                 let Value::Array(values) = self.lab.ask(&pair).await else {
                     panic!("MGET");
                 };
                 let [value, version] = values.try_into().expect("two");
-                if let Value::BulkString(version) = version {
-                    let version = String::from_utf8(version).expect("UTF-8");
-                    if !covers(visible.get(&*table.source).copied(), &version) {
-                        return None;
-                    }
-                }
-                rows.extend(self.parsed(value).map(|row| (id.clone(), row)));
-            }
-            all.push(rows);
+                let is_covered = match version {
+                    Value::Nil => true,
+                    version => covers(visible, &text(version)),
+                };
+                is_covered.then(|| (id.clone(), self.parsed(value)))
+            });
+            let rows: Option<Vec<_>> = join_all(rows).await.into_iter().collect();
+            let rows = rows?.into_iter();
+            all.push(rows.filter_map(|(id, row)| Some((id, row?))).collect());
         }
         Some(all)
     }

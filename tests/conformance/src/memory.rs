@@ -63,6 +63,8 @@ pub enum Broken {
 #[derive(Clone, Debug)]
 pub struct MemorySink {
     store: Arc<Mutex<Store>>,
+    /// Held while what belongs together is written.
+    step: Arc<Mutex<()>>,
     /// Held by the one that is open.
     alive: Arc<tokio::sync::Mutex<()>>,
     broken: Broken,
@@ -87,6 +89,7 @@ impl MemorySink {
     pub fn of_rows(broken: Broken) -> Self {
         MemorySink {
             store: Arc::default(),
+            step: Arc::default(),
             alive: Arc::default(),
             broken,
             is_queue: false,
@@ -104,6 +107,10 @@ impl MemorySink {
 
     fn lock(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin_step(&self) -> MutexGuard<'_, ()> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn name(&self, source: &SourceInfo) -> (String, Option<SourceIdentity>) {
@@ -320,6 +327,7 @@ impl SinkUnderTest for MemorySink {
                 if parts.len() > 1 && memory.broken != Broken::WritesApart {
                     // A moment at which it may be dropped.
                     tokio::time::sleep(std::time::Duration::from_micros(200)).await;
+                    let _step = memory.begin_step();
                     for (batch, receipt) in parts {
                         let delivered = memory.apply(&batch);
                         memory.advance(&batch);
@@ -391,6 +399,7 @@ impl SinkUnderTest for MemorySink {
     }
 
     async fn look(&self, tables: &[&Arc<TableSchema>], _: &[String]) -> Option<Vec<Rows>> {
+        let _step = self.begin_step();
         let store = self.lock();
         let of = |table: &&Arc<TableSchema>| {
             let rows = store.rows.get(&table.id).into_iter().flatten();

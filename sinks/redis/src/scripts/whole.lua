@@ -62,6 +62,14 @@ local function hash(data, at)
   if failed(done) then return done end
   return redis.pcall('HSET', data, unpack(ARGV, set, from - 2))
 end
+-- Values without a ttl are set many at a time, before anything else is done.
+local sets, count = {}, 0
+local function set()
+  if count == 0 then return end
+  local done = redis.pcall('MSET', unpack(sets, 1, count))
+  count = 0
+  return done
+end
 for i = 1, #names do
   local data, name, at = KEYS[2 * i - 1], names[i], begins[i]
   local kind, version, old, done = ARGV[at], ARGV[at + 1], held[names[i]], nil
@@ -69,12 +77,20 @@ for i = 1, #names do
     stale = stale + 1
   else
     held[name] = version
-    if kind == 'drop' then
+    if kind == 'put' and ttl == '0' then
+      sets[count + 1], sets[count + 2], sets[count + 3], sets[count + 4] = data, ARGV[at + 2], name, version
+      count = count + 4
+      if count >= 4000 then done = set() end
+    elseif kind == 'drop' then
+      done = set()
+      if failed(done) then return done end
       done = redis.pcall('SET', name, version, 'PX', keep)
       if failed(done) then return done end
       done = redis.pcall('DEL', data)
     elseif ttl == '0' then
-      if kind == 'put' then done = redis.pcall('SET', data, ARGV[at + 2]) else done = hash(data, at) end
+      done = set()
+      if failed(done) then return done end
+      done = hash(data, at)
       if failed(done) then return redis.error_reply(done.err .. ' (key ' .. data .. ')') end
       done = redis.pcall('SET', name, version)
     else
@@ -90,4 +106,6 @@ for i = 1, #names do
     if failed(done) then return done end
   end
 end
+local done = set()
+if failed(done) then return done end
 return {stale, gaps}

@@ -113,7 +113,11 @@ async fn write_all(bench: &Bench<'_>, other: &Arc<SourceInfo>, shelf: &Arc<Table
             answer(durable).await.expect("durable");
         }
         match drops % 4 {
-            3 => sink.close().await.expect("closes"),
+            3 => {
+                sink.close().await.expect("closes");
+                // A while in which nothing changes: some looks need one.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             _ => {
                 tokio::time::sleep(Duration::from_micros(700 * (drops % 7))).await;
                 drop(sink);
