@@ -39,6 +39,7 @@ pub use handle::{Handle, Running};
 pub use invariants::{Evaluation, InvariantRequest, InvariantsView};
 pub use reconcile::{Reconcile, ReconcileRequest, Share};
 pub use replay::{Offline, Reports};
+pub use stitch::{DoubtfulBranch, Doubts};
 pub(crate) use supervisor::directory;
 pub use supervisor::start;
 

@@ -28,7 +28,7 @@ use super::node::Node;
 use super::pump::{self, Pump};
 use super::reconcile::{self, Reconciler};
 use super::source_state::SourceShare;
-use super::stitch::{self, Door, Stitch};
+use super::stitch::{self, Door, Stitch, Witness};
 use crate::file::{DeadLettersTo, Pipeline};
 use crate::letters::{Desk, Queue, Store};
 use crate::metrics::Metrics;
@@ -109,6 +109,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         desk: dead_letters,
         keeper: keeper.trouble.clone(),
         stitch: Trouble::default(),
+        witness: Witness::default(),
         reconciler,
         invariants: invariants.clone(),
     });
@@ -404,6 +405,7 @@ impl Supervisor {
             budget: inner.budget.clone(),
             metrics: inner.metrics.stitch(&stitched.name),
             trouble: inner.stitch.clone(),
+            witness: inner.witness.clone(),
         })
         .at(place.clone())?;
         let of = place.clone();

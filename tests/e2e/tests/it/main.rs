@@ -13,6 +13,7 @@ mod dead_letters;
 mod dedupe;
 mod demo;
 mod drain;
+mod evidence;
 mod examples;
 mod invariants;
 mod kills;
