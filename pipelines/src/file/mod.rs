@@ -166,7 +166,7 @@ fn check(
         }
     };
     let components = transforms.in_order(plan.transforms.iter().map(|node| &node.name))?;
-    let stitch = stitch::declared(&plan, &components, report);
+    let stitch = stitch::declared(&plan, &sources, &components, report);
     let name: Arc<str> = settings.name.into();
     let state = settings
         .state

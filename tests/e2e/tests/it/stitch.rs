@@ -293,3 +293,60 @@ async fn what_passes_by_a_stitch_is_told() {
         assert!(told.contains(part), "{part}: {told}");
     }
 }
+
+/// Branches that nobody would tell of are told before the start, not missed behind it.
+#[tokio::test]
+async fn a_stitch_of_sources_that_tell_of_no_branches_is_refused() {
+    let check = async |orders: &str, stitch: &str| {
+        let setup = Setup::new("no-branches", |folder| {
+            let section = |of: &str, more: &str| {
+                source("postgres://nobody@127.0.0.1/none", "none", &["t"])
+                    .replace("sources.shop", &format!("sources.{of}"))
+                    + more
+            };
+            section("orders", orders)
+                + &section("inventory", "two_phase = true\n")
+                + "[transforms.whole]\ntype = \"stitch\"\ninputs = [\"orders\", \"inventory\"]\n"
+                + stitch
+                + &format!(
+                    "[sinks.files]\ntype = \"file\"\ninputs = [\"whole\"]\npath = \"{}/all\"\n",
+                    folder.display()
+                )
+        });
+        let ended = setup.lockstep("check", &["--offline"]).await;
+        (ended.code(), format!("{}{}", ended.stdout, ended.stderr))
+    };
+    let (code, told) = check("two_phase = true\n", "").await;
+    assert_eq!(code, Some(0), "{told}");
+    let (code, told) = check("", "one_phase = [\"orders\"]\n").await;
+    assert_eq!(code, Some(0), "{told}");
+    for (orders, stitch, parts) in [
+        (
+            "",
+            "",
+            &[
+                "sources.orders.two_phase",
+                "set `two_phase = true`",
+                "one_phase = [\"orders\"]",
+            ][..],
+        ),
+        ("two_phase = false\n", "", &["sources.orders.two_phase"]),
+        (
+            "two_phase = true\n",
+            "one_phase = [\"order\"]\n",
+            &["transforms.whole.one_phase[0]", "did you mean `orders`?"],
+        ),
+        (
+            "",
+            "one_phase = [\"orders\", \"inventory\"]\n",
+            &["transforms.whole.one_phase", "nothing is prepared"],
+        ),
+    ] {
+        let (code, told) = check(orders, stitch).await;
+        assert_eq!(code, Some(2), "{told}");
+        assert!(!told.contains("sources.inventory"), "{told}");
+        for part in parts {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+    }
+}
