@@ -514,13 +514,28 @@ impl Stitch {
         Ok(())
     }
 
+    /// Whether units are more than goes on in one step.
+    fn is_too_much(&self, units: &[Unit]) -> bool {
+        let members = units.iter().flat_map(|unit| &unit.members);
+        let slices = members
+            .filter_map(|member| {
+                self.waiting
+                    .get(&Key::Transaction(member.source, member.place))
+            })
+            .flat_map(|waiting| &waiting.slices);
+        let shares: Vec<usize> = slices.map(|slice| self.shelf.share(*slice)).collect();
+        shares.iter().filter(|share| **share > 0).count() > 1
+            && shares.iter().sum::<usize>() > self.most
+    }
+
     async fn send_units(&mut self, units: Vec<Unit>) -> Result<()> {
+        let cut = self.is_too_much(&units);
         let mut parts: Vec<(usize, Position, Option<Arc<Global>>, Waiting)> = Vec::new();
         for unit in units {
             let branches = u32::try_from(unit.members.len()).unwrap_or(u32::MAX);
             let global = unit.global.clone().map(|id| {
                 self.metrics.went_on(&unit);
-                Arc::new(Global { id, branches })
+                Arc::new(Global { id, branches, cut })
             });
             for member in unit.members {
                 let key = Key::Transaction(member.source, member.place);
@@ -546,7 +561,7 @@ impl Stitch {
             for slice in waiting.slices {
                 let share = self.shelf.share(slice);
                 if bytes > 0 && bytes + share > self.most {
-                    // It cannot be held as a whole by those who come behind.
+                    // It cannot be held as a whole by those who come behind: see `is_too_much`.
                     self.metrics.cut();
                     together.send();
                     bytes = 0;

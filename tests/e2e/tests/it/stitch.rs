@@ -61,7 +61,8 @@ impl Shop {
             + "[transforms.whole]\ntype = \"stitch\"\ninputs = [\"orders\", \"inventory\"]\n"
             + &format!(
                 "[sinks.events]\ntype = \"kafka\"\ninputs = [\"whole\"]\nbrokers = \"{brokers}\"\n\
-                 topic = \"{name}\"\npartitions = 1\ncommit_records = 1\nprogress_topic = \"{name}.progress\"\nexactly_once = true\n"
+                 topic = \"{name}\"\npartitions = 1\ncommit_records = 1\nprogress_topic = \"{name}.progress\"\nexactly_once = true\n\
+                 transactions = {{ topic = \"{name}.gtx\" }}\n"
             )
     }
 
@@ -199,6 +200,57 @@ fn assert_whole(records: &[Record], bought: &BTreeSet<u64>) {
     }
 }
 
+/// Whoever reads the transactions alone finds each purchase once, with all that it did, as the topics of the tables have it.
+fn assert_each_is_one_record(records: &[Record], events: &[Record], bought: &BTreeSet<u64>) {
+    let mut written: BTreeMap<(String, String), &Record> = BTreeMap::new();
+    for event in events.iter().filter(|event| event.op() != "r") {
+        written.insert((event.id.clone(), event.op().to_owned()), event);
+    }
+    let mut seen = BTreeSet::new();
+    for record in records {
+        let whole = &record.value;
+        assert_eq!(
+            (&whole["complete"], &whole["count"]),
+            (&true.into(), &2.into()),
+            "{whole}"
+        );
+        assert_eq!(
+            record.global.as_ref().map(|(id, _)| &**id),
+            whole["id"].as_str()
+        );
+        assert_eq!(record.key["id"], whole["id"]);
+        let (mut tables, mut ids, mut sources) = (Vec::new(), BTreeSet::new(), Vec::new());
+        for branch in whole["branches"].as_array().expect("branches") {
+            sources.push(branch["source"].as_str().expect("a name").to_owned());
+            for event in branch["events"].as_array().expect("events") {
+                let value = &event["value"];
+                let of = (event["id"].as_str(), value["op"].as_str());
+                let of = (
+                    of.0.expect("an id").to_owned(),
+                    of.1.expect("an op").to_owned(),
+                );
+                if of.1 == "m" {
+                    // Its topic is another one.
+                    continue;
+                }
+                let beside = written[&of];
+                assert_eq!((&beside.key, &beside.value), (&event["key"], value));
+                let table = value["source"]["table"].as_str().unwrap_or_default();
+                tables.push(table.to_owned());
+                let is_stock = table == "stock";
+                ids.extend(value["after"]["id"].as_u64().filter(|_| !is_stock));
+            }
+        }
+        tables.sort();
+        sources.sort();
+        assert_eq!(tables, ["orders", "reservations", "stock"], "{whole}");
+        assert_eq!(sources, ["inventory", "orders"], "{whole}");
+        assert_eq!(ids.len(), 1, "{whole}");
+        assert!(ids.iter().all(|id| seen.insert(*id)), "twice: {whole}");
+    }
+    assert_eq!(&seen, bought);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_leave_every_purchase_whole_once_and_in_order() {
     require!(NeedsKafka);
@@ -263,7 +315,10 @@ async fn kills_leave_every_purchase_whole_once_and_in_order() {
     assert!(pipeline.terminate(CATCH_UP).await.success());
 
     let records = topics::read(kafka.bootstrap(), &name).await;
-    assert_whole(&records, &shop.bought().await);
+    let bought = shop.bought().await;
+    assert_whole(&records, &bought);
+    let whole = topics::read(kafka.bootstrap(), &format!("{name}.gtx")).await;
+    assert_each_is_one_record(&whole, &records, &bought);
     let visits = records.iter().filter(|record| row(record).0 == "visits");
     let visits: BTreeSet<u64> = visits.map(|record| row(record).1).collect();
     let count = shop.orders.value("SELECT count(*) FROM visits").await;
