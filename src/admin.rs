@@ -1,5 +1,5 @@
 //! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/api/status`, `/api/visible`, `/api/snapshot`,
-//! `/api/reconcile`, `/api/invariants`, `/api/dead-letters`.
+//! `/api/reconcile`, `/api/invariants`, `/api/transactions`, `/api/dead-letters`.
 //!
 //! `/healthz` and `/readyz` never ask for the token: probes cannot carry one, and they tell no names.
 
@@ -170,6 +170,7 @@ fn router(handle: Handle, token: Option<Secret>, standby: Option<Standby>) -> Ro
         .route("/api/snapshot", get(reloads).post(reload))
         .route("/api/reconcile", get(reconciles).post(reconcile))
         .route("/api/invariants", get(invariants).post(evaluate))
+        .route("/api/transactions", get(transactions))
         .route("/api/dead-letters", get(dead_letters))
         .route("/api/dead-letters/{id}", get(dead_letter))
         .route("/api/dead-letters/replay", post(replay))
@@ -230,6 +231,7 @@ async fn index(State(handle): State<Handle>) -> String {
          /api/snapshot  tables that are loaded again; POST {{\"source\": S, \"table\": T, \"where\": C}} loads one\n\
          /api/reconcile  comparisons of sinks with their sources; POST {{\"table\": T, \"sink\": S}} begins one\n\
          /api/invariants  what must hold between sources, and does not; POST {{\"invariant\": I}} looks\n\
+         /api/transactions  what was read of two-phase commits in doubt, by the `stitch`\n\
          /api/dead-letters  rows put aside; /{{id}}; POST replay, discard\n",
         env!("CARGO_PKG_VERSION"),
         handle.status().pipeline,
@@ -323,6 +325,12 @@ async fn evaluate(State(handle): State<Handle>, Json(wanted): Json<Value>) -> Re
     });
     let begun = request.and_then(|request| handle.evaluate(request));
     answer(begun.map(|id| json!({ "id": id })))
+}
+
+async fn transactions(State(handle): State<Handle>) -> Response {
+    let doubts = handle.doubts().await;
+    let nothing = || json!({ "complete": false, "branches": [] });
+    answer(doubts.map(|doubts| doubts.map_or_else(nothing, |doubts| json!(doubts))))
 }
 
 async fn reloads(State(handle): State<Handle>) -> Response {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lockstep_core::{Error, ErrorKind};
+use lockstep_pipelines::file::Admin;
 use serde_json::Value;
 
 /// How long the endpoint may take to answer a question.
@@ -14,6 +15,20 @@ pub struct Client<'a> {
     pub url: &'a str,
     /// Its token, when it asks for one.
     pub token: Option<&'a str>,
+}
+
+/// The URL of an admin endpoint, as it is reached from this machine.
+#[must_use]
+pub fn url(admin: &Admin) -> String {
+    let (host, port) = admin
+        .listen
+        .rsplit_once(':')
+        .unwrap_or((&admin.listen, "9187"));
+    let host = match host {
+        "0.0.0.0" | "[::]" => "127.0.0.1",
+        host => host,
+    };
+    format!("http://{host}:{port}")
 }
 
 impl Client<'_> {

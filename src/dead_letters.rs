@@ -13,7 +13,7 @@ use lockstep_pipelines::{Offline, Pipeline, Registry, Reports};
 use serde_json::{Value, json};
 
 use crate::cli::{Format, load};
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::figures::{Paint, Table, duration, of};
 use crate::{Outcome, output};
 
@@ -205,17 +205,7 @@ async fn discard(at: &At, selection: Selection, registry: &Registry) -> Outcome 
 impl At {
     /// Where the pipeline listens when it runs.
     fn url(&self, pipeline: &Pipeline) -> Option<String> {
-        let listens = pipeline.admin.as_ref().map(|admin| {
-            let (host, port) = admin
-                .listen
-                .rsplit_once(':')
-                .unwrap_or((&admin.listen, "9187"));
-            let host = match host {
-                "0.0.0.0" | "[::]" => "127.0.0.1",
-                host => host,
-            };
-            format!("http://{host}:{port}")
-        });
+        let listens = pipeline.admin.as_ref().map(client::url);
         self.url.clone().or(listens)
     }
 }

@@ -74,6 +74,10 @@ impl SourceFactory for Postgres {
     fn queries(config: &PostgresConfig) -> Result<Option<Arc<dyn Queries>>> {
         PostgresFactory::queries(config)
     }
+
+    fn tells_of_branches(config: &PostgresConfig) -> bool {
+        PostgresFactory::tells_of_branches(config)
+    }
 }
 
 fn text(row: &TextRow, index: usize) -> &str {

@@ -149,6 +149,9 @@ pub struct Global {
     pub id: Arc<str>,
     /// How many branches go on together.
     pub branches: u32,
+    /// They go on in pieces: there is more of them than can be held at a time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
 }
 
 /// What a source says of a two-phase commit beside its changes. It has a batch of its own, at its place of the stream.

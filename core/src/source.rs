@@ -273,6 +273,12 @@ pub trait SourceFactory: Send + Sync + 'static {
     fn queries(_config: &Self::Config) -> Result<Option<Arc<dyn Queries>>> {
         Ok(None)
     }
+
+    /// Whether it tells of transactions when they are prepared ([`crate::batch::Branch`]), and what their coordinator calls them.
+    #[must_use]
+    fn tells_of_branches(_config: &Self::Config) -> bool {
+        false
+    }
 }
 
 /// What a source is doing, for `/api/status`, `/readyz`, metrics and terminals. Clones share it.

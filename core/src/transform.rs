@@ -137,6 +137,8 @@ pub trait DeadLetters: Send + Sync {
 pub struct Stitching {
     /// Which part of a gid branches share, where that is not the way of a known manager: a regular expression.
     pub gids: Option<String>,
+    /// Sources in whose databases nothing is ever prepared: a commit there decides, and says itself what it belongs to.
+    pub one_phase: Vec<String>,
     /// Bytes of what waits that are kept in memory; the rest is kept in a file.
     pub memory: usize,
 }

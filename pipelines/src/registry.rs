@@ -32,6 +32,8 @@ pub trait SourceComponent: Send + Sync {
     async fn tables(&self, name: &str) -> Result<Option<Vec<Arc<TableSchema>>>>;
     /// See [`SourceFactory::queries`].
     fn queries(&self) -> Result<Option<Arc<dyn Queries>>>;
+    /// See [`SourceFactory::tells_of_branches`].
+    fn tells_of_branches(&self) -> bool;
 }
 
 /// A transform with its section parsed and checked.
@@ -222,6 +224,10 @@ impl<F: SourceFactory> SourceComponent for TypedSource<F> {
 
     fn queries(&self) -> Result<Option<Arc<dyn Queries>>> {
         F::queries(&self.0)
+    }
+
+    fn tells_of_branches(&self) -> bool {
+        F::tells_of_branches(&self.0)
     }
 }
 

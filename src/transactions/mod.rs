@@ -1,5 +1,6 @@
 //! `lockstep transactions`: two-phase commits that are not decided.
 
+mod evidence;
 mod list;
 mod resolve;
 
@@ -29,8 +30,8 @@ pub enum Transactions {
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
-    /// Say what is to become of each: by lockstep's decision log, and by the tables of other coordinators where they are in one of the
-    /// databases. Nothing is done without --apply; exit 1 when something that was to be done was not.
+    /// Say what is to become of each: by lockstep's decision log, by what the running pipeline has read of its other branches, and by the
+    /// tables of other coordinators where they are in one of the databases. Nothing is done without --apply; exit 1 when something that was to be done was not.
     Resolve(resolve::Arguments),
 }
 

@@ -10,11 +10,12 @@ use lockstep_pipelines::file::nearest;
 use lockstep_pipelines::{Pipeline, Registry};
 use lockstep_transactions::gid::{Branch, MANAGERS};
 use lockstep_transactions::resolve::{
-    Consulted, Decision, Doubt, Journal, Known, NoEvidence, Outcome as Done, Policy, Rule, Verdict,
-    act, consult, decide,
+    Consulted, Decision, Doubt, Journal, Known, Outcome as Done, Policy, Rule, Verdict, act,
+    consult, decide,
 };
 use serde_json::{Value, json};
 
+use super::evidence::{self, Logs};
 use super::{Databases, age, ask, databases, now_micros};
 use crate::cli::{Format, load};
 use crate::figures::{Paint, Table};
@@ -37,6 +38,10 @@ pub struct Arguments {
     gid: Option<String>,
     #[command(flatten)]
     by_hand: ByHand,
+    /// The admin endpoint of the running pipeline, where it is not the one that the file says: it is asked what it has read of other
+    /// branches.
+    #[arg(long, env = "LOCKSTEP_ADMIN_URL")]
+    url: Option<String>,
     /// How the answer looks.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -65,10 +70,16 @@ pub async fn resolve(arguments: Arguments, registry: &Registry) -> Outcome {
     let now = now_micros();
     let doubts = doubts(&databases).await?;
     let log = pipeline.resolving.log.as_deref();
-    let consulted = consult(&databases, log, &doubts).await?;
+    let mut consulted = consult(&databases, log, &doubts).await?;
+    // Behind the questions to the databases: whatever they told of had been written by then.
+    let evidence = match doubts.is_empty() {
+        true => Logs::default(),
+        false => evidence::ask(&pipeline, arguments.url.as_deref()).await,
+    };
+    consulted.notes.extend(evidence.note.clone());
     let known = Known {
         logs: &consulted.logs,
-        evidence: &NoEvidence,
+        evidence: &evidence,
         managers: &consulted.managers,
     };
     let mut decisions = decide(&doubts, &known, &policy, now);

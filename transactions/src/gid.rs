@@ -146,6 +146,21 @@ impl Branch {
 }
 
 impl Dialect {
+    /// Whether its coordinator gives no global id twice, in as long as anybody remembers: they are drawn at random, or count up with what
+    /// names the coordinator and when it was started.
+    #[must_use]
+    pub fn names_once(&self) -> bool {
+        match self {
+            Dialect::Xa(manager) => *manager != Manager::Other && manager.shares_global_ids(),
+            Dialect::Dtm | Dialect::Npgsql => true,
+            Dialect::Citus
+            | Dialect::Subscriber
+            | Dialect::SqlAlchemy
+            | Dialect::Pattern
+            | Dialect::Plain => false,
+        }
+    }
+
     /// The word for it in settings and metrics.
     #[must_use]
     pub fn as_str(&self) -> &'static str {

@@ -24,6 +24,7 @@
 //! ([`Unit::displaced`]).
 
 mod circle;
+mod doubt;
 mod recent;
 mod source;
 
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use lockstep_core::position::{Lsn, Position};
 use lockstep_core::progress::Standing;
 
+pub use doubt::{Ended, InDoubt};
 use recent::Recent;
 use source::Source;
 
@@ -107,6 +109,8 @@ pub struct Order {
     gone: Recent,
     /// The same of what was rolled back.
     rolled_back: Recent,
+    /// The same of what has committed, and had nothing that could go on.
+    left_out: Recent,
     late: u64,
 }
 
@@ -117,6 +121,8 @@ struct Waiting {
     prepared: Vec<(usize, Lsn)>,
     /// Sources where a branch was rolled back.
     rolled_back: Vec<usize>,
+    /// Sources where a branch has committed that had nothing that could go on.
+    left_out: Vec<usize>,
     fences: Fences,
 }
 
@@ -141,16 +147,17 @@ impl Order {
         }
     }
 
-    /// A branch was prepared. May be told again.
-    pub fn prepared(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) {
+    /// A branch was prepared. May be told again: then false.
+    pub fn prepared(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) -> bool {
         // What has become of it has been told, too, or is told next.
         if !self.sources[source].is_prepared(lsn) {
-            return;
+            return false;
         }
         let id = self.join(source, global, lsn);
         if let Some(waiting) = self.units.get_mut(&id) {
             waiting.prepared.push((source, lsn));
         }
+        true
     }
 
     /// A branch that was prepared at `lsn` was rolled back.
@@ -171,8 +178,10 @@ impl Order {
         let Some(id) = self.find(global, source, lsn) else {
             return;
         };
+        self.left_out.put(global, source);
         if let Some(waiting) = self.units.get_mut(&id) {
             waiting.end_branch(source, lsn);
+            waiting.left_out.push(source);
         }
         self.drop_if_empty(id);
     }
@@ -402,6 +411,7 @@ impl Order {
             unit,
             prepared: Vec::new(),
             rolled_back: Vec::new(),
+            left_out: Vec::new(),
             fences: Fences::None,
         };
         self.units.insert(self.next, waiting);
@@ -521,7 +531,7 @@ impl Waiting {
 
     /// Whether a branch of it has ended there: all of them had been prepared by then.
     fn has_ended_in(&self, source: usize) -> bool {
-        self.is_in(source) || self.rolled_back.contains(&source)
+        self.is_in(source) || self.rolled_back.contains(&source) || self.left_out.contains(&source)
     }
 
     /// Whether all its branches had been prepared before this place.

@@ -26,6 +26,10 @@ pub struct StitchConfig {
     /// group `global` and, where branches have one, a group `branch`. Gids that it does not match are read as those of the known
     /// managers. Default: only these.
     pub gids: Option<String>,
+    /// Those of its sources in whose databases nothing is ever prepared: a commit there decides, behind the others' PREPARE, and says by a
+    /// logical message what it is a branch of. All others need `two_phase = true`. Default: none.
+    #[serde(default)]
+    pub one_phase: Vec<String>,
     /// Bytes of waiting transactions that are kept in memory, a quarter of the pipeline's `memory` at most; more go to a file in the state
     /// directory. Default: 32 MB.
     #[serde(default = "default_memory")]
@@ -61,6 +65,7 @@ impl TransformFactory for Stitch {
     fn stitches(config: &StitchConfig) -> Option<Stitching> {
         Some(Stitching {
             gids: config.gids.clone(),
+            one_phase: config.one_phase.clone(),
             memory: config.memory.bytes(),
         })
     }

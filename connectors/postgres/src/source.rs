@@ -75,6 +75,10 @@ impl SourceFactory for PostgresFactory {
     fn queries(config: &PostgresConfig) -> Result<Option<Arc<dyn Queries>>> {
         Ok(Some(Arc::new(Asking::new(config.target()?))))
     }
+
+    fn tells_of_branches(config: &PostgresConfig) -> bool {
+        config.two_phase
+    }
 }
 
 /// An open source. The driver task owns everything that talks to the server.

@@ -170,7 +170,7 @@ fn check(
         }
     };
     let components = transforms.in_order(plan.transforms.iter().map(|node| &node.name))?;
-    let stitch = stitch::declared(&plan, &components, report);
+    let stitch = stitch::declared(&plan, &sources, &components, report);
     let local = local(&plan, &components, &sinks, dead_letters.as_ref());
     let lease = lease::declared(
         &settings.name,

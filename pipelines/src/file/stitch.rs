@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use lockstep_core::transform::Stitching;
 
+use super::Nodes;
+use super::mistake::nearest;
 use super::path::KeyPath;
 use super::report::Report;
 use crate::plan::{Consumer, Plan, Producer};
-use crate::registry::TransformComponent;
+use crate::registry::{SourceComponent, TransformComponent};
 
 /// Sources whose transactions go on together.
 #[derive(Clone, Debug)]
@@ -23,6 +25,7 @@ pub struct Stitched {
 /// The stitch that is declared. What is wrong with it is in the report.
 pub(super) fn declared(
     plan: &Plan,
+    components: &Nodes<dyn SourceComponent>,
     transforms: &[Arc<dyn TransformComponent>],
     report: &mut Report,
 ) -> Option<Stitched> {
@@ -49,6 +52,11 @@ pub(super) fn declared(
         }
     }
     sources.sort_unstable();
+    let names: Vec<&str> = sources
+        .iter()
+        .map(|source| &*plan.sources[*source])
+        .collect();
+    are_told_of(&node.name, &names, &stitching.one_phase, components, report);
     let others = plan.transforms.iter().map(|node| ("transforms", node));
     let others = others.chain(plan.sinks.iter().map(|node| ("sinks", node)));
     let is_other = |(_, other): &(&str, &Consumer)| !std::ptr::eq(*other, node);
@@ -60,6 +68,58 @@ pub(super) fn declared(
         sources,
         stitching,
     })
+}
+
+/// Without a word of what is prepared, branches would come one by one when each commits, and go on so: silently.
+fn are_told_of(
+    stitch: &str,
+    sources: &[&str],
+    one_phase: &[String],
+    components: &Nodes<dyn SourceComponent>,
+    report: &mut Report,
+) {
+    let path = KeyPath::keys(&["transforms", stitch, "one_phase"]);
+    for (index, name) in one_phase.iter().enumerate() {
+        if !sources.contains(&&**name) {
+            let message = format!("`{stitch}` reads no source `{name}`");
+            report.mistake(path.index(index), &message).nearest =
+                nearest(name, sources.iter().copied());
+        }
+    }
+    if !sources.is_empty()
+        && sources
+            .iter()
+            .all(|name| one_phase.iter().any(|one| one == name))
+    {
+        let message = "nothing is prepared in any of its sources, so nothing can be put together";
+        let hint = "name those alone whose commit decides, behind the PREPARE of the others";
+        report.mistake(path, message).hint = Some(hint.to_owned());
+        return;
+    }
+    for name in sources
+        .iter()
+        .filter(|name| !one_phase.iter().any(|one| one == *name))
+    {
+        let declared = components.declared.iter();
+        let mut both = declared.zip(&components.components);
+        let source = both.find(|(node, _)| node.name == **name);
+        // Of one whose section is wrong that has been told.
+        let Some((_, Some(source))) = source else {
+            continue;
+        };
+        if !source.tells_of_branches() {
+            let path = KeyPath::keys(&["sources", name, "two_phase"]);
+            let message = format!(
+                "`{stitch}` puts transactions of several databases together, and without `two_phase` this source does not tell of \
+                 their branches"
+            );
+            let hint = format!(
+                "set `two_phase = true`; or, where nothing is ever prepared in this database and its commits say what they belong to, \
+                 `one_phase = [\"{name}\"]` in `[transforms.{stitch}]`"
+            );
+            report.mistake(path, &message).hint = Some(hint);
+        }
+    }
 }
 
 fn passes_by(section: &str, node: &Consumer, stitch: &str, sources: &[usize], report: &mut Report) {

@@ -21,6 +21,7 @@ use super::node::Node;
 use super::reconcile::{Reconcile, ReconcileRequest, Reconciler};
 use super::replay::{self, Reports};
 use super::source_state::SourceShare;
+use super::stitch::{Doubts, Witness};
 use super::{lock, now_micros};
 use crate::file::{Fingerprint, Pipeline};
 use crate::letters::{Desk, Head, Letter, Selection};
@@ -110,6 +111,8 @@ pub(super) struct Inner {
     pub keeper: Trouble,
     /// Why it is not known which branches belong together.
     pub stitch: Trouble,
+    /// What is known of branches in doubt.
+    pub witness: Witness,
     /// Compares sinks with sources.
     pub reconciler: Reconciler,
     /// Looks at what must hold between databases.
@@ -270,6 +273,14 @@ impl Handle {
     #[must_use]
     pub fn invariants(&self) -> InvariantsView {
         self.0.invariants.view()
+    }
+
+    /// What was read of two-phase commits that are in doubt; `None` where nothing is put together (`stitch`).
+    ///
+    /// # Errors
+    /// Of kind `Unavailable` when there is no answer.
+    pub async fn doubts(&self) -> Result<Option<Doubts>> {
+        self.0.witness.ask().await
     }
 
     /// Asks a source to load a table again while it streams; the one source there is when none is named. Returns the

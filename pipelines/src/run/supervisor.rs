@@ -31,7 +31,7 @@ use super::pump::{self, Pump};
 use super::reconcile::{self, Reconciler};
 use super::source_state::SourceShare;
 use super::standby::Estate;
-use super::stitch::{self, Door, Stitch};
+use super::stitch::{self, Door, Stitch, Witness};
 use crate::file::{DeadLettersTo, Pipeline};
 use crate::letters::{Desk, Queue, Store};
 use crate::metrics::Metrics;
@@ -137,6 +137,7 @@ async fn begin(
         desk: dead_letters,
         keeper: keeper.trouble.clone(),
         stitch: Trouble::default(),
+        witness: Witness::default(),
         reconciler,
         invariants: invariants.clone(),
     });
@@ -441,6 +442,7 @@ impl Supervisor {
             budget: inner.budget.clone(),
             metrics: inner.metrics.stitch(&stitched.name),
             trouble: inner.stitch.clone(),
+            witness: inner.witness.clone(),
         })
         .at(place.clone())?;
         let of = place.clone();

@@ -28,6 +28,28 @@ pub const DEFAULT_COMMIT_RECORDS: u64 = 100_000;
 /// The default of `compare_memory`.
 pub const DEFAULT_COMPARE_MEMORY: ByteSize = ByteSize(128 << 20);
 
+/// The default of [`Transactions::max_bytes`]: what librdkafka takes by default, with room for headers.
+pub const DEFAULT_TRANSACTION_BYTES: ByteSize = ByteSize(900_000);
+/// The least of [`Transactions::max_bytes`]: room for names and one small event.
+const LEAST_TRANSACTION_BYTES: ByteSize = ByteSize(1_000);
+
+/// Where transactions of several databases are written as records of their own.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Transactions {
+    /// The topic, of this sink alone.
+    pub topic: String,
+
+    /// The most bytes of a record's value; a transaction with more goes into several. Below `message.max.bytes`, and the topic's
+    /// `max.message.bytes`.
+    #[serde(default = "default_transaction_bytes")]
+    pub max_bytes: ByteSize,
+}
+
+fn default_transaction_bytes() -> ByteSize {
+    DEFAULT_TRANSACTION_BYTES
+}
+
 /// A Kafka sink: change events on topics.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +78,11 @@ pub struct KafkaConfig {
     /// after a crash.
     #[serde(default = "default_exactly_once")]
     pub exactly_once: bool,
+
+    /// Writes each transaction of several databases (behind a `stitch`) to a topic as well, as one record with all its events, in the same
+    /// Kafka transaction. Needs `exactly_once`. Default: not.
+    #[serde(default)]
+    pub transactions: Option<Transactions>,
 
     /// The compacted topic that keeps the progress. Several pipelines may share it.
     #[serde(default = "default_progress_topic")]
@@ -196,14 +223,9 @@ impl KafkaConfig {
         }
         self.topic_template()?;
         self.message_template()?;
-        if crate::topics::sanitize(&self.progress_topic) != self.progress_topic
-            || self.progress_topic.is_empty()
-        {
-            return Err(wrong(
-                "progress_topic",
-                format!("`{}` is not a topic name", self.progress_topic),
-            )
-            .remedy("use letters, digits, `.`, `_` and `-`"));
+        is_topic("progress_topic", &self.progress_topic)?;
+        if let Some(transactions) = &self.transactions {
+            self.check_transactions(transactions)?;
         }
         if self.commit_records == 0 {
             return Err(wrong("commit_records", "it is 0").remedy("write 1 or more"));
@@ -219,6 +241,30 @@ impl KafkaConfig {
         client::check(self)
     }
 
+    fn check_transactions(&self, transactions: &Transactions) -> Result<()> {
+        is_topic("transactions.topic", &transactions.topic)?;
+        if transactions.topic == self.progress_topic {
+            return Err(
+                wrong("transactions.topic", "it is the topic of the progress")
+                    .remedy("name a topic of its own"),
+            );
+        }
+        if !self.exactly_once {
+            let cause = "a transaction is whole only where its records are committed together";
+            return Err(wrong("transactions", cause).remedy("set `exactly_once = true`"));
+        }
+        let ours = self.properties.0.get("message.max.bytes");
+        let most = ours.and_then(|ours| ours.parse().ok()).unwrap_or(1_000_000);
+        if transactions.max_bytes < LEAST_TRANSACTION_BYTES || transactions.max_bytes.0 >= most {
+            let cause = format!(
+                "it is to be at least {} bytes, and less than the {most} of `message.max.bytes`",
+                LEAST_TRANSACTION_BYTES.0
+            );
+            return Err(wrong("transactions.max_bytes", cause));
+        }
+        Ok(())
+    }
+
     pub(crate) fn topic_template(&self) -> Result<Template> {
         Template::parse(&self.topic, &["source", "schema", "table"])
             .map_err(|cause| wrong("topic", cause))
@@ -227,6 +273,14 @@ impl KafkaConfig {
     pub(crate) fn message_template(&self) -> Result<Template> {
         Template::parse(&self.message_topic, &["source"])
             .map_err(|cause| wrong("message_topic", cause))
+    }
+}
+
+fn is_topic(field: &str, name: &str) -> Result<()> {
+    match crate::topics::sanitize(name) == name && !name.is_empty() {
+        true => Ok(()),
+        false => Err(wrong(field, format!("`{name}` is not a topic name"))
+            .remedy("use letters, digits, `.`, `_` and `-`")),
     }
 }
 
@@ -297,6 +351,22 @@ mod tests {
             (
                 r#"{"brokers":"b","progress_topic":"a b"}"#,
                 "progress_topic",
+            ),
+            (
+                r#"{"brokers":"b","transactions":{"topic":"g t x"}}"#,
+                "transactions.topic",
+            ),
+            (
+                r#"{"brokers":"b","transactions":{"topic":"lockstep.progress"}}"#,
+                "transactions.topic",
+            ),
+            (
+                r#"{"brokers":"b","transactions":{"topic":"gtx"},"exactly_once":false}"#,
+                "transactions",
+            ),
+            (
+                r#"{"brokers":"b","transactions":{"topic":"gtx","max_bytes":"1MB"}}"#,
+                "transactions.max_bytes",
             ),
             (r#"{"brokers":"b","commit_records":0}"#, "commit_records"),
             (r#"{"brokers":"b","partitions":0}"#, "partitions"),

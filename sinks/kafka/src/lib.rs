@@ -10,6 +10,7 @@
 mod client;
 mod config;
 mod error;
+mod gather;
 mod inspect;
 mod open;
 mod outlet;
@@ -23,6 +24,7 @@ mod worker;
 
 pub use config::{
     DEFAULT_COMMIT_INTERVAL, DEFAULT_COMMIT_RECORDS, DEFAULT_COMPARE_MEMORY, DEFAULT_EXACTLY_ONCE,
-    DEFAULT_MESSAGE_TOPIC, DEFAULT_PROGRESS_TOPIC, DEFAULT_TOPIC, KafkaConfig, Properties,
+    DEFAULT_MESSAGE_TOPIC, DEFAULT_PROGRESS_TOPIC, DEFAULT_TOPIC, DEFAULT_TRANSACTION_BYTES,
+    KafkaConfig, Properties, Transactions,
 };
 pub use sink::KafkaSinkFactory;

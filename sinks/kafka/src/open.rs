@@ -57,6 +57,11 @@ pub(crate) fn open(
             config: &[],
         })
         .collect();
+    wanted.extend(config.transactions.iter().map(|transactions| Wanted {
+        name: &transactions.topic,
+        partitions: config.partitions,
+        config: &[],
+    }));
     wanted.sort_by_key(|topic| topic.name);
     wanted.dedup_by_key(|topic| topic.name);
     if config.exactly_once {

@@ -6,13 +6,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_encode::envelope::Record;
+use lockstep_encode::envelope::{HEADER_BRANCHES, HEADER_GLOBAL, HEADER_ID, Record};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tokio::sync::Semaphore;
 
 use crate::error::Failure;
+use crate::gather::Whole;
 use crate::reports::{Reports, Ticket};
 
 /// How long reports may come after the trouble that they report.
@@ -112,6 +113,34 @@ impl Outlet {
             headers: Some(headers),
             delivery_opaque: ticket,
         })
+    }
+
+    /// Hands a record of a transaction over, or of a part of it, and counts it.
+    pub(crate) fn send_whole(&self, topic: &str, whole: &Whole, ticket: Ticket) -> Result<()> {
+        let branches = whole.global.branches.to_string();
+        let headers = [
+            (HEADER_ID, &*whole.id),
+            (HEADER_GLOBAL, whole.global.id.as_bytes()),
+            (HEADER_BRANCHES, branches.as_bytes()),
+        ];
+        let mut owned = OwnedHeaders::new_with_capacity(headers.len());
+        for (key, value) in headers {
+            owned = owned.insert(Header {
+                key,
+                value: Some(value),
+            });
+        }
+        self.push(BaseRecord {
+            topic,
+            partition: None,
+            payload: Some(whole.value.as_slice()),
+            key: Some(whole.key.as_slice()),
+            timestamp: None,
+            headers: Some(owned),
+            delivery_opaque: ticket,
+        })?;
+        self.reports().produced(ticket, 1);
+        Ok(())
     }
 
     /// As [`Outlet::send`], for a record that is not made from a change.

@@ -55,6 +55,8 @@ pub(crate) struct Topics {
     known: HashMap<usize, (Arc<TableSchema>, Topic)>,
     /// The name before characters were replaced, to notice two tables that would share a topic by accident.
     raw: HashMap<Arc<str>, String>,
+    /// Where transactions go, and no table.
+    taken: Option<String>,
 }
 
 impl Topics {
@@ -64,6 +66,7 @@ impl Topics {
             message: config.message_template()?,
             known: HashMap::new(),
             raw: HashMap::new(),
+            taken: config.transactions.as_ref().map(|to| to.topic.clone()),
         })
     }
 
@@ -101,6 +104,17 @@ impl Topics {
                 format!("`{raw}`, made for table {}, cannot be a topic: it has to have 1 to {MAX_LENGTH} characters and not be `.` or `..`", schema.id),
             )
             .remedy("change the template")
+            .at(field));
+        }
+        if self.taken.as_ref() == Some(&name) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "table {} would go to `{name}`, where transactions go",
+                    schema.id
+                ),
+            )
+            .remedy("name another topic in `transactions`")
             .at(field));
         }
         let name: Arc<str> = name.into();
@@ -305,6 +319,18 @@ mod tests {
             one.name(&table("public", "a b")).expect("a"),
             one.name(&table("public", "a_b")).expect("b")
         );
+    }
+
+    #[test]
+    fn no_table_goes_where_transactions_go() {
+        let config = serde_json::json!({
+            "brokers": "b", "topic": "{table}", "transactions": {"topic": "gtx"},
+        });
+        let config = serde_json::from_value(config).expect("config");
+        let mut topics = Topics::new(&config).expect("templates");
+        assert!(topics.name(&table("public", "orders")).is_ok());
+        let error = topics.name(&table("public", "gtx")).expect_err("taken");
+        assert_eq!(error.kind(), ErrorKind::Config);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::config::KafkaConfig;
 use crate::error::Failure;
+use crate::gather::Gather;
 use crate::outlet::{Outlet, Pause, dropped};
 use crate::reports::Ticket;
 use crate::topics::{self, Topics, Wanted};
@@ -90,6 +91,8 @@ pub(crate) struct Worker {
     encoder: Encoder,
     topics: Topics,
     mode: Mode,
+    /// Where transactions of several databases are written as records of their own.
+    gather: Option<Gather>,
     awaiting: VecDeque<Awaiting>,
 }
 
@@ -104,6 +107,10 @@ impl Worker {
         let pace = Pace::new(config.commit_interval.0);
         Worker {
             encoder: Encoder::new(config.format.with_decimals(config.decimals)),
+            gather: config
+                .transactions
+                .as_ref()
+                .map(|transactions| Gather::new(transactions.max_bytes.bytes())),
             config,
             outlet,
             topics,
@@ -198,7 +205,7 @@ impl Worker {
     fn take_together(&mut self, parts: Vec<(Arc<Batch>, Receipt)>) -> Result<()> {
         let changes = parts.iter().map(|(batch, _)| batch.changes().len() as u64);
         self.make_room(changes.sum())?;
-        let whole = parts.len() > 1;
+        let whole = parts.len() > 1 || parts.iter().any(|(batch, _)| self.gathers(batch));
         let mut failed = None;
         for (batch, receipt) in parts {
             let taken = match failed {
@@ -210,7 +217,37 @@ impl Worker {
             self.awaiting.push_back(Awaiting { receipt, delivered });
             failed = failed.or_else(|| taken.err());
         }
-        failed.map_or(Ok(()), Err)
+        match failed {
+            None => self.send_gathered(),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Whether something of a batch goes into a record of its transaction as well.
+    fn gathers(&self, batch: &Batch) -> bool {
+        let mut transactions = batch.transactions().iter();
+        self.gather.is_some()
+            && batch.phase == Phase::Stream
+            && transactions.any(|transaction| transaction.global.is_some())
+    }
+
+    /// Hands the records of transactions over whose events have all been.
+    fn send_gathered(&mut self) -> Result<()> {
+        let gathered = self.gather.as_mut().map(Gather::finish);
+        let records = gathered.unwrap_or_default();
+        if let (
+            Mode::Transactions {
+                open: Some(open), ..
+            },
+            Some(to),
+        ) = (&mut self.mode, &self.config.transactions)
+        {
+            for record in &records {
+                self.outlet.send_whole(&to.topic, record, open.ticket)?;
+                open.records += 1;
+            }
+        }
+        Ok(())
     }
 
     /// Commits first where so many more changes would make a transaction too long.
@@ -277,7 +314,17 @@ impl Worker {
     ) -> Result<Delivered> {
         let outlet = &self.outlet;
         let mut sent = Delivered::default();
+        let mut gather = self
+            .gather
+            .as_mut()
+            .filter(|_| batch.phase == Phase::Stream)
+            .zip(self.config.transactions.as_ref());
         let result = self.encoder.encode(batch, change, &mut |record| {
+            if let Some((gather, to)) = &mut gather
+                && let Some(part) = gather.add(batch, change, topic, &record)
+            {
+                outlet.send_whole(&to.topic, &part, ticket)?;
+            }
             let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
             let copies = match record.op {
                 // Whoever reads a partition has to learn that its rows are gone.

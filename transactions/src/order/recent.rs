@@ -30,6 +30,11 @@ impl Recent {
         }
     }
 
+    /// Where something of that name has ended.
+    pub fn places(&self, name: &Arc<str>) -> &[usize] {
+        self.names.get(name).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether something of that name has ended, and not in this source: where it has, a name is used again.
     pub fn was_elsewhere(&self, name: &Arc<str>, source: usize) -> bool {
         let sources = self.names.get(name);

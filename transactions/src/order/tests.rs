@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod doubt;
+
 const DATABASES: usize = 3;
 const KEYS: usize = 4;
 const SESSIONS: usize = 6;
@@ -316,7 +318,9 @@ impl World {
         database.read += 1;
         database.furthest = database.furthest.max(database.read);
         match record {
-            Record::Prepare(global) => self.order.prepared(at, &global, lsn),
+            Record::Prepare(global) => {
+                self.order.prepared(at, &global, lsn);
+            }
             Record::RollBack(global, prepared) => self.order.rolled_back(at, &global, prepared),
             Record::Commit { branch, .. } => {
                 self.order.committed(Committed {

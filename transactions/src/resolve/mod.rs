@@ -175,14 +175,14 @@ pub struct Heard {
     pub committed: Option<String>,
     /// Where a branch was rolled back.
     pub rolled_back: Option<String>,
-    /// All branches are known: every database was read up to a place behind the first end of one.
+    /// All branches are known, and none has ended otherwise: every database was read up to where its log ended when it was asked.
     pub is_closed: bool,
 }
 
-/// Who has seen branches end: whoever reads the databases' logs.
+/// Who has seen branches end: whoever reads the databases' logs, and knows which belong together.
 pub trait Evidence: Send + Sync {
-    /// What was heard of the transaction that a branch belongs to.
-    fn heard(&self, branch: &Branch) -> Heard;
+    /// What was heard of the transaction that a branch belongs to: of this one, should its name be given again.
+    fn heard(&self, doubt: &Doubt) -> Heard;
 }
 
 /// Has seen nothing.
@@ -190,7 +190,7 @@ pub trait Evidence: Send + Sync {
 pub struct NoEvidence;
 
 impl Evidence for NoEvidence {
-    fn heard(&self, _: &Branch) -> Heard {
+    fn heard(&self, _: &Doubt) -> Heard {
         Heard::default()
     }
 }
@@ -234,7 +234,7 @@ fn judge(doubt: &Doubt, known: &Known<'_>) -> Judged {
     if let Some(judged) = by_log.as_ref().filter(|judged| judged.rule == Rule::Log) {
         return judged.clone();
     }
-    if let Some(judged) = by_evidence(&doubt.branch, known.evidence) {
+    if let Some(judged) = by_evidence(doubt, known.evidence) {
         return judged;
     }
     let said = || known.managers.get(gid).cloned();
@@ -264,11 +264,8 @@ fn own(doubt: &Doubt, logs: &[OwnLog]) -> Option<Judged> {
     ))
 }
 
-fn by_evidence(branch: &Branch, evidence: &dyn Evidence) -> Option<Judged> {
-    if !branch.may_have_siblings() {
-        return None;
-    }
-    match evidence.heard(branch) {
+fn by_evidence(doubt: &Doubt, evidence: &dyn Evidence) -> Option<Judged> {
+    match evidence.heard(doubt) {
         Heard {
             committed: Some(place),
             ..

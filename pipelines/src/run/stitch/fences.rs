@@ -88,7 +88,11 @@ impl Fencing {
     }
 }
 
-async fn fence(share: &SourceShare) -> Result<Lsn> {
+/// Where the log of a source ends.
+///
+/// # Errors
+/// When it cannot be asked, or does not answer in time.
+pub(super) async fn fence(share: &SourceShare) -> Result<Lsn> {
     let place = format!("sources.{}", share.name);
     let unavailable = |what: &str| Error::new(ErrorKind::Unavailable, what);
     let Some(fences) = share.fences() else {

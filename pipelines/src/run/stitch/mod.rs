@@ -11,6 +11,7 @@
 mod fences;
 mod inflow;
 mod shelf;
+mod witness;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -37,6 +38,9 @@ use crate::metrics::StitchMetrics;
 use fences::{Fencing, Happened};
 use inflow::Came;
 use shelf::{Shelf, Slice};
+pub(super) use witness::Witness;
+use witness::{Desk, Question};
+pub use witness::{DoubtfulBranch, Doubts};
 
 /// Batches that may wait at the door: what is behind it never waits for a source.
 const WAITING: usize = 16;
@@ -55,6 +59,8 @@ enum Message {
     Again(usize),
     /// The source reads another log from here on. Answered when nothing of the old one waits.
     Renew(usize, oneshot::Sender<()>),
+    /// Somebody asks what is known of branches in doubt.
+    Doubts(Question),
 }
 
 impl Door {
@@ -103,6 +109,8 @@ pub(super) struct Parts<'a> {
     pub budget: Budget,
     pub metrics: StitchMetrics,
     pub trouble: Trouble,
+    /// Who is to be asked about branches in doubt.
+    pub witness: Witness,
 }
 
 /// See the module's page.
@@ -119,6 +127,7 @@ pub(super) struct Stitch {
     room: Budget,
     waiting: HashMap<Key, Waiting>,
     fencing: Fencing,
+    desk: Desk,
     metrics: StitchMetrics,
 }
 
@@ -164,12 +173,16 @@ impl Stitch {
         let doors = doors.collect();
         let reached = vec![Reach::default(); parts.sources.len()];
         let shares = parts.sources.iter().map(|(share, _)| Arc::clone(share));
+        let shares: Vec<Arc<SourceShare>> = shares.collect();
+        let names = shares.iter().map(|share| Arc::clone(&share.name));
+        parts.witness.open(shares.clone(), sender.downgrade());
         let stitch = Stitch {
             name: parts.name,
             pattern,
             most,
             room: Budget::new(most),
-            fencing: Fencing::new(shares.collect(), parts.trouble),
+            desk: Desk::new(names.collect()),
+            fencing: Fencing::new(shares, parts.trouble),
             sources: parts
                 .sources
                 .into_iter()
@@ -212,6 +225,7 @@ impl Stitch {
             }
             self.release().await?;
             self.shelf.settle()?;
+            self.desk.answer(&self.order);
             self.metrics.waits(self.order.held(), self.shelf.filed());
         }
     }
@@ -225,10 +239,12 @@ impl Stitch {
                 self.order.give_up(source);
                 self.release().await?;
                 self.order.forget(source);
+                self.desk.forget(source);
                 self.sources[source].told = Lsn::ZERO;
                 // Whoever asked may be gone.
                 let _ = done.send(());
             }
+            Message::Doubts(question) => self.desk.put(question),
         }
         Ok(())
     }
@@ -262,15 +278,19 @@ impl Stitch {
         match branch {
             Branch::Prepared(prepared) => {
                 let global = self.global_of(source, prepared);
-                self.order.prepared(source, &global, prepared.lsn);
+                if self.order.prepared(source, &global, prepared.lsn) {
+                    self.desk.prepared(source, prepared);
+                }
             }
             Branch::RolledBack(prepared) => {
                 let global = self.global_of(source, prepared);
                 self.order.rolled_back(source, &global, prepared.lsn);
+                self.desk.ended(source, prepared);
             }
             Branch::Empty(prepared) => {
                 let global = self.global_of(source, prepared);
                 self.order.left_out(source, &global, prepared.lsn);
+                self.desk.ended(source, prepared);
             }
         }
     }
@@ -349,6 +369,7 @@ impl Stitch {
             if let Some(prepared) = &transaction.prepared {
                 let global = self.global_of(source, prepared);
                 self.order.left_out(source, &global, prepared.lsn);
+                self.desk.ended(source, prepared);
             }
         }
     }
@@ -358,6 +379,9 @@ impl Stitch {
         let Some(came) = self.sources[source].open.take() else {
             return;
         };
+        if let Some(prepared) = &came.prepared {
+            self.desk.ended(source, prepared);
+        }
         let branch = match (&came.prepared, &came.marker) {
             (Some(prepared), _) => Some((self.global_of(source, prepared), prepared.lsn)),
             (None, Some(marker)) => Some((marker.global.as_str().into(), came.place.commit)),
@@ -490,13 +514,28 @@ impl Stitch {
         Ok(())
     }
 
+    /// Whether units are more than goes on in one step.
+    fn is_too_much(&self, units: &[Unit]) -> bool {
+        let members = units.iter().flat_map(|unit| &unit.members);
+        let slices = members
+            .filter_map(|member| {
+                self.waiting
+                    .get(&Key::Transaction(member.source, member.place))
+            })
+            .flat_map(|waiting| &waiting.slices);
+        let shares: Vec<usize> = slices.map(|slice| self.shelf.share(*slice)).collect();
+        shares.iter().filter(|share| **share > 0).count() > 1
+            && shares.iter().sum::<usize>() > self.most
+    }
+
     async fn send_units(&mut self, units: Vec<Unit>) -> Result<()> {
+        let cut = self.is_too_much(&units);
         let mut parts: Vec<(usize, Position, Option<Arc<Global>>, Waiting)> = Vec::new();
         for unit in units {
             let branches = u32::try_from(unit.members.len()).unwrap_or(u32::MAX);
             let global = unit.global.clone().map(|id| {
                 self.metrics.went_on(&unit);
-                Arc::new(Global { id, branches })
+                Arc::new(Global { id, branches, cut })
             });
             for member in unit.members {
                 let key = Key::Transaction(member.source, member.place);
@@ -522,7 +561,7 @@ impl Stitch {
             for slice in waiting.slices {
                 let share = self.shelf.share(slice);
                 if bytes > 0 && bytes + share > self.most {
-                    // It cannot be held as a whole by those who come behind.
+                    // It cannot be held as a whole by those who come behind: see `is_too_much`.
                     self.metrics.cut();
                     together.send();
                     bytes = 0;

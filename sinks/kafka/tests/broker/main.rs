@@ -12,3 +12,4 @@ mod rate;
 mod replay;
 mod secured;
 mod support;
+mod transactions;

@@ -16,6 +16,7 @@ mod dead_letters;
 mod dedupe;
 mod demo;
 mod drain;
+mod evidence;
 mod examples;
 mod failover;
 mod invariants;

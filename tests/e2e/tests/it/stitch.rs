@@ -74,7 +74,8 @@ impl Shop {
         self.sources(name)
             + &format!(
                 "[sinks.events]\ntype = \"kafka\"\ninputs = [\"whole\"]\nbrokers = \"{brokers}\"\n\
-                 topic = \"{name}\"\npartitions = 1\ncommit_records = 1\nprogress_topic = \"{name}.progress\"\nexactly_once = true\n"
+                 topic = \"{name}\"\npartitions = 1\ncommit_records = 1\nprogress_topic = \"{name}.progress\"\nexactly_once = true\n\
+                 transactions = {{ topic = \"{name}.gtx\" }}\n"
             )
     }
 
@@ -242,6 +243,57 @@ fn assert_whole(records: &[Record], bought: &BTreeSet<u64>) {
     }
 }
 
+/// Whoever reads the transactions alone finds each purchase once, with all that it did, as the topics of the tables have it.
+fn assert_each_is_one_record(records: &[Record], events: &[Record], bought: &BTreeSet<u64>) {
+    let mut written: BTreeMap<(String, String), &Record> = BTreeMap::new();
+    for event in events.iter().filter(|event| event.op() != "r") {
+        written.insert((event.id.clone(), event.op().to_owned()), event);
+    }
+    let mut seen = BTreeSet::new();
+    for record in records {
+        let whole = &record.value;
+        assert_eq!(
+            (&whole["complete"], &whole["count"]),
+            (&true.into(), &2.into()),
+            "{whole}"
+        );
+        assert_eq!(
+            record.global.as_ref().map(|(id, _)| &**id),
+            whole["id"].as_str()
+        );
+        assert_eq!(record.key["id"], whole["id"]);
+        let (mut tables, mut ids, mut sources) = (Vec::new(), BTreeSet::new(), Vec::new());
+        for branch in whole["branches"].as_array().expect("branches") {
+            sources.push(branch["source"].as_str().expect("a name").to_owned());
+            for event in branch["events"].as_array().expect("events") {
+                let value = &event["value"];
+                let of = (event["id"].as_str(), value["op"].as_str());
+                let of = (
+                    of.0.expect("an id").to_owned(),
+                    of.1.expect("an op").to_owned(),
+                );
+                if of.1 == "m" {
+                    // Its topic is another one.
+                    continue;
+                }
+                let beside = written[&of];
+                assert_eq!((&beside.key, &beside.value), (&event["key"], value));
+                let table = value["source"]["table"].as_str().unwrap_or_default();
+                tables.push(table.to_owned());
+                let is_stock = table == "stock";
+                ids.extend(value["after"]["id"].as_u64().filter(|_| !is_stock));
+            }
+        }
+        tables.sort();
+        sources.sort();
+        assert_eq!(tables, ["orders", "reservations", "stock"], "{whole}");
+        assert_eq!(sources, ["inventory", "orders"], "{whole}");
+        assert_eq!(ids.len(), 1, "{whole}");
+        assert!(ids.iter().all(|id| seen.insert(*id)), "twice: {whole}");
+    }
+    assert_eq!(&seen, bought);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_leave_every_purchase_whole_once_and_in_order() {
     require!(NeedsKafka);
@@ -293,7 +345,10 @@ async fn kills_leave_every_purchase_whole_once_and_in_order() {
     assert!(pipeline.terminate(CATCH_UP).await.success());
 
     let records = topics::read(kafka.bootstrap(), &name).await;
-    assert_whole(&records, &shop.bought().await);
+    let bought = shop.bought().await;
+    assert_whole(&records, &bought);
+    let whole = topics::read(kafka.bootstrap(), &format!("{name}.gtx")).await;
+    assert_each_is_one_record(&whole, &records, &bought);
     let visits = records.iter().filter(|record| row(record).0 == "visits");
     let visits: BTreeSet<u64> = visits.map(|record| row(record).1).collect();
     let count = shop.orders.value("SELECT count(*) FROM visits").await;
@@ -463,5 +518,62 @@ async fn what_passes_by_a_stitch_is_told() {
     let told = format!("{}{}", ended.stdout, ended.stderr);
     for part in ["reads sources, and all of them", "passes by `whole`"] {
         assert!(told.contains(part), "{part}: {told}");
+    }
+}
+
+/// Branches that nobody would tell of are told before the start, not missed behind it.
+#[tokio::test]
+async fn a_stitch_of_sources_that_tell_of_no_branches_is_refused() {
+    let check = async |orders: &str, stitch: &str| {
+        let setup = Setup::new("no-branches", |folder| {
+            let section = |of: &str, more: &str| {
+                source("postgres://nobody@127.0.0.1/none", "none", &["t"])
+                    .replace("sources.shop", &format!("sources.{of}"))
+                    + more
+            };
+            section("orders", orders)
+                + &section("inventory", "two_phase = true\n")
+                + "[transforms.whole]\ntype = \"stitch\"\ninputs = [\"orders\", \"inventory\"]\n"
+                + stitch
+                + &format!(
+                    "[sinks.files]\ntype = \"file\"\ninputs = [\"whole\"]\npath = \"{}/all\"\n",
+                    folder.display()
+                )
+        });
+        let ended = setup.lockstep("check", &["--offline"]).await;
+        (ended.code(), format!("{}{}", ended.stdout, ended.stderr))
+    };
+    let (code, told) = check("two_phase = true\n", "").await;
+    assert_eq!(code, Some(0), "{told}");
+    let (code, told) = check("", "one_phase = [\"orders\"]\n").await;
+    assert_eq!(code, Some(0), "{told}");
+    for (orders, stitch, parts) in [
+        (
+            "",
+            "",
+            &[
+                "sources.orders.two_phase",
+                "set `two_phase = true`",
+                "one_phase = [\"orders\"]",
+            ][..],
+        ),
+        ("two_phase = false\n", "", &["sources.orders.two_phase"]),
+        (
+            "two_phase = true\n",
+            "one_phase = [\"order\"]\n",
+            &["transforms.whole.one_phase[0]", "did you mean `orders`?"],
+        ),
+        (
+            "",
+            "one_phase = [\"orders\", \"inventory\"]\n",
+            &["transforms.whole.one_phase", "nothing is prepared"],
+        ),
+    ] {
+        let (code, told) = check(orders, stitch).await;
+        assert_eq!(code, Some(2), "{told}");
+        assert!(!told.contains("sources.inventory"), "{told}");
+        for part in parts {
+            assert!(told.contains(part), "{part}: {told}");
+        }
     }
 }
