@@ -28,6 +28,7 @@ mod pump;
 mod reconcile;
 pub(crate) mod rehearsal;
 mod replay;
+mod resolutions;
 mod source_state;
 mod stitch;
 mod supervisor;

@@ -27,6 +27,7 @@ use super::lane_state::LaneState;
 use super::node::Node;
 use super::pump::{self, Pump};
 use super::reconcile::{self, Reconciler};
+use super::resolutions::Resolutions;
 use super::source_state::SourceShare;
 use super::stitch::{self, Door, Stitch};
 use crate::file::{DeadLettersTo, Pipeline};
@@ -97,6 +98,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         stopping: draining.clone(),
     };
     let invariants = Invariants::new(parts, &pipeline.state);
+    let resolutions = Resolutions::new(&pipeline.state, metrics.resolver_actions());
     let handle = Handle::new(Inner {
         fingerprint: Mutex::new(pipeline.fingerprint.clone()),
         pipeline: Arc::clone(&pipeline.name),
@@ -108,6 +110,7 @@ pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<R
         metrics,
         desk: dead_letters,
         keeper: keeper.trouble.clone(),
+        resolutions,
         stitch: Trouble::default(),
         reconciler,
         invariants: invariants.clone(),

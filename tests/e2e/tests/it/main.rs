@@ -32,3 +32,4 @@ mod stalls;
 mod stitch;
 mod support;
 mod two_phase;
+mod two_phase_measures;
