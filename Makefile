@@ -10,7 +10,7 @@ FULL ?=
 DEMO ?=
 # TORTURE='--minutes 60 --seed 7', '--contestants lockstep,debezium' to do the same to Debezium, or '--only keys/black-hole --seed 4711' for one cell: see `--help`.
 TORTURE ?=
-# SOAK='--minutes 5 --sinks kafka,redis-json': see `--help`.
+# SOAK='--minutes 5 --sinks kafka,redis-json', or '--purchases 500' for purchases over two clusters: see `--help`.
 SOAK ?=
 
 .PHONY: demo test torture soak bench lint install-test
@@ -40,7 +40,7 @@ torture:
 
 soak:
 	tests/kit/install postgres redis kafka opensearch
-	cargo build --release -p lockstep -p lockstep-torture
+	cargo build --release -p lockstep -p lockstep-torture -p lockstep-buyer
 	$(SOAKER) $(SOAK)
 
 bench:

@@ -15,6 +15,7 @@ mod pipeline;
 mod report;
 mod server;
 mod stages;
+mod stitch;
 mod workload;
 
 use std::process::ExitCode;
@@ -165,6 +166,9 @@ async fn bench(options: &Options) -> Result<()> {
     }
     if wanted(compare::NAME) {
         compare::print(options.postgres, options.runs, options.quick).await?;
+    }
+    if wanted(stitch::NAME) {
+        stitch::print(options.postgres, options.runs, options.quick).await?;
     }
     let plan = plan(&options.only);
     if plan.is_empty() {

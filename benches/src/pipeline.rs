@@ -1,15 +1,20 @@
-//! A whole pipeline, from PostgreSQL to Redis, in a process of its own.
+//! A whole pipeline, from PostgreSQL to Redis or into files, in a process of its own.
 
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use lockstep_core::metrics::STITCH_HOLD;
+use lockstep_core::position::Lsn;
 use lockstep_core::source::SourcePhase;
 use lockstep_kit::postgres::Database;
 use lockstep_kit::redis::Redis;
 use lockstep_pipelines::{Handle, Reconcile, ReconcileRequest, Registry};
 use lockstep_postgres::PostgresFactory;
+use lockstep_sink_file::FileSinkFactory;
 use lockstep_sink_redis::RedisFactory;
+use lockstep_transforms::Stitch;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -30,6 +35,20 @@ pub struct Pipeline {
     output: Lines<BufReader<ChildStdout>>,
 }
 
+/// What a pipeline is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+enum Ask {
+    /// To compare.
+    Compare(ReconcileRequest),
+    /// To say when everything up to these places of its sources is durable.
+    Durable(Vec<(String, Lsn)>),
+    /// How long branches were held back.
+    Hold,
+}
+
+/// How long branches were held back, all together: upper ends of buckets in seconds, and how many were not longer.
+pub type Hold = Vec<(f64, u64)>;
+
 /// A comparison that has ended.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Compared {
@@ -48,7 +67,6 @@ impl Pipeline {
         redis: &Redis,
         folder: &Path,
     ) -> Result<Self> {
-        let file = folder.join("pipeline.toml");
         let tables: Vec<String> = tables
             .iter()
             .map(|name| format!("\"public.{name}\""))
@@ -62,6 +80,15 @@ impl Pipeline {
             tables.join(", "),
             redis.url()
         );
+        Self::start_file(&text, folder).await
+    }
+
+    /// Starts this program again as the pipeline of this file, and waits until it streams.
+    ///
+    /// # Errors
+    /// When it ends before.
+    pub async fn start_file(text: &str, folder: &Path) -> Result<Self> {
+        let file = folder.join("pipeline.toml");
         std::fs::write(&file, text)?;
         let mut child = Command::new(std::env::current_exe()?)
             .arg("pipeline")
@@ -104,7 +131,27 @@ impl Pipeline {
     /// # Errors
     /// When it does not.
     pub async fn compare(&mut self, request: &ReconcileRequest) -> Result<Compared> {
-        let mut line = serde_json::to_string(request)?;
+        self.ask(&Ask::Compare(request.clone())).await
+    }
+
+    /// Waits until everything up to these places of its sources is durable.
+    ///
+    /// # Errors
+    /// When it ends before.
+    pub async fn durable(&mut self, ends: Vec<(String, Lsn)>) -> Result<()> {
+        self.ask(&Ask::Durable(ends)).await
+    }
+
+    /// How long branches were held back so far.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub async fn hold(&mut self) -> Result<Hold> {
+        self.ask(&Ask::Hold).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&mut self, ask: &Ask) -> Result<T> {
+        let mut line = serde_json::to_string(ask)?;
         line.push('\n');
         self.input.write_all(line.as_bytes()).await?;
         let line = self.output.next_line().await?;
@@ -128,13 +175,15 @@ impl Pipeline {
     }
 }
 
-/// Runs a pipeline file in this process, says when it streams, compares when it is asked to, and ends with its input.
+/// Runs a pipeline file in this process, says when it streams, does what it is asked to, and ends with its input.
 ///
 /// # Errors
 /// What ended the pipeline.
 pub async fn run(file: &str) -> Result<()> {
     let registry = Registry::new()
         .with_source::<PostgresFactory>()
+        .with_transform::<Stitch>()
+        .with_sink::<FileSinkFactory>()
         .with_sink::<RedisFactory>();
     let pipeline = lockstep_pipelines::file::load(Path::new(file), &registry)
         .map_err(lockstep_core::Error::from)?;
@@ -149,8 +198,12 @@ pub async fn run(file: &str) -> Result<()> {
         println!("{READY}");
         let mut input = input();
         while let Some(line) = input.recv().await {
-            let compared = compare(&handle, serde_json::from_str(&line)?).await?;
-            println!("{}", serde_json::to_string(&compared)?);
+            let answer = match serde_json::from_str(&line)? {
+                Ask::Compare(request) => serde_json::to_string(&compare(&handle, request).await?)?,
+                Ask::Durable(ends) => serde_json::to_string(&durable(&handle, &ends).await)?,
+                Ask::Hold => serde_json::to_string(&hold(&handle))?,
+            };
+            println!("{answer}");
         }
         Result::<()>::Ok(())
     };
@@ -188,6 +241,34 @@ async fn compare(handle: &Handle, request: ReconcileRequest) -> Result<Compared>
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+async fn durable(handle: &Handle, ends: &[(String, Lsn)]) {
+    let is_durable = |(source, end): &(String, Lsn)| {
+        let sinks = handle.visible(source, *end).unwrap_or_default();
+        !sinks.is_empty() && sinks.values().all(|visible| *visible)
+    };
+    while !ends.iter().all(is_durable) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn hold(handle: &Handle) -> Hold {
+    let families = handle.metrics().registry().gather();
+    let family = families
+        .iter()
+        .find(|family| family.name() == STITCH_HOLD.name);
+    let metric = family.and_then(|family| family.get_metric().first());
+    let Some(metric) = metric else {
+        return Hold::new();
+    };
+    let histogram = metric.get_histogram();
+    let buckets = histogram.get_bucket().iter();
+    let mut hold: Hold = buckets
+        .map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()))
+        .collect();
+    hold.push((f64::MAX, histogram.get_sample_count()));
+    hold
 }
 
 fn streams(handle: &Handle) -> bool {

@@ -28,6 +28,8 @@ metrics! {
     SOURCE_IN_DOUBT = "lockstep_source_in_doubt_transactions" ["source"] "How many transactions are prepared, and neither committed nor rolled back?";
     SOURCE_IN_DOUBT_SINCE = "lockstep_source_in_doubt_oldest_timestamp_seconds" ["source"] "When was the first of those in doubt prepared, if there is one?";
     SOURCE_IN_DOUBT_BYTES = "lockstep_source_in_doubt_retained_bytes" ["source"] "How much log has the server written since, which it cannot let go of?";
+    TWO_PHASE_BRANCHES = "lockstep_two_phase_branches_total" ["source", "manager", "outcome"] "How many branches of two-phase commits have ended, and how?";
+    TWO_PHASE_PREPARED = "lockstep_two_phase_prepared_seconds" ["source", "manager"] "How long was a branch prepared, until it was committed?";
     SOURCE_RECEIVES_IN_PROGRESS = "lockstep_source_receives_in_progress" ["source"] "Are transactions in progress received (1), or not any more (0)?";
     SOURCE_CONNECTED = "lockstep_source_connected" ["source"] "Is the source streaming (1) or not (0)?";
     SOURCE_GAPS = "lockstep_source_gaps" ["source"] "How many tables are asked for, and their changes do not come?";
@@ -46,14 +48,17 @@ metrics! {
     SINK_ERRORS = "lockstep_sink_errors_total" ["sink", "code"] "How often did the sink fail and start over, by error code?";
     SINK_UP = "lockstep_sink_up" ["sink"] "Is the sink open (1) or waiting (0)?";
     END_TO_END_LATENCY = "lockstep_end_to_end_latency_seconds" ["sink"] "How long from commit in PostgreSQL to durable in the sink?";
+    TWO_PHASE_VISIBLE = "lockstep_two_phase_visible_seconds" ["sink", "manager"] "How long from a branch's COMMIT PREPARED to durable in the sink?";
     DUPLICATES = "lockstep_duplicates_total" ["transform"] "How many changes repeated an idempotency key?";
     DEDUPE_KEYS = "lockstep_dedupe_keys" ["transform"] "How many idempotency keys are remembered?";
     DEDUPE_HELD_ROWS = "lockstep_dedupe_held_rows" ["transform"] "How many rows that repeat a key are held back?";
     DEDUPE_STORE_BYTES = "lockstep_dedupe_store_bytes" ["transform"] "How many bytes does the memory of keys take, on disk or in Redis?";
-    STITCH_TRANSACTIONS = "lockstep_stitch_transactions_total" ["stitch", "outcome"] "How many transactions of several databases went on, and were all branches with them?";
+    STITCH_TRANSACTIONS = "lockstep_stitch_transactions_total" ["stitch", "manager", "outcome"] "How many transactions of several databases went on, and were all branches with them?";
     STITCH_HOLD = "lockstep_stitch_hold_seconds" ["stitch"] "How long does a branch wait, from its commit's arrival, until it goes on with the others?";
+    STITCH_SKEW = "lockstep_stitch_skew_seconds" ["stitch"] "How long from the first branch's commit to the last one's?";
     STITCH_WAITING = "lockstep_stitch_waiting_transactions" ["stitch"] "How many transactions have committed, and wait for branches of their own or of others?";
     STITCH_FILE_BYTES = "lockstep_stitch_file_bytes" ["stitch"] "How many bytes of what waits are kept in a file?";
+    RESOLVER_ACTIONS = "lockstep_resolver_actions_total" ["manager", "rule", "action", "outcome"] "How many branches were to be ended by the resolver, by which rule, and what came of it?";
     TRANSFORM_ERRORS = "lockstep_transform_errors_total" ["transform", "code"] "How often did the transform fail and try again, by error code?";
     DEAD_LETTERS = "lockstep_dead_letters_total" ["place", "reason"] "How many rows were put aside, and why?";
     DEAD_LETTERS_KEPT = "lockstep_dead_letters" ["place"] "How many rows lie aside now?";

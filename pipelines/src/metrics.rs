@@ -8,7 +8,7 @@ mod lease;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use lockstep_core::batch::{Batch, Op, Phase};
+use lockstep_core::batch::{Batch, Branch, Op, Phase, Prepared};
 use lockstep_core::durable::Delivered;
 use lockstep_core::metrics::{self as names, Metric};
 use lockstep_core::position::Lsn;
@@ -16,6 +16,7 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_reconciler::invariants::InvariantReport;
 use lockstep_reconciler::{State, TableReport};
+use lockstep_transactions::gid;
 use lockstep_transactions::order::Unit;
 use prometheus::core::Collector;
 use prometheus::{
@@ -52,6 +53,9 @@ pub struct Metrics {
     pub(crate) in_doubt: IntGaugeVec,
     pub(crate) in_doubt_since: IntGaugeVec,
     pub(crate) in_doubt_bytes: IntGaugeVec,
+    two_phase_branches: IntCounterVec,
+    two_phase_prepared: HistogramVec,
+    two_phase_visible: HistogramVec,
     pub(crate) slot_safe: IntGaugeVec,
     pub(crate) source_connected: IntGaugeVec,
     pub(crate) source_gaps: IntGaugeVec,
@@ -79,8 +83,10 @@ pub struct Metrics {
     transform_errors: IntCounterVec,
     stitch_transactions: IntCounterVec,
     stitch_hold: HistogramVec,
+    stitch_skew: HistogramVec,
     stitch_waiting: IntGaugeVec,
     stitch_file: IntGaugeVec,
+    resolver_actions: IntCounterVec,
     pub(crate) dead_letters: IntCounterVec,
     pub(crate) dead_letters_kept: IntGaugeVec,
     pub(crate) memory_budget: IntGauge,
@@ -105,6 +111,12 @@ impl Maker {
             Opts::new(metric.name, metric.help),
             metric.labels,
         ))
+    }
+
+    fn latencies(&self, metric: Metric) -> Result<HistogramVec> {
+        let options =
+            HistogramOpts::new(metric.name, metric.help).buckets(LATENCY_BUCKETS.to_vec());
+        self.add(HistogramVec::new(options, metric.labels))
     }
 
     fn float_gauges(&self, metric: Metric) -> Result<GaugeVec> {
@@ -133,12 +145,6 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
         make.add(Ok(Process::new()))?;
-        let latency = names::END_TO_END_LATENCY;
-        let latency_options =
-            HistogramOpts::new(latency.name, latency.help).buckets(LATENCY_BUCKETS.to_vec());
-        let hold = names::STITCH_HOLD;
-        let hold_options =
-            HistogramOpts::new(hold.name, hold.help).buckets(LATENCY_BUCKETS.to_vec());
         let int_gauge = |metric: Metric| IntGauge::new(metric.name, metric.help);
         Ok(Metrics {
             source_names: plan.sources.clone(),
@@ -163,6 +169,9 @@ impl Metrics {
             in_doubt: make.gauges(names::SOURCE_IN_DOUBT)?,
             in_doubt_since: make.gauges(names::SOURCE_IN_DOUBT_SINCE)?,
             in_doubt_bytes: make.gauges(names::SOURCE_IN_DOUBT_BYTES)?,
+            two_phase_branches: make.counters(names::TWO_PHASE_BRANCHES)?,
+            two_phase_prepared: make.latencies(names::TWO_PHASE_PREPARED)?,
+            two_phase_visible: make.latencies(names::TWO_PHASE_VISIBLE)?,
             slot_safe: make.gauges(names::SLOT_SAFE_BYTES)?,
             source_connected: make.gauges(names::SOURCE_CONNECTED)?,
             source_gaps: make.gauges(names::SOURCE_GAPS)?,
@@ -194,16 +203,18 @@ impl Metrics {
             sink_setbacks: make.counters(names::SINK_SETBACKS)?,
             sink_errors: make.counters(names::SINK_ERRORS)?,
             sink_up: make.gauges(names::SINK_UP)?,
-            latency: make.add(HistogramVec::new(latency_options, latency.labels))?,
+            latency: make.latencies(names::END_TO_END_LATENCY)?,
             duplicates: make.counters(names::DUPLICATES)?,
             dedupe_keys: make.gauges(names::DEDUPE_KEYS)?,
             dedupe_held: make.gauges(names::DEDUPE_HELD_ROWS)?,
             dedupe_bytes: make.gauges(names::DEDUPE_STORE_BYTES)?,
             transform_errors: make.counters(names::TRANSFORM_ERRORS)?,
             stitch_transactions: make.counters(names::STITCH_TRANSACTIONS)?,
-            stitch_hold: make.add(HistogramVec::new(hold_options, hold.labels))?,
+            stitch_hold: make.latencies(names::STITCH_HOLD)?,
+            stitch_skew: make.latencies(names::STITCH_SKEW)?,
             stitch_waiting: make.gauges(names::STITCH_WAITING)?,
             stitch_file: make.gauges(names::STITCH_FILE_BYTES)?,
+            resolver_actions: make.counters(names::RESOLVER_ACTIONS)?,
             dead_letters: make.counters(names::DEAD_LETTERS)?,
             dead_letters_kept: make.gauges(names::DEAD_LETTERS_KEPT)?,
             memory_budget: make.add(int_gauge(names::MEMORY_BUDGET_BYTES))?,
@@ -237,6 +248,8 @@ impl Metrics {
             bytes: self.source_bytes.with_label_values(&[name]),
             transactions: self.transactions.with_label_values(&[name]),
             changes: self.changes.clone(),
+            branches: self.two_phase_branches.clone(),
+            prepared: self.two_phase_prepared.clone(),
             snapshot_rows: self.snapshot_rows.clone(),
             name: Arc::clone(name),
             tables: HashMap::new(),
@@ -247,16 +260,19 @@ impl Metrics {
 
     /// Those of a stitch.
     pub(crate) fn stitch(&self, name: &str) -> StitchMetrics {
-        let outcome = |outcome| self.stitch_transactions.with_label_values(&[name, outcome]);
         StitchMetrics {
-            whole: outcome("whole"),
-            late: outcome("late"),
-            mixed: outcome("mixed"),
-            cut: outcome("cut"),
+            name: name.to_owned(),
+            transactions: self.stitch_transactions.clone(),
+            skew: self.stitch_skew.with_label_values(&[name]),
             hold: self.stitch_hold.with_label_values(&[name]),
             waiting: self.stitch_waiting.with_label_values(&[name]),
             file: self.stitch_file.with_label_values(&[name]),
         }
+    }
+
+    /// The counter of what the resolver has done, by manager, rule, action and outcome.
+    pub(crate) fn resolver_actions(&self) -> IntCounterVec {
+        self.resolver_actions.clone()
     }
 
     /// Those of comparisons.
@@ -278,6 +294,7 @@ impl Metrics {
             incomplete: self.sink_records.with_label_values(&[name, "incomplete"]),
             bytes: self.sink_bytes.with_label_values(&[name]),
             latency: self.latency.with_label_values(&[name]),
+            visible: self.two_phase_visible.clone(),
             setbacks: self.sink_setbacks.with_label_values(&[name]),
             errors: self.sink_errors.clone(),
             name: Arc::clone(name),
@@ -285,30 +302,57 @@ impl Metrics {
     }
 }
 
+/// The word for whoever has prepared a branch, by the form of the name that it was given.
+pub(crate) fn manager(prepared: &Prepared) -> &'static str {
+    gid::Branch::parse(&prepared.gid).dialect().as_str()
+}
+
+/// The word for who commits several branches and prepares none: they say themselves what they belong to.
+const NO_MANAGER: &str = "marker";
+
+/// How a branch has committed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Commit {
+    /// When, microseconds since the Unix epoch.
+    pub micros: i64,
+    /// Who had prepared it; `None`: nobody has.
+    pub manager: Option<&'static str>,
+}
+
 /// Those of transactions of several databases that go on together.
 pub(crate) struct StitchMetrics {
-    whole: IntCounter,
-    late: IntCounter,
-    mixed: IntCounter,
-    cut: IntCounter,
+    name: String,
+    transactions: IntCounterVec,
+    skew: Histogram,
     hold: Histogram,
     waiting: IntGauge,
     file: IntGauge,
 }
 
 impl StitchMetrics {
-    /// One has gone on.
-    pub fn went_on(&self, unit: &Unit) {
-        match (unit.mixed, unit.late) {
-            (true, _) => self.mixed.inc(),
-            (false, true) => self.late.inc(),
-            (false, false) => self.whole.inc(),
+    /// One goes on, of these branches.
+    pub fn goes_on(&self, unit: &Unit, branches: &[Commit]) {
+        let outcome = match (unit.mixed, unit.late) {
+            (true, _) => "mixed",
+            (false, true) => "late",
+            (false, false) => "whole",
+        };
+        self.count(branches, outcome);
+        let times = branches.iter().map(|commit| commit.micros);
+        if let (Some(first), Some(last), 2..) = (times.clone().min(), times.max(), branches.len()) {
+            self.skew.observe(last.saturating_sub(first) as f64 / 1e6);
         }
     }
 
-    /// One was too large to go on at once.
-    pub fn cut(&self) {
-        self.cut.inc();
+    /// One is too large to go on at once.
+    pub fn cut(&self, branches: &[Commit]) {
+        self.count(branches, "cut");
+    }
+
+    fn count(&self, branches: &[Commit], outcome: &str) {
+        let manager = branches.iter().find_map(|commit| commit.manager);
+        let labels = &[&self.name, manager.unwrap_or(NO_MANAGER), outcome];
+        self.transactions.with_label_values(labels).inc();
     }
 
     /// A branch has waited so long.
@@ -376,6 +420,8 @@ pub(crate) struct SourceMetrics {
     bytes: IntCounter,
     transactions: IntCounter,
     changes: IntCounterVec,
+    branches: IntCounterVec,
+    prepared: HistogramVec,
     snapshot_rows: IntCounterVec,
     /// By address of the schema, whose `Arc` is held.
     tables: HashMap<usize, Table>,
@@ -433,6 +479,20 @@ impl SourceMetrics {
         }
     }
 
+    /// What else has become of branches: those that have something to go on with are counted with it.
+    pub fn ended(&self, branch: &Branch) {
+        match branch {
+            Branch::Prepared(_) => {}
+            Branch::RolledBack(prepared) => self.count_branch(manager(prepared), "rolled_back"),
+            Branch::Empty(prepared) => self.count_branch(manager(prepared), "committed"),
+        }
+    }
+
+    fn count_branch(&self, manager: &str, outcome: &str) {
+        let labels = &[&*self.name, manager, outcome];
+        self.branches.with_label_values(labels).inc();
+    }
+
     /// A transaction may be cut by the end of a batch; its second part is not counted again.
     fn count_transactions(&mut self, batch: &Batch) {
         let transactions = batch.transactions();
@@ -443,6 +503,17 @@ impl SourceMetrics {
         self.transactions
             .inc_by((transactions.len() - usize::from(continued)) as u64);
         self.last_commit = Some(last.commit);
+        for transaction in &transactions[usize::from(continued)..] {
+            let Some(prepared) = &transaction.prepared else {
+                continue;
+            };
+            let manager = manager(prepared);
+            self.count_branch(manager, "committed");
+            let micros = transaction.commit_micros.saturating_sub(prepared.micros);
+            self.prepared
+                .with_label_values(&[&*self.name, manager])
+                .observe(micros.max(0) as f64 / 1e6);
+        }
     }
 }
 
@@ -580,6 +651,7 @@ pub(crate) struct SinkMetrics {
     setbacks: IntCounter,
     errors: IntCounterVec,
     latency: Histogram,
+    visible: HistogramVec,
 }
 
 impl SinkMetrics {
@@ -603,8 +675,14 @@ impl SinkMetrics {
         let mut last = None;
         for change in changes.iter().step_by(stride).chain(changes.last()) {
             if last.replace(change.transaction) != Some(change.transaction) {
-                let micros = now.saturating_sub(batch.transaction(change).commit_micros);
-                self.latency.observe(micros.max(0) as f64 / 1e6);
+                let transaction = batch.transaction(change);
+                let micros = now.saturating_sub(transaction.commit_micros);
+                let seconds = micros.max(0) as f64 / 1e6;
+                self.latency.observe(seconds);
+                if let Some(prepared) = &transaction.prepared {
+                    let labels = &[&*self.name, manager(prepared)];
+                    self.visible.with_label_values(labels).observe(seconds);
+                }
             }
         }
     }
@@ -637,6 +715,9 @@ mod tests {
             metrics.in_doubt.desc(),
             metrics.in_doubt_since.desc(),
             metrics.in_doubt_bytes.desc(),
+            metrics.two_phase_branches.desc(),
+            metrics.two_phase_prepared.desc(),
+            metrics.two_phase_visible.desc(),
             metrics.slot_safe.desc(),
             metrics.source_connected.desc(),
             metrics.source_gaps.desc(),
@@ -671,8 +752,10 @@ mod tests {
             metrics.dedupe_bytes.desc(),
             metrics.stitch_transactions.desc(),
             metrics.stitch_hold.desc(),
+            metrics.stitch_skew.desc(),
             metrics.stitch_waiting.desc(),
             metrics.stitch_file.desc(),
+            metrics.resolver_actions.desc(),
             metrics.transform_errors.desc(),
             metrics.dead_letters.desc(),
             metrics.dead_letters_kept.desc(),

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lockstep_core::metrics::{CHANGES, END_TO_END_LATENCY, Metric, SINK_BYTES};
+use lockstep_core::metrics::{
+    CHANGES, END_TO_END_LATENCY, Metric, SINK_BYTES, STITCH_HOLD, STITCH_TRANSACTIONS,
+};
 use lockstep_pipelines::Handle;
 use prometheus::proto::{Histogram, LabelPair, MetricFamily};
 
@@ -31,14 +33,30 @@ impl Gathered {
         metrics
             .iter()
             .filter_map(|metric| {
-                let histogram = metric.get_histogram();
-                let latency = Latency {
-                    p50: quantile(histogram, 0.50)?,
-                    p99: quantile(histogram, 0.99)?,
-                };
+                let latency = latency(metric.get_histogram())?;
                 Some((label(metric.get_label(), "sink"), latency))
             })
             .collect()
+    }
+
+    /// How long the branches of purchases were held back for each other, if there were any.
+    pub fn hold(&self) -> Option<Latency> {
+        let metrics = self.family(&STITCH_HOLD)?.get_metric();
+        latency(metrics.first()?.get_histogram())
+    }
+
+    /// Transactions of both databases that went on whole.
+    pub fn whole(&self) -> u64 {
+        let metrics = self
+            .family(&STITCH_TRANSACTIONS)
+            .map(MetricFamily::get_metric)
+            .unwrap_or_default();
+        let whole = metrics
+            .iter()
+            .filter(|metric| label(metric.get_label(), "outcome") == "whole");
+        whole
+            .map(|metric| metric.get_counter().get_value() as u64)
+            .sum()
     }
 
     /// Payload bytes by sink.
@@ -67,6 +85,10 @@ impl Gathered {
             .unwrap_or_default()
         {
             let labels = metric.get_label();
+            // What a branch says that it belongs to is no row.
+            if label(labels, "op") == "message" {
+                continue;
+            }
             let (source, table) = (label(labels, "source"), label(labels, "table"));
             let count = metric.get_counter().get_value() as u64;
             let entry = tables
@@ -94,6 +116,13 @@ fn label(labels: &[LabelPair], name: &str) -> String {
         .find(|label| label.name() == name)
         .map(|label| label.value().to_owned())
         .unwrap_or_default()
+}
+
+fn latency(histogram: &Histogram) -> Option<Latency> {
+    Some(Latency {
+        p50: quantile(histogram, 0.50)?,
+        p99: quantile(histogram, 0.99)?,
+    })
 }
 
 /// A quantile from a histogram's buckets, by linear interpolation as Prometheus does it; `None` without observations.

@@ -87,15 +87,21 @@ dir = {state}
 type = "postgres"
 url = {orders_url}
 tables = {orders_tables}
+two_phase = true
 
 [sources.inventory]
 type = "postgres"
 url = {inventory_url}
 tables = {inventory_tables}
+two_phase = true
+
+[transforms.whole]                # an order and its reservations are one purchase
+type = "stitch"
+inputs = ["orders", "inventory"]
 
 [transforms.once]                 # a payment sent again is not a second payment
 type = "dedupe"
-inputs = ["orders", "inventory"]
+inputs = ["whole"]
 key = {once}
 window = "24h"
 
@@ -197,6 +203,10 @@ mod tests {
         assert_eq!(
             document["transforms"]["once"]["key"][0].as_str(),
             Some("idempotency_key")
+        );
+        assert_eq!(
+            document["transforms"]["once"]["inputs"][0].as_str(),
+            Some("whole")
         );
         for sink in STATE_SINKS {
             assert!(document["sinks"].get(sink).is_some(), "{sink}");

@@ -5,6 +5,7 @@ use std::iter;
 use lockstep_core::config::Secret;
 use lockstep_core::error::At as _;
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_transactions::coordinator::{Coordinator, Direct};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -145,6 +146,20 @@ impl Shop {
     /// When it cannot be had.
     pub async fn inventory_client(&self) -> Result<Client> {
         connect(&self.inventory_url).await.at("inventory database")
+    }
+
+    /// Who commits purchases in both databases. The decisions are in the orders database, which is so not prepared.
+    ///
+    /// # Errors
+    /// When a database cannot be had, or the inventory's does not prepare transactions.
+    pub async fn coordinator(&self) -> Result<Coordinator> {
+        let direct = |url: &Secret| Ok::<_, Error>(Direct::new(config(url)?, NoTls));
+        Coordinator::builder("demo")
+            .database("orders", direct(&self.orders_url)?)
+            .database("inventory", direct(&self.inventory_url)?)
+            .log("orders")
+            .open()
+            .await
     }
 
     /// URL of the orders database.

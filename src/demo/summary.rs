@@ -1,6 +1,6 @@
 //! What the demo says at its end: from figures to text.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use super::compare::Compared;
@@ -14,6 +14,8 @@ pub struct Summary {
     pub elapsed: Duration,
     /// What the shop did meanwhile.
     pub shop: Counts,
+    /// Those of its purchases that changed both databases.
+    pub purchases: Purchases,
     /// What came out of the sources.
     pub tables: Vec<TableSummary>,
     /// What went into the sinks.
@@ -32,6 +34,19 @@ pub struct Summary {
     pub not_compared: Option<String>,
     /// Where to look next: what, and where.
     pub look: Vec<(String, String)>,
+}
+
+/// Transactions of both databases, committed in two phases.
+#[derive(Clone, Debug, Default)]
+pub struct Purchases {
+    /// How many the coordinator has committed.
+    pub committed: u64,
+    /// From their beginning to the decision, on average.
+    pub deciding: Option<Duration>,
+    /// How many went on with both branches together.
+    pub whole: u64,
+    /// How long a branch was held back for the other one.
+    pub hold: Option<Latency>,
 }
 
 /// Changes of one table, as the pipeline counted them.
@@ -94,6 +109,21 @@ pub enum Verdict {
     Differs,
     /// There was no comparison, or it broke off.
     Unknown,
+}
+
+impl fmt::Display for Purchases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} over both databases", count(self.committed))?;
+        if let Some(deciding) = self.deciding {
+            write!(f, ", decided after {} on average", duration(deciding))?;
+        }
+        write!(f, "; {} went on whole", count(self.whole))?;
+        if let Some(Latency { p50, p99 }) = self.hold {
+            let (p50, p99) = (duration(p50), duration(p99));
+            write!(f, ", held back for {p50}, 1 % for more than {p99}")?;
+        }
+        Ok(())
+    }
 }
 
 impl Summary {
@@ -228,6 +258,9 @@ impl Summary {
                 "Rate",
                 format!("{mean} on average{}", top.unwrap_or_default()),
             );
+        }
+        if self.purchases.committed > 0 {
+            line("Purchases", self.purchases.to_string());
         }
         if let Some(memory) = self.memory {
             line("Memory", format!("{} at most", bytes(memory)));
@@ -379,6 +412,12 @@ mod tests {
                     ..SinkSummary::default()
                 },
             ],
+            purchases: Purchases {
+                committed: 6_000,
+                deciding: Some(Duration::from_micros(3_210)),
+                whole: 6_000,
+                hold: Some(latency),
+            },
             top_rate: Some(48_210.4),
             memory: Some(86_400_000),
             cpu: Some(Duration::from_millis(1_345)),
@@ -412,6 +451,7 @@ The shop ran for 30.2 s
   cache failed and was opened again 1 time
 
   Rate        5,558/s on average, up to 48,210/s
+  Purchases   6,000 over both databases, decided after 3.21 ms on average; 6,000 went on whole, held back for 2.13 ms, 1 % for more than 15.8 ms
   Memory      86.4 MB at most
   CPU         8.0 µs per change, all sinks and the demo itself included
   Duplicates  35 changes dropped by idempotency key

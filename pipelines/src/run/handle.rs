@@ -20,6 +20,7 @@ use super::lane_state::LaneState;
 use super::node::Node;
 use super::reconcile::{Reconcile, ReconcileRequest, Reconciler};
 use super::replay::{self, Reports};
+use super::resolutions::Resolutions;
 use super::source_state::SourceShare;
 use super::stitch::{Doubts, Witness};
 use super::{lock, now_micros};
@@ -109,6 +110,8 @@ pub(super) struct Inner {
     pub desk: Arc<Desk>,
     /// Why nothing can be confirmed, when nothing can.
     pub keeper: Trouble,
+    /// What the resolver has done.
+    pub resolutions: Resolutions,
     /// Why it is not known which branches belong together.
     pub stitch: Trouble,
     /// What is known of branches in doubt.
@@ -463,6 +466,7 @@ impl Inner {
     /// Sets the metrics that are read off, not counted.
     fn scrape(&self) {
         let metrics = &self.metrics;
+        self.resolutions.look();
         for source in &self.sources {
             let state = source.status.get();
             let labels = &[&*source.name];

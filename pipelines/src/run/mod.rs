@@ -29,6 +29,7 @@ mod pump;
 mod reconcile;
 pub(crate) mod rehearsal;
 mod replay;
+mod resolutions;
 mod source_state;
 pub(crate) mod standby;
 mod stitch;

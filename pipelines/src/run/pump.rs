@@ -286,8 +286,11 @@ impl Pump {
             *mark += self.marks_before;
             self.marks = self.marks.max(*mark);
         }
-        if self.parts.stitch.is_none() && batch.branch.is_some() {
-            return Ok(());
+        if let Some(branch) = &batch.branch {
+            self.parts.metrics.ended(branch);
+            if self.parts.stitch.is_none() {
+                return Ok(());
+            }
         }
         let batch = match self.sent {
             None => batch,

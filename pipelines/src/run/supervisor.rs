@@ -29,6 +29,7 @@ use super::node::Node;
 use super::permit::{self, Permit};
 use super::pump::{self, Pump};
 use super::reconcile::{self, Reconciler};
+use super::resolutions::Resolutions;
 use super::source_state::SourceShare;
 use super::standby::Estate;
 use super::stitch::{self, Door, Stitch, Witness};
@@ -125,6 +126,7 @@ async fn begin(
         stopping: draining.clone(),
     };
     let invariants = Invariants::new(parts, &pipeline.state);
+    let resolutions = Resolutions::new(&pipeline.state, metrics.resolver_actions());
     let handle = Handle::new(Inner {
         fingerprint: Mutex::new(pipeline.fingerprint.clone()),
         pipeline: Arc::clone(&pipeline.name),
@@ -136,6 +138,7 @@ async fn begin(
         metrics,
         desk: dead_letters,
         keeper: keeper.trouble.clone(),
+        resolutions,
         stitch: Trouble::default(),
         witness: Witness::default(),
         reconciler,

@@ -15,6 +15,7 @@ use lockstep_core::config::Secret;
 use lockstep_core::error::At as _;
 use lockstep_core::position::Lsn;
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_transactions::coordinator::Measures;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_postgres::Client;
@@ -94,6 +95,8 @@ pub struct LoadHandle {
 pub struct LoadReport {
     /// Everything that committed.
     pub counts: Counts,
+    /// What its coordinator measured.
+    pub purchases: Measures,
     /// From the first visit to the end of the last.
     pub elapsed: Duration,
     /// End of the orders database's log, behind everything that the load did.
@@ -119,6 +122,7 @@ impl Load {
         let mut shoppers = Vec::new();
         let shared = Arc::new(Shared {
             counters: Counters::default(),
+            coordinator: shop.coordinator().await?,
             pace: Pace::new(options.rate),
             gift_notes: AtomicBool::new(gift_notes),
             customers: shop.customers,
@@ -190,8 +194,11 @@ impl LoadHandle {
             outcome = outcome.and(ended);
         }
         outcome.at("load")?;
+        let coordinator = &self.shared.coordinator;
+        coordinator.settled().await;
         Ok(LoadReport {
             counts: self.counts(),
+            purchases: coordinator.measures(),
             elapsed: self.started.elapsed(),
             orders_end: log_end(self.shop.orders_url()).await?,
             inventory_end: log_end(self.shop.inventory_url()).await?,

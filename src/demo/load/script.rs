@@ -1,4 +1,4 @@
-//! One transaction as one message to the server.
+//! One transaction, or its branch in one database, as one message to the server.
 
 use lockstep_core::batch::Op;
 use lockstep_core::{Error, ErrorKind, Result};
@@ -7,9 +7,9 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::super::rows::{Rows, failed};
 use super::counts::{Counters, Event, Table};
 
-/// Statements between `BEGIN` and `COMMIT`, with what each of them changes.
+/// Statements of a transaction, with what each of them changes.
 ///
-/// Sent whole, so a transaction costs one round trip; each statement's row count is read from the answer.
+/// Sent whole, so it costs one round trip; each statement's row count is read from the answer.
 #[derive(Debug)]
 pub(super) struct Script {
     sql: String,
@@ -18,10 +18,18 @@ pub(super) struct Script {
 }
 
 impl Script {
+    /// From `BEGIN` to its end.
     pub(super) fn new() -> Self {
+        let mut script = Self::branch();
+        script.run("BEGIN");
+        script
+    }
+
+    /// Inside a transaction that somebody else begins and ends.
+    pub(super) fn branch() -> Self {
         Script {
-            sql: "BEGIN".into(),
-            effects: vec![None],
+            sql: String::new(),
+            effects: Vec::new(),
             events: Vec::new(),
         }
     }
@@ -51,18 +59,14 @@ impl Script {
     /// Commits, counts, and returns the number of changes.
     pub(super) async fn commit(mut self, client: &Client, counters: &Counters) -> Result<u64> {
         self.run("COMMIT");
-        let mut changes = 0;
-        for (effect, rows) in std::iter::zip(&self.effects, self.send(client).await?) {
-            if let Some((table, op)) = *effect {
-                counters.add_changes(table, op, rows);
-                changes += rows;
-            }
-        }
-        counters.add_event(Event::Transaction, 1);
-        for &event in &self.events {
-            counters.add_event(event, 1);
-        }
-        Ok(changes)
+        let done = self.work(client).await?;
+        Ok(done.committed(counters))
+    }
+
+    /// Runs the statements of a branch.
+    pub(super) async fn work(self, client: &Client) -> Result<Done> {
+        let rows = self.send(client).await?;
+        Ok(Done { script: self, rows })
     }
 
     /// Rolls back after all statements ran. Only the events count.
@@ -76,7 +80,9 @@ impl Script {
     }
 
     fn add(&mut self, effect: Option<(Table, Op)>, sql: &str) {
-        self.sql.push_str("; ");
+        if !self.sql.is_empty() {
+            self.sql.push_str("; ");
+        }
         self.sql.push_str(sql);
         self.effects.push(effect);
     }
@@ -103,5 +109,31 @@ impl Script {
             return Err(Error::new(ErrorKind::Protocol, message));
         }
         Ok(rows)
+    }
+}
+
+/// Statements that ran. They count when their transaction has committed.
+#[derive(Debug)]
+#[must_use = "what has committed counts"]
+pub(super) struct Done {
+    script: Script,
+    rows: Vec<u64>,
+}
+
+impl Done {
+    /// Counts, and returns the number of changes.
+    pub(super) fn committed(self, counters: &Counters) -> u64 {
+        let mut changes = 0;
+        for (effect, rows) in std::iter::zip(&self.script.effects, self.rows) {
+            if let Some((table, op)) = *effect {
+                counters.add_changes(table, op, rows);
+                changes += rows;
+            }
+        }
+        counters.add_event(Event::Transaction, 1);
+        for &event in &self.script.events {
+            counters.add_event(event, 1);
+        }
+        changes
     }
 }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lockstep_core::Result;
 use lockstep_core::batch::Op;
+use lockstep_core::error::At as _;
+use lockstep_transactions::coordinator::Coordinator;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +30,8 @@ const MANY_CARTS: usize = 1_000;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) counters: Counters,
+    /// For what changes both databases.
+    pub(super) coordinator: Coordinator,
     pub(super) pace: Pace,
     /// Whether `orders` has the column `gift_note`.
     pub(super) gift_notes: AtomicBool,
@@ -198,7 +202,7 @@ impl Shopper {
         self.commit_orders(script).await
     }
 
-    /// Reserves the goods, then places the order, then perhaps pays again.
+    /// Places the order and reserves the goods, in one transaction over both databases; then perhaps pays again.
     async fn check_out(&mut self) -> Result<u64> {
         let cart = (!self.carts.is_empty()).then(|| {
             let index = self.random.index(self.carts.len());
@@ -226,9 +230,7 @@ impl Shopper {
             self.abandon(&purchase).await?;
             purchase.order.rows[0][0] = text(order);
         }
-        let mut changes = self.reserve(order, &lines).await?;
-
-        let mut script = Script::new();
+        let mut script = Script::branch();
         script.insert(Table::Orders, &purchase.order);
         script.insert(Table::OrderItems, &purchase.items);
         let payment = self.payment(order, purchase.total);
@@ -248,7 +250,8 @@ impl Shopper {
             script.change(Table::Carts, Op::Update, &sql);
         }
         script.event(Event::Purchase);
-        changes += self.commit_orders(script).await?;
+        let reservation = self.reserve(order, &lines);
+        let mut changes = self.commit_both(script, reservation).await?;
 
         // Strictly after the commit of the attempt before.
         let attempts = match self.random.below(100) {
@@ -286,7 +289,7 @@ impl Shopper {
             .await
     }
 
-    async fn reserve(&mut self, order: Uuid, lines: &[Line]) -> Result<u64> {
+    fn reserve(&mut self, order: Uuid, lines: &[Line]) -> Script {
         let places: Vec<String> = lines
             .iter()
             .map(|line| {
@@ -309,7 +312,7 @@ impl Shopper {
         let mut reservations = Rows::new("reservations", RESERVATION_COLUMNS);
         reservations.rows = rows;
 
-        let mut script = Script::new();
+        let mut script = Script::branch();
         script.run(&format!(
             "SELECT 1 FROM stock s JOIN {places} USING (sku, warehouse) ORDER BY s.sku, s.warehouse FOR UPDATE OF s"
         ));
@@ -330,7 +333,25 @@ impl Shopper {
                  SELECT sku, warehouse, 0, quantity, 'reserved', '{order}'::uuid FROM {places}"
             ),
         );
-        self.commit_inventory(script).await
+        script
+    }
+
+    /// Commits in both databases, or in none. All shoppers come to the orders first: nobody who has the shelves waits for anything.
+    async fn commit_both(&self, orders: Script, inventory: Script) -> Result<u64> {
+        let Shared {
+            counters,
+            coordinator,
+            ..
+        } = &*self.shared;
+        let purchase = coordinator.begin(["orders", "inventory"]).await?;
+        let [orders_db, inventory_db] = purchase.branches();
+        let orders = orders.work(orders_db).await.at("orders database")?;
+        let inventory = inventory
+            .work(inventory_db)
+            .await
+            .at("inventory database")?;
+        purchase.commit().await?;
+        Ok(orders.committed(counters) + inventory.committed(counters))
     }
 
     /// The index of an order at one of these stages, found by a few random looks.

@@ -170,7 +170,7 @@ impl Subject {
             Self::Lockstep(lockstep) => {
                 let lsn = database.value("SELECT pg_current_wal_flush_lsn()").await;
                 let lsn = lsn.expect("a server has an LSN");
-                let late = match lockstep.visible(&lsn, deadline).await {
+                let late = match lockstep.visible("shop", &lsn, deadline).await {
                     Ok(()) => return Ok(()),
                     Err(seen) => seen,
                 };

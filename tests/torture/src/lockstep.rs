@@ -66,12 +66,17 @@ impl Lockstep {
         }
     }
 
-    /// Waits until every sink holds everything of the source up to `lsn`; else the last answer.
+    /// Waits until every sink holds everything of a source up to `lsn`; else the last answer.
     ///
     /// # Errors
     /// When the time is over.
-    pub async fn visible(&mut self, lsn: &str, deadline: Duration) -> Result<(), String> {
-        let path = format!("/api/visible?source=shop&lsn={lsn}");
+    pub async fn visible(
+        &mut self,
+        source: &str,
+        lsn: &str,
+        deadline: Duration,
+    ) -> Result<(), String> {
+        let path = format!("/api/visible?source={source}&lsn={lsn}");
         let end = Instant::now() + deadline;
         let mut seen = "nothing".to_owned();
         while Instant::now() < end {

@@ -53,6 +53,7 @@ mod session;
 mod sql;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -327,6 +328,15 @@ impl Coordinator {
         let mut under_way = self.inner.under_way.subscribe();
         // The sender is ours.
         let _ = under_way.wait_for(|under_way| *under_way == 0).await;
+    }
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Coordinator")
+            .field("name", &self.inner.name)
+            .field("epoch", &self.inner.epoch)
+            .finish_non_exhaustive()
     }
 }
 

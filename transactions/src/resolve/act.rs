@@ -21,6 +21,27 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All of them.
+    pub const ALL: [Outcome; 5] = [
+        Outcome::Done,
+        Outcome::Already,
+        Outcome::Otherwise,
+        Outcome::Gone,
+        Outcome::Running,
+    ];
+
+    /// The word for it in metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Outcome::Done => "done",
+            Outcome::Already => "already",
+            Outcome::Otherwise => "otherwise",
+            Outcome::Gone => "gone",
+            Outcome::Running => "running",
+        }
+    }
+
     /// The words for it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -13,6 +13,8 @@ use super::shelf::Slice;
 pub(super) struct Came {
     /// Its last position.
     pub place: Position,
+    /// When it committed, microseconds since the Unix epoch.
+    pub committed_micros: i64,
     /// How it was prepared.
     pub prepared: Option<Arc<Prepared>>,
     /// What it says that it is a branch of.

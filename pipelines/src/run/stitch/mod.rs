@@ -34,7 +34,7 @@ use super::flow::Flow;
 use super::inbox::Entry;
 use super::lane_state::LaneState;
 use super::source_state::SourceShare;
-use crate::metrics::StitchMetrics;
+use crate::metrics::{Commit, StitchMetrics, manager};
 use fences::{Fencing, Happened};
 use inflow::Came;
 use shelf::{Shelf, Slice};
@@ -152,6 +152,8 @@ enum Key {
 
 struct Waiting {
     slices: Vec<Slice>,
+    /// Of a transaction, how it committed.
+    commit: Option<Commit>,
     since: Instant,
 }
 
@@ -322,7 +324,7 @@ impl Stitch {
             to,
             parts: 1,
         };
-        self.wait(Key::Rows(source, number), vec![slice]);
+        self.wait(Key::Rows(source, number), vec![slice], None);
     }
 
     fn take_changes(&mut self, source: usize, batch: Batch) {
@@ -338,6 +340,7 @@ impl Stitch {
                 self.end_open(source, Some(run.transaction.commit));
                 self.sources[source].open = Some(Came {
                     place,
+                    committed_micros: run.transaction.commit_micros,
                     prepared: run.transaction.prepared.clone(),
                     marker: None,
                     slices: Vec::new(),
@@ -395,7 +398,12 @@ impl Stitch {
             branch,
         });
         if is_new {
-            self.wait(Key::Transaction(source, came.place), came.slices);
+            let commit = Commit {
+                micros: came.committed_micros,
+                manager: came.prepared.as_deref().map(manager),
+            };
+            let key = Key::Transaction(source, came.place);
+            self.wait(key, came.slices, Some(commit));
         } else {
             for slice in came.slices {
                 self.shelf.let_go(slice);
@@ -403,9 +411,13 @@ impl Stitch {
         }
     }
 
-    fn wait(&mut self, key: Key, slices: Vec<Slice>) {
-        let since = Instant::now();
-        self.waiting.insert(key, Waiting { slices, since });
+    fn wait(&mut self, key: Key, slices: Vec<Slice>, commit: Option<Commit>) {
+        let waiting = Waiting {
+            slices,
+            commit,
+            since: Instant::now(),
+        };
+        self.waiting.insert(key, waiting);
     }
 
     /// Hands on what can go on.
@@ -528,13 +540,23 @@ impl Stitch {
             && shares.iter().sum::<usize>() > self.most
     }
 
+    /// How the branches of a unit have committed.
+    fn commits(&self, unit: &Unit) -> Vec<Commit> {
+        let members = unit.members.iter();
+        let waiting = members.filter_map(|member| {
+            let key = Key::Transaction(member.source, member.place);
+            self.waiting.get(&key)
+        });
+        waiting.filter_map(|waiting| waiting.commit).collect()
+    }
+
     async fn send_units(&mut self, units: Vec<Unit>) -> Result<()> {
         let cut = self.is_too_much(&units);
         let mut parts: Vec<(usize, Position, Option<Arc<Global>>, Waiting)> = Vec::new();
         for unit in units {
             let branches = u32::try_from(unit.members.len()).unwrap_or(u32::MAX);
             let global = unit.global.clone().map(|id| {
-                self.metrics.went_on(&unit);
+                self.metrics.goes_on(&unit, &self.commits(&unit));
                 Arc::new(Global { id, branches, cut })
             });
             for member in unit.members {
@@ -562,7 +584,7 @@ impl Stitch {
                 let share = self.shelf.share(slice);
                 if bytes > 0 && bytes + share > self.most {
                     // It cannot be held as a whole by those who come behind: see `is_too_much`.
-                    self.metrics.cut();
+                    self.metrics.cut(waiting.commit.as_slice());
                     together.send();
                     bytes = 0;
                 }

@@ -23,13 +23,18 @@ async fn table() -> Database {
 
 /// Nothing has failed, and nothing is being copied any more; the table was never analysed; nobody asked for transactions
 /// in progress, or for those that are prepared.
-const ABSENT: [&str; 20] = [
+const ABSENT: [&str; 25] = [
     metrics::LEASE_HELD.name,
     metrics::LEASE_TOKEN.name,
     metrics::LEASE_LEFT.name,
     metrics::LEASE_ATTEMPTS.name,
     metrics::LEASE_WAIT.name,
     metrics::LEASE_LOST.name,
+    metrics::TWO_PHASE_BRANCHES.name,
+    metrics::TWO_PHASE_PREPARED.name,
+    metrics::TWO_PHASE_VISIBLE.name,
+    metrics::RESOLVER_ACTIONS.name,
+    metrics::STITCH_SKEW.name,
     metrics::STITCH_TRANSACTIONS.name,
     metrics::STITCH_HOLD.name,
     metrics::STITCH_WAITING.name,

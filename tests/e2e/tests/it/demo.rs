@@ -116,6 +116,21 @@ fn times(output: &str, one: &str, many: &str) -> u64 {
     times.unwrap_or(0)
 }
 
+/// Purchases that changed both databases, and those that went on whole.
+fn purchases(output: &str) -> [u64; 2] {
+    let line = output
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Purchases "))
+        .unwrap_or_else(|| panic!("no purchases in\n{output}"));
+    assert!(line.contains("held back for"), "{line}");
+    let number = |before: &str| {
+        let words = line.split(before).next()?.split_whitespace();
+        words.last()?.replace(',', "").parse().ok()
+    };
+    [" over both databases", " went on whole"]
+        .map(|before| number(before).unwrap_or_else(|| panic!("{before} in {line}")))
+}
+
 /// What stands behind a word of the list of places.
 fn place<'a>(output: &'a str, what: &str) -> Option<&'a str> {
     let (_, list) = output
@@ -219,6 +234,13 @@ async fn a_short_demo_ends_with_a_summary_and_equal_copies() {
     let ended = servers.demo(&["--seconds=6"]).ends().await;
     assert_eq!(ended.code(), Some(0), "{}\n{}", ended.stdout, ended.stderr);
     assert_complete(&ended.stdout, "tantivy");
+    let [purchases, whole] = purchases(&ended.stdout);
+    assert_eq!(
+        (purchases, whole),
+        (times(&ended.stdout, "purchase", "purchases"), purchases),
+        "{}",
+        ended.stdout
+    );
     let suppressed = figures(&ended.stdout, &["Duplicates"])[0];
     let again = times(&ended.stdout, "payment sent again", "payments sent again")
         + times(&ended.stdout, "refund sent again", "refunds sent again");

@@ -37,3 +37,4 @@ mod stalls;
 mod stitch;
 mod support;
 mod two_phase;
+mod two_phase_measures;

@@ -1,4 +1,5 @@
-//! `lockstep-soak`: a steady load for long, while every sink is compared with the table without a pause.
+//! `lockstep-soak`: a steady load for long, while every sink is compared with the table without a pause; or purchases over two
+//! clusters, while everything is killed at random and readers of the sinks look for a purchase that is not whole.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -6,7 +7,7 @@
 )]
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,11 +17,15 @@ use lockstep_torture::lockstep::{Lockstep, program};
 use lockstep_torture::sinks::Sink;
 use lockstep_torture::soak::load::{self, Load};
 use lockstep_torture::soak::passes::Passes;
-use lockstep_torture::soak::{self, Servers};
+use lockstep_torture::soak::purchases::shop::Shop;
+use lockstep_torture::soak::{self, Servers, purchases};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 /// Writes at a steady pace and lets lockstep compare all its sinks with the table again and again: whatever it tells is wrong.
+///
+/// With --purchases it does something else: coordinators of four kinds buy over two clusters, they, the clusters and lockstep are
+/// killed at random, and readers of Kafka, Redis and the embedded index look at every purchase.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-soak")]
 struct Options {
@@ -36,9 +41,15 @@ struct Options {
     /// Only these sinks, separated by commas.
     #[arg(long, value_delimiter = ',', value_parser = sink)]
     sinks: Vec<Sink>,
-    /// Decides which rows are written.
+    /// Decides which rows are written, and what is killed when.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Buys so often per second, and does nothing of the above.
+    #[arg(long)]
+    purchases: Option<u64>,
+    /// With --purchases: seconds between two kills, in the mean.
+    #[arg(long, default_value_t = 5.0)]
+    pause: f64,
     /// Where the log and the state are kept.
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
@@ -50,6 +61,12 @@ const COPY: Duration = Duration::from_secs(1_800);
 const DRAIN: Duration = Duration::from_secs(600);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two lines that say how it goes.
+const TELL: Duration = Duration::from_secs(30);
+/// Articles that are bought: so many that few purchases wait for each other, and so few that each is bought again and again.
+const ARTICLES: u64 = 500;
+/// Rows that invariants read grow with the time.
+const INVARIANTS_EVERY: &str = "20s";
 
 fn sink(name: &str) -> Result<Sink, String> {
     let found = soak::SINKS.into_iter().find(|sink| sink.name() == name);
@@ -76,6 +93,9 @@ async fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         std::env::temp_dir().join(format!("lockstep-soak.{}", std::process::id()))
     });
     std::fs::create_dir_all(&folder)?;
+    if let Some(purchases) = options.purchases {
+        return purchase(options, purchases, &folder).await;
+    }
     let sinks = match options.sinks.as_slice() {
         [] => soak::SINKS.to_vec(),
         some => some.to_vec(),
@@ -123,6 +143,34 @@ async fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(is_well && passes.are_clean())
 }
 
+/// The other soak: whether nothing was seen that may not be.
+async fn purchase(
+    options: &Options,
+    purchases: u64,
+    folder: &Path,
+) -> Result<bool, Box<dyn std::error::Error>> {
+    let shop = Shop::open(purchases::buyer()?, ARTICLES).await;
+    println!("{}", shop.versions().await);
+    let soak = purchases::Options {
+        purchases,
+        lasts: Duration::from_secs_f64(options.minutes * 60.0),
+        pause: Duration::from_secs_f64(options.pause),
+        articles: ARTICLES,
+        invariants_every: INVARIANTS_EVERY.to_owned(),
+        seed: options.seed,
+        tell_every: Some(TELL),
+    };
+    let report = purchases::run(&soak, &shop, &program()?, folder).await?;
+    print!("\n{report}");
+    let is_clean = report.is_clean();
+    if options.keep.is_none() && is_clean {
+        std::fs::remove_dir_all(folder)?;
+    } else {
+        println!("the logs are in {}", folder.display());
+    }
+    Ok(is_clean)
+}
+
 /// Waits until every sink holds what the database holds now.
 async fn arrived(
     lockstep: &mut Lockstep,
@@ -131,7 +179,7 @@ async fn arrived(
 ) -> Result<(), String> {
     let end = database.value("SELECT pg_current_wal_insert_lsn()").await;
     let end = end.ok_or("the server does not say where its log ends")?;
-    let there = lockstep.visible(&end, deadline).await;
+    let there = lockstep.visible("shop", &end, deadline).await;
     there.map_err(|seen| {
         format!(
             "not everything arrived: {seen}\n{}",

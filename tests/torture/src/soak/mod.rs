@@ -3,6 +3,7 @@
 
 pub mod load;
 pub mod passes;
+pub mod purchases;
 
 use std::fmt::Write as _;
 use std::path::Path;
