@@ -136,15 +136,19 @@ impl Sources {
 }
 
 /// The commands that note how far sources have come. On a single server it is one command; in a cluster, where it cannot be,
-/// readers get what is the same for all sources in one key: [`keys::visible`].
-pub(crate) fn save_progress(names: &Names, cluster: bool, latest: &[&Reached]) -> Vec<Command> {
+/// readers get what is the same for all sources in one key, [`keys::visible`], before: what is resumed from is visible.
+pub(crate) fn save_progress(
+    names: &Names,
+    cluster: bool,
+    latest: &[&Reached],
+) -> [Vec<Command>; 2] {
     let pairs = latest.iter().map(|reached| {
         let key = keys::progress(&names.pipeline, &names.sink, &reached.source);
         (key, reached.progress.to_hex())
     });
     let mut pairs = pairs.peekable();
     let Some((first, _)) = pairs.peek() else {
-        return Vec::new();
+        return [Vec::new(), Vec::new()];
     };
     if !cluster {
         let node = Node::of_key(first);
@@ -152,9 +156,9 @@ pub(crate) fn save_progress(names: &Names, cluster: bool, latest: &[&Reached]) -
         for (key, text) in pairs {
             cmd.arg(key).arg(text);
         }
-        return vec![Command { cmd, node }];
+        return [Vec::new(), vec![Command { cmd, node }]];
     }
-    let mut commands: Vec<Command> = pairs
+    let commands = pairs
         .map(|(key, text)| {
             let mut command = Command::on_key("SET", key);
             command.cmd.arg(text);
@@ -166,8 +170,7 @@ pub(crate) fn save_progress(names: &Names, cluster: bool, latest: &[&Reached]) -
         let text = visible_text(reached.epoch, &reached.progress);
         visible.cmd.arg(&*reached.source.name).arg(text);
     }
-    commands.push(visible);
-    commands
+    [vec![visible], commands]
 }
 
 /// How far a source is visible, as versions: the one up to which everything is there, and behind `+` each the last ones of

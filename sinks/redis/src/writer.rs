@@ -352,10 +352,14 @@ impl Writer {
                 None => latest.push(reached),
             }
         }
-        let commands = state::save_progress(&self.names, self.link.is_cluster(), &latest);
+        let [first, then] = state::save_progress(&self.names, self.link.is_cluster(), &latest);
         let link = self.link.clone();
         self.flight.push_back(Box::pin(async move {
-            Landed::Progress(link.expect(commands).await.map(|_| ()))
+            let saved = async {
+                link.expect(first).await?;
+                link.expect(then).await.map(drop)
+            };
+            Landed::Progress(saved.await)
         }));
     }
 }
