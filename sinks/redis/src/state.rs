@@ -140,7 +140,7 @@ impl Sources {
 }
 
 /// Notes how far sources have come: all in one step on a single server. In a cluster, where it cannot be, readers get what is the
-/// same for all sources in one key: [`keys::visible`].
+/// same for all sources in one key, [`keys::visible`], before: what is resumed from is visible.
 ///
 /// # Errors
 /// When the server cannot be told, or somebody has a newer token.
@@ -150,6 +150,9 @@ pub(crate) async fn save_progress(
     fence: Option<&Fence>,
     latest: &[Reached],
 ) -> Result<()> {
+    if link.is_cluster() && !latest.is_empty() {
+        show(link, names, fence, latest).await?;
+    }
     let notes: Vec<(String, Vec<u8>)> = latest
         .iter()
         .map(|reached| {
@@ -157,31 +160,42 @@ pub(crate) async fn save_progress(
             (key, reached.progress.to_hex().into_bytes())
         })
         .collect();
-    let mut calls: Vec<(Script, Vec<&[u8]>, Vec<&[u8]>)> = Vec::new();
     let at_once = if link.is_cluster() { 1 } else { notes.len() };
-    for some in notes.chunks(at_once.max(1)) {
-        let (keys, values) = some
+    let steps: Vec<&[(String, Vec<u8>)]> = notes.chunks(at_once.max(1)).collect();
+    scripts::run(link, steps.len(), |index, how| {
+        let (keys, values): (Vec<&[u8]>, Vec<&[u8]>) = steps[index]
             .iter()
             .map(|(key, value)| (key.as_bytes(), &**value))
             .unzip();
-        calls.push((Script::Save, keys, values));
-    }
+        scripts::counted(link, how, Script::Save, fence, &keys, &values)
+    })
+    .await
+    .map(drop)
+}
+
+/// Tells readers of a cluster up to where everything is there.
+async fn show(link: &Link, names: &Names, fence: Option<&Fence>, latest: &[Reached]) -> Result<()> {
     let visible = keys::visible(&names.pipeline, &names.sink);
     let shown: Vec<Vec<u8>> = latest
         .iter()
         .map(|reached| visible_text(reached.epoch, &reached.progress))
         .collect();
-    if link.is_cluster() && !latest.is_empty() {
-        let pairs = latest.iter().zip(&shown);
-        let words = pairs.flat_map(|(reached, text)| [reached.source.name.as_bytes(), text]);
-        calls.push((Script::Show, vec![visible.as_bytes()], words.collect()));
-    }
-    scripts::run(link, calls.len(), |index, how| {
-        let (script, keys, words) = &calls[index];
-        scripts::counted(link, how, *script, fence, keys, words)
+    let pairs = latest.iter().zip(&shown);
+    let words: Vec<&[u8]> = pairs
+        .flat_map(|(reached, text)| [reached.source.name.as_bytes(), text])
+        .collect();
+    scripts::run(link, 1, |_, how| {
+        scripts::counted(
+            link,
+            how,
+            Script::Show,
+            fence,
+            &[visible.as_bytes()],
+            &words,
+        )
     })
     .await
-    .map(|_| ())
+    .map(drop)
 }
 
 /// How far a source is visible, as versions: the one up to which everything is there, and behind `+` each the last ones of

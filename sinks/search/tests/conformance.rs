@@ -170,7 +170,8 @@ mod over_http {
             let told = self.ask("GET", &path, &Value::Null).await?;
             let query = json!({"bool": {"filter": [told["_source"]["filter"]]}});
             let indexes: Vec<String> = tables.iter().map(|table| self.index(table)).collect();
-            let path = format!("/{}/_search?size=10000", indexes.join(","));
+            let how = "size=10000&allow_partial_search_results=false";
+            let path = format!("/{}/_search?{how}", indexes.join(","));
             let found = self.ask("POST", &path, &json!({"query": query})).await?;
             let hits = hits(&found);
             let of = |index: &String| {

@@ -27,7 +27,7 @@ pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration(StdDuration::from_secs(30
 /// Default of [`Config::gc_deletes`].
 pub const DEFAULT_GC_DELETES: Duration = Duration(StdDuration::from_secs(3600));
 /// Default of [`Config::visible_every`].
-pub const DEFAULT_VISIBLE_EVERY: Duration = Duration(StdDuration::from_secs(1));
+pub const DEFAULT_VISIBLE_EVERY: Duration = Duration(StdDuration::from_millis(200));
 
 /// What the index template may name.
 const INDEX_FIELDS: &[&str] = &["source", "schema", "table"];
@@ -91,7 +91,7 @@ pub struct Config {
     /// tells readers up to which of them everything is visible: see the README. Default: false.
     #[serde(default)]
     pub gtx_epoch: bool,
-    /// With `gtx_epoch`: how often what was written is refreshed, and told to be visible. Default: `1s`.
+    /// With `gtx_epoch`: how often what was written is refreshed, and told to be visible; a batch is durable only then. Default: `200ms`.
     #[serde(default = "default_visible_every")]
     pub visible_every: Duration,
 }

@@ -148,15 +148,12 @@ impl Ledger {
         }
     }
 
-    /// Answers the batches that are durable with all before them, and hands out their positions.
-    pub(super) fn settle(&mut self, mut mark: impl FnMut(Mark)) {
+    /// Hands out the batches that are durable with all before them: their positions, and what is to be answered.
+    pub(super) fn settle(&mut self, mut done: impl FnMut(Option<Mark>, Receipt, Delivered)) {
         while let Some(count) = self.durable() {
             self.first += count as u64;
             for waiting in self.waiting.drain(..count) {
-                if let Some(reached) = waiting.mark {
-                    mark(reached);
-                }
-                waiting.receipt.resolve(Ok(waiting.delivered));
+                done(waiting.mark, waiting.receipt, waiting.delivered);
             }
         }
     }
@@ -193,6 +190,10 @@ mod tests {
     use super::*;
     use lockstep_core::durable::Durable;
 
+    fn answer(_: Option<Mark>, receipt: Receipt, delivered: Delivered) {
+        receipt.resolve(Ok(delivered));
+    }
+
     #[tokio::test]
     async fn batches_become_durable_in_order() {
         let mut ledger = Ledger::default();
@@ -209,10 +210,10 @@ mod tests {
             ..Delivered::default()
         };
         ledger.answered(two, 1, delivered);
-        ledger.settle(|_| {});
+        ledger.settle(answer);
         assert_eq!(ledger.waiting.len(), 2, "the first is still open");
         ledger.answered(one, 1, delivered);
-        ledger.settle(|_| {});
+        ledger.settle(answer);
         assert_eq!(first.await.expect("durable"), delivered);
         assert_eq!(second.await.expect("durable"), delivered);
     }
@@ -224,16 +225,16 @@ mod tests {
         let one = ledger.begin(receipt, None);
         ledger.join(one);
         ledger.seal(one);
-        ledger.settle(|_| {});
+        ledger.settle(answer);
         assert_eq!(ledger.oldest(), 0, "the other has not begun");
         let (_second, receipt) = Durable::later();
         let two = ledger.begin(receipt, None);
         ledger.opened(two);
         ledger.seal(two);
-        ledger.settle(|_| {});
+        ledger.settle(answer);
         assert_eq!(ledger.oldest(), 0, "the other has no answer");
         ledger.answered(two, 1, Delivered::default());
-        ledger.settle(|_| {});
+        ledger.settle(answer);
         assert_eq!((ledger.oldest(), ledger.waiting.len()), (2, 0));
     }
 }

@@ -20,7 +20,7 @@ use super::index::Indexes;
 use super::inspect::Inspector;
 use super::preflight::preflight;
 use super::progress::{Progress, Store};
-use super::visible::Visible;
+use super::visible::{Places, Visible};
 use super::writer::{Command, Fault, Writer};
 use crate::together;
 
@@ -105,6 +105,8 @@ struct SearchSink {
     inbox: mpsc::Sender<Command>,
     task: JoinHandle<()>,
     store: Store,
+    /// How far sources were visible when it was opened, where readers are told.
+    visible: Option<Places>,
     fault: Fault,
 }
 
@@ -130,12 +132,14 @@ impl SearchSink {
             }
             false => None,
         };
+        let places = visible.as_ref().map(|visible| visible.places().clone());
         let (progress, fault_of) = ((progress, visible), Arc::clone(&fault));
         let writer = Writer::new(client, config, inbox, indexes, progress, fault_of);
         Ok(SearchSink {
             inbox: sender,
             task: tokio::spawn(writer.run()),
             store,
+            visible: places,
             fault,
         })
     }
@@ -155,7 +159,11 @@ impl SearchSink {
 #[async_trait]
 impl Sink for SearchSink {
     async fn resume(&mut self, source: &SourceInfo) -> Result<Option<Held>> {
-        self.store.load(source).await
+        match &self.visible {
+            // Positions by themselves may have been stored of one source, and not of another.
+            Some(places) => Ok(places.of(source)),
+            None => self.store.load(source).await,
+        }
     }
 
     async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable> {

@@ -3,14 +3,16 @@
 //! Every document carries the number of the transaction that wrote it last. A document beside the positions says, of each source,
 //! up to which number everything is searchable, and gives a filter that leaves out what is beyond. It is written when all that it
 //! covers has been acknowledged and refreshed on all copies of all shards, and it only ever grows: numbers are places of a log, the
-//! same in every replay, so that a crash needs no second thought. What a crash has left half-written is beyond it until the
-//! pipeline has been there again.
+//! same in every replay. What a crash has left half-written is beyond it until the pipeline has been there again: the document has
+//! the positions of all sources, from which they are resumed, and a batch counts as durable when the document covers it. So of a
+//! transaction beyond it all branches come again, and not the one that a position of its own had not covered.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::sync::Arc;
 
+use lockstep_core::durable::{Delivered, Receipt};
 use lockstep_core::position::SourceInfo;
 use lockstep_core::progress::Progress as Held;
 use lockstep_core::{Error, ErrorKind, Result};
@@ -100,6 +102,37 @@ fn either(clauses: Vec<Value>) -> Value {
 /// By the name of the source.
 type View = BTreeMap<String, Shown>;
 
+/// How far a source has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    identity: String,
+    held: Held,
+}
+
+/// The places of sources, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Places(BTreeMap<String, Place>);
+
+impl Places {
+    /// What is visible of a source, of this log of it.
+    pub(super) fn of(&self, source: &SourceInfo) -> Option<Held> {
+        let place = self.0.get(&*source.name);
+        let place = place.filter(|place| place.identity == source.identity.to_string())?;
+        Some(place.held.clone())
+    }
+}
+
+/// What the document says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+struct Told {
+    visible_epoch: View,
+    positions: Places,
+}
+
+/// A batch that is durable, and not visible yet.
+type Unseen = (Receipt, Delivered);
+
 /// Tells readers what is visible.
 pub(super) struct Visible {
     client: Arc<Client>,
@@ -110,22 +143,27 @@ pub(super) struct Visible {
     /// Indexes that have been written since they were refreshed, and the number of the last batch that did; `None` for what an
     /// earlier process may have written.
     touched: HashMap<Arc<str>, Option<u64>>,
-    reached: View,
-    shown: View,
+    reached: Told,
+    shown: Told,
+    /// To be answered when they are visible, oldest first.
+    unseen: Vec<Unseen>,
     task: JoinSet<Result<()>>,
-    /// What the task shows, and the batches that were durable when it began.
-    showing: Option<(View, u64)>,
+    showing: Option<Showing>,
+}
+
+/// What is being shown.
+struct Showing {
+    told: Told,
+    /// Batches before it were durable when it began.
+    oldest: u64,
+    /// Becomes visible by it.
+    unseen: Vec<Unseen>,
 }
 
 #[derive(Deserialize)]
 struct Found {
     #[serde(rename = "_source")]
-    source: Stored,
-}
-
-#[derive(Deserialize)]
-struct Stored {
-    visible_epoch: View,
+    source: Told,
 }
 
 impl Visible {
@@ -148,11 +186,11 @@ impl Visible {
         let path = [&*config.progress_index, "_doc", &id];
         let reply = client.call(Method::GET, &path, &[], Body::None).await?;
         let shown = match reply.status {
-            404 => View::new(),
+            404 => Told::default(),
             _ => {
                 let reply = reply.success("reading what is visible")?;
                 let found: Found = reply.json("reading what is visible")?;
-                found.source.visible_epoch
+                found.source
             }
         };
         Ok(Visible {
@@ -167,9 +205,32 @@ impl Visible {
                 .collect(),
             reached: shown.clone(),
             shown,
+            unseen: Vec::new(),
             task: JoinSet::new(),
             showing: None,
         })
+    }
+
+    /// How far all sources are visible.
+    pub(super) fn places(&self) -> &Places {
+        &self.shown.positions
+    }
+
+    /// A batch is durable: it is answered when it is visible.
+    pub(super) fn hold(&mut self, receipt: Receipt, delivered: Delivered) {
+        self.unseen.push((receipt, delivered));
+    }
+
+    /// Answers the oldest batch that is not visible with an error; gives it back when there is none.
+    pub(super) fn fail(&mut self, error: Error) -> Option<Error> {
+        let showing = self.showing.as_mut().map(|showing| &mut showing.unseen);
+        let oldest = showing.filter(|unseen| !unseen.is_empty());
+        let oldest = oldest.unwrap_or(&mut self.unseen);
+        if oldest.is_empty() {
+            return Some(error);
+        }
+        oldest.remove(0).0.resolve(Err(error));
+        None
     }
 
     /// An index is written by a batch.
@@ -182,7 +243,13 @@ impl Visible {
 
     /// So much of a source is durable.
     pub(super) fn reach(&mut self, source: &SourceInfo, epoch: Epoch, held: &Held) {
-        let reached = self.reached.entry(source.name.to_string()).or_default();
+        let name = source.name.to_string();
+        let place = Place {
+            identity: source.identity.to_string(),
+            held: held.clone(),
+        };
+        self.reached.positions.0.insert(name.clone(), place);
+        let reached = self.reached.visible_epoch.entry(name).or_default();
         reached.add(Shown::of(epoch, held));
     }
 
@@ -192,7 +259,7 @@ impl Visible {
 
     /// Whether there may be something to show, and nothing is being shown.
     pub(super) fn may_begin(&self) -> bool {
-        self.showing.is_none() && !self.touched.is_empty()
+        self.showing.is_none() && !(self.touched.is_empty() && self.unseen.is_empty())
     }
 
     pub(super) fn is_under_way(&self) -> bool {
@@ -202,8 +269,8 @@ impl Visible {
     /// Begins to show what has been reached. Batches before `oldest` are durable.
     pub(super) fn begin(&mut self, indexes: &Indexes, oldest: u64) {
         self.due = Instant::now() + self.every;
-        let view = self.reached.clone();
-        let told = (view != self.shown).then(|| document(&self.id, &view, indexes));
+        let told = self.reached.clone();
+        let changed = (told != self.shown).then(|| document(&self.id, &told, indexes));
         let refreshes = addresses(self.touched.keys());
         let (client, index, id) = (
             Arc::clone(&self.client),
@@ -214,12 +281,16 @@ impl Visible {
             for names in refreshes {
                 refresh(&client, &names).await?;
             }
-            match told {
-                Some(told) => tell(&client, &index, &id, &told).await,
+            match changed {
+                Some(document) => tell(&client, &index, &id, &document).await,
                 None => Ok(()),
             }
         });
-        self.showing = Some((view, oldest));
+        self.showing = Some(Showing {
+            told,
+            oldest,
+            unseen: std::mem::take(&mut self.unseen),
+        });
     }
 
     /// The end of what is being shown; pends while nothing is. Cancel-safe.
@@ -230,11 +301,14 @@ impl Visible {
         ended.map_err(|cause| {
             Error::new(ErrorKind::Protocol, "a refresh ended without an answer").source(cause)
         })??;
-        if let Some((view, oldest)) = self.showing.take() {
-            self.shown = view;
+        if let Some(showing) = self.showing.take() {
+            self.shown = showing.told;
             // What batches have written that were not durable then may not have been there to be refreshed.
             self.touched
-                .retain(|_, last| last.is_some_and(|last| last >= oldest));
+                .retain(|_, last| last.is_some_and(|last| last >= showing.oldest));
+            for (receipt, delivered) in showing.unseen {
+                receipt.resolve(Ok(delivered));
+            }
         }
         Ok(())
     }
@@ -263,10 +337,10 @@ async fn refresh(client: &Client, names: &str) -> Result<()> {
 }
 
 /// The document for readers.
-fn document(id: &str, view: &View, indexes: &Indexes) -> Value {
+fn document(id: &str, told: &Told, indexes: &Indexes) -> Value {
     // What was written before the section said `gtx_epoch`, and rows of copies, have no number.
     let mut clauses = vec![json!({"bool": {"must_not": {"exists": {"field": FIELD}}}})];
-    for (source, shown) in view {
+    for (source, shown) in &told.visible_epoch {
         let of_source = indexes.all().filter(|(_, owner)| ***owner == **source);
         let mut names: Vec<&str> = of_source.map(|(index, _)| &**index).collect();
         names.sort_unstable();
@@ -275,7 +349,12 @@ fn document(id: &str, view: &View, indexes: &Indexes) -> Value {
             clauses.push(json!({"bool": {"filter": filter}}));
         }
     }
-    json!({"owner": id, "visible_epoch": view, "filter": either(clauses)})
+    json!({
+        "owner": id,
+        "visible_epoch": told.visible_epoch,
+        "positions": told.positions,
+        "filter": either(clauses),
+    })
 }
 
 async fn tell(client: &Client, index: &str, id: &str, document: &Value) -> Result<()> {

@@ -121,7 +121,11 @@ impl Writer {
             }
         }
         self.settle();
-        if let Some(error) = self.ledger.fail(error) {
+        let error = match &mut self.visible {
+            Some(visible) => visible.fail(error),
+            None => Some(error),
+        };
+        if let Some(error) = error.and_then(|error| self.ledger.fail(error)) {
             tracing::warn!(%error, "the search sink stops");
             *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
@@ -568,7 +572,15 @@ impl Writer {
     }
 
     fn settle(&mut self) {
-        self.ledger.settle(|mark| self.progress.advance(mark));
+        self.ledger.settle(|mark, receipt, delivered| {
+            if let Some(mark) = mark {
+                self.progress.advance(mark);
+            }
+            match &mut self.visible {
+                Some(visible) => visible.hold(receipt, delivered),
+                None => receipt.resolve(Ok(delivered)),
+            }
+        });
     }
 }
 

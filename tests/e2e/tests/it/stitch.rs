@@ -440,7 +440,9 @@ async fn find(server: &OpenSearch, name: &str) -> Option<BTreeSet<u64>> {
     let told = ask("GET", told, String::new()).await?;
     let query = json!({"query": told["_source"]["filter"], "size": 10_000}).to_string();
     let [orders, reserved, stock] = ["orders", "reservations", "stock"];
-    let path = format!("/{name}-{orders},{name}-{reserved},{name}-{stock}/_search");
+    let path = format!(
+        "/{name}-{orders},{name}-{reserved},{name}-{stock}/_search?allow_partial_search_results=false"
+    );
     let found = ask("POST", path, query).await?;
     let hits = found["hits"]["hits"].as_array().expect("hits");
     let of = |table: &str| {
