@@ -1,13 +1,14 @@
 //! Transactions of several databases as records of their own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep_core::batch::{Batch, Global, Op};
 use lockstep_kit::kafka::Kafka;
 use lockstep_kit::{Component, require, unique};
 use serde_json::{Value, json};
 
-use crate::support::{Event, Feed, config, insert, open, read};
+use crate::support::{Event, Feed, Random, config, insert, open, read};
 
 /// A branch of the transaction with this number.
 fn branch(feed: &Feed, number: u64, events: &[Event<'_>]) -> Arc<Batch> {
@@ -138,4 +139,58 @@ async fn a_transaction_is_a_record_beside_its_events_and_parts_where_it_is_long(
         read(kafka.bootstrap(), &stock.topic()).await.len(),
         1 + 2 + 2
     );
+}
+
+/// Whenever the sink ends, a transaction has its record or nothing of it is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_there_with_its_events_wherever_the_sink_ends() {
+    const ROUNDS: u64 = 24;
+    require!(Component::Kafka);
+    let kafka = Kafka::shared().await;
+    let prefix = unique("gtx");
+    let topic = format!("{prefix}.transactions");
+    let more = json!({
+        "format": "flat", "partitions": 1, "commit_records": 1, "transactions": {"topic": topic},
+    });
+    let config = config(kafka.bootstrap(), &prefix, &more);
+    let [orders, stock] = ["orders", "stock"].map(|of| Feed::new(&format!("{prefix}.{of}")));
+    let mut random = Random::new();
+    let mut drops = 0;
+    loop {
+        let mut sink = open(&config, &prefix, &[&orders, &stock])
+            .await
+            .expect("opens");
+        let held = sink.resume(&orders.source).await.expect("resume");
+        let from = held.map_or(0, |held| held.upto().commit.0 / 10);
+        if from >= ROUNDS {
+            sink.close().await.expect("closes");
+            break;
+        }
+        let mut durables = Vec::new();
+        for round in (from + 1..=ROUNDS).take(8) {
+            let step = [&orders, &stock].map(|feed| branch(feed, round, &[insert(round, "x")]));
+            durables.extend(sink.write_together(step.to_vec()).await.expect("taken"));
+        }
+        // It is dropped somewhere in what is left of its work.
+        if let Some(first) = durables.into_iter().next() {
+            first.await.expect("durable");
+        }
+        tokio::time::sleep(Duration::from_micros(random.below(20_000))).await;
+        drop(sink);
+        drops += 1;
+        assert!(drops <= ROUNDS, "it gets nowhere");
+    }
+    let records = read(kafka.bootstrap(), &topic).await;
+    let wholes: Vec<Value> = records
+        .iter()
+        .map(|record| serde_json::from_str(record.value.as_deref().expect("a value")))
+        .collect::<Result<_, _>>()
+        .expect("JSON");
+    let told: Vec<Vec<u64>> = wholes.iter().map(ids).collect();
+    let expected: Vec<Vec<u64>> = (1..=ROUNDS).map(|round| vec![round, round]).collect();
+    assert_eq!(told, expected, "{drops} drops");
+    for feed in [&orders, &stock] {
+        let events = read(kafka.bootstrap(), &feed.topic()).await;
+        assert_eq!(events.len() as u64, ROUNDS);
+    }
 }
