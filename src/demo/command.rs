@@ -243,6 +243,7 @@ async fn tell(
 /// The summary without what the comparison says.
 fn so_far(ends: &Ends, handle: &Handle, report: &LoadReport, elapsed: Duration) -> Summary {
     let measured = Gathered::now(handle);
+    let [stitched, apart] = measured.stitched();
     let transforms = handle.status().transforms;
     Summary {
         elapsed,
@@ -250,7 +251,8 @@ fn so_far(ends: &Ends, handle: &Handle, report: &LoadReport, elapsed: Duration) 
         purchases: Purchases {
             committed: report.purchases.committed,
             deciding: report.purchases.mean_deciding(),
-            whole: measured.whole(),
+            stitched,
+            apart,
             hold: measured.hold(),
         },
         tables: measured.tables(),

@@ -45,18 +45,23 @@ impl Gathered {
         latency(metrics.first()?.get_histogram())
     }
 
-    /// Transactions of both databases that went on whole.
-    pub fn whole(&self) -> u64 {
+    /// Transactions of both databases that went on: how many, and how many of them were not whole.
+    pub fn stitched(&self) -> [u64; 2] {
         let metrics = self
             .family(&STITCH_TRANSACTIONS)
             .map(MetricFamily::get_metric)
             .unwrap_or_default();
-        let whole = metrics
-            .iter()
-            .filter(|metric| label(metric.get_label(), "outcome") == "whole");
-        whole
-            .map(|metric| metric.get_counter().get_value() as u64)
-            .sum()
+        let mut stitched = [0, 0];
+        for metric in metrics {
+            let count = metric.get_counter().get_value() as u64;
+            match label(metric.get_label(), "outcome").as_str() {
+                "whole" => stitched[0] += count,
+                // Of one that was too large to go on at once, it is told besides what else it was.
+                "cut" => stitched[1] += count,
+                _ => stitched = [stitched[0] + count, stitched[1] + count],
+            }
+        }
+        stitched
     }
 
     /// Payload bytes by sink.

@@ -261,7 +261,7 @@ async fn names_that_are_wrong_are_told() {
         assert!(error.to_string().contains(word), "{error}");
     }
     let error = shop.coordinator(Form::Full).log("log").open().await;
-    let error = error.err().expect("refused");
+    let error = error.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
 }
 
