@@ -17,6 +17,7 @@ mod examples;
 mod invariants;
 mod kills;
 mod lost;
+mod managers;
 mod memory;
 mod reconcile;
 mod reconcile_faults;
