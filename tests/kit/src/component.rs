@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use crate::error::Error;
 
-/// A kind of server.
+/// A kind of server, or what else tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Component {
     /// PostgreSQL of this major version. `LOCKSTEP_TEST_PG<major>_URL` provides it.
@@ -27,6 +27,8 @@ pub enum Component {
     Zookeeper,
     /// The jars of Debezium's embedded engine, in `dir()/debezium/libs`.
     Debezium,
+    /// Transaction managers: [`managers`](crate::managers).
+    Managers,
 }
 
 /// The major versions of PostgreSQL that lockstep supports and the kit installs.
@@ -65,7 +67,7 @@ impl Component {
             Self::OpenSearch => Some("LOCKSTEP_TEST_OPENSEARCH_URL".into()),
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
-            Self::Debezium => None,
+            Self::Debezium | Self::Managers => None,
         }
     }
 
@@ -86,6 +88,7 @@ impl Component {
             Self::Elasticsearch => "elasticsearch",
             Self::Zookeeper => "zookeeper",
             Self::Debezium => "debezium",
+            Self::Managers => "managers",
         }
     }
 
@@ -98,9 +101,10 @@ impl Component {
             | Self::OpenSearch
             | Self::Elasticsearch
             | Self::Zookeeper
-            | Self::Debezium => {
-                dir().join(self.install_name()).join("VERSION").exists()
-                    && crate::java::program().is_some()
+            | Self::Debezium => is_made(self.install_name()) && crate::java::program().is_some(),
+            Self::Managers => {
+                let is_there = is_made(self.install_name()) && is_made("psycopg");
+                is_there && crate::java::program().is_some() && on_path("python3")
             }
         }
     }
@@ -133,8 +137,14 @@ impl fmt::Display for Component {
             Self::Elasticsearch => f.write_str("Elasticsearch"),
             Self::Zookeeper => f.write_str("ZooKeeper"),
             Self::Debezium => f.write_str("Debezium"),
+            Self::Managers => f.write_str("the transaction managers"),
         }
     }
+}
+
+/// Whether `tests/kit/install` has made a folder whole.
+fn is_made(name: &str) -> bool {
+    dir().join(name).join("VERSION").exists()
 }
 
 pub(crate) fn on_path(program: &str) -> bool {

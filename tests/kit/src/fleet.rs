@@ -130,7 +130,9 @@ async fn start_one(component: Component) -> Result<Server, Error> {
                 Handle::Zookeeper { _server: server },
             )
         }
-        Component::Debezium => unreachable!("not a server, and not among `all()`"),
+        Component::Debezium | Component::Managers => {
+            unreachable!("not a server, and not among `all()`")
+        }
     };
     Ok(Server {
         component,

@@ -33,8 +33,11 @@ pub(crate) fn launch(
     let mut all: Vec<OsString> = vec!["-Xmx512m".into(), "-XX:+UseSerialGC".into()];
     // Nothing in /tmp/hsperfdata_nobody.
     all.push("-XX:-UsePerfData".into());
-    // Made at the installation; another Java than then ignores it.
-    all.push(option("-XX:SharedArchiveFile=", &home.join("classes.jsa")));
+    // Made at the installation of servers; another Java than then ignores it. Where there is none, Java's own is better than its name.
+    let archive = home.join("classes.jsa");
+    if archive.exists() {
+        all.push(option("-XX:SharedArchiveFile=", &archive));
+    }
     all.push(option("-Djava.io.tmpdir=", scratch.path()));
     all.push(option(
         "-Dlog4j2.configurationFile=",

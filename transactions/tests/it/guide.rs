@@ -1,8 +1,13 @@
 //! The guide of `docs/two-phase-commit.md` does what it says: its blocks are run from the page itself.
 
-use lockstep_kit::Component::Postgres as Needs;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lockstep_kit::Component::{Managers as NeedsManagers, Postgres as Needs};
+use lockstep_kit::managers;
 use lockstep_kit::postgres::{Database, Postgres};
 use lockstep_transactions::coordinator::{Coordinator, Direct};
+use lockstep_transactions::gid::Xid;
 use tokio_postgres::NoTls;
 
 use crate::support::gids;
@@ -55,6 +60,28 @@ impl Shop {
         let free = self.inventory.value("SELECT free FROM stock").await;
         (orders.expect("a count"), free.expect("a number"))
     }
+
+    /// What the table of decisions says.
+    async fn decided(&self, gid: &str) -> String {
+        let ask = format!("SELECT committed::text FROM decided WHERE gid = '{gid}'");
+        self.orders.value(&ask).await.expect("a decision")
+    }
+
+    /// What a process that was killed has left in `inventory`.
+    async fn left(&self, xid: &Xid, work: &str) {
+        let prepare = format!("BEGIN; {work}; PREPARE TRANSACTION '{xid}'");
+        self.inventory.execute(&prepare).await;
+    }
+
+    /// That one order has come, and nothing is prepared any more.
+    async fn has_sold_one(&self) {
+        assert_eq!(self.holds().await, holds("1", "9"));
+        let last = self.inventory.value("SELECT last_order FROM stock").await;
+        assert_eq!(last.as_deref(), Some("1"));
+        for database in [&self.orders, &self.inventory] {
+            assert_eq!(gids(database).await, Vec::<String>::new());
+        }
+    }
 }
 
 fn holds(orders: &str, free: &str) -> (String, String) {
@@ -104,7 +131,7 @@ async fn with_rust() {
         .lines()
         .map(|line| line.strip_prefix("    ").unwrap_or(line))
         .collect();
-    let page = blocks("rust", "### With Rust", "### With plain SQL");
+    let page = blocks("rust", "### With Rust", "### With Java");
     assert_eq!(page.len(), 1);
     assert_eq!(
         page[0].lines().collect::<Vec<_>>(),
@@ -117,16 +144,90 @@ async fn with_rust() {
         .await
         .expect("buys");
     assert!(bought.is_everywhere());
-    assert_eq!(shop.holds().await, holds("1", "9"));
-    let last = shop.inventory.value("SELECT last_order FROM stock").await;
-    assert_eq!(last.as_deref(), Some("1"));
+    shop.has_sold_one().await;
+}
+
+/// Writes the only block of a section into a file, and runs the command with it and these URLs.
+async fn run_page(mut command: Command, code: &[&str], file: &str, urls: [&str; 2]) {
+    assert_eq!(code.len(), 1);
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join(file), code[0]).expect("a file");
+    command.arg(file).args(urls).current_dir(folder.path());
+    let mut command = tokio::process::Command::from(command);
+    let ended = command
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect("it starts");
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{}: {told}", ended.status);
+}
+
+/// Bytes that no other run has.
+fn drawn() -> [u8; 8] {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let nanos = since.expect("a time").as_nanos() as u64;
+    nanos.to_be_bytes()
+}
+
+#[tokio::test]
+async fn with_java() {
+    lockstep_kit::require!(Needs(15), Needs(17), NeedsManagers);
+    let shop = Shop::open().await;
+    // Undecided, and in the way of what is bought: an id as Narayana draws it, with the name of its node behind.
+    let id = [&[0xff; 20][..], &drawn()].concat();
+    let left = Xid {
+        format: 131_077,
+        global: [&id, &b"shop-1"[..]].concat(),
+        branch: [&id, &[0; 8][..]].concat(),
+    };
+    shop.left(&left, "UPDATE stock SET free = 0").await;
+    let code = blocks("java", "### With Java", "### With plain SQL");
+    let mut java = managers::java();
+    // It would look for twenty seconds.
+    java.arg("-DRecoveryEnvironmentBean.recoveryBackoffPeriod=1")
+        .arg("-DJTAEnvironmentBean.orphanSafetyInterval=1");
+    let urls = [&shop.orders, &shop.inventory].map(|database| managers::jdbc(database.url()));
+    run_page(java, &code, "Buy.java", urls.each_ref().map(String::as_str)).await;
+    shop.has_sold_one().await;
+}
+
+#[tokio::test]
+async fn with_python() {
+    lockstep_kit::require!(Needs(15), Needs(17), NeedsManagers);
+    let shop = Shop::open().await;
+    let sql = blocks("sql", "### With plain SQL", "### With Python");
+    shop.run(&sql[..1]).await;
+    // One undecided, in the way of what is bought, and one decided.
+    let left = |word: &str| Xid {
+        format: 5250,
+        global: format!("shop-1/{word}-{:x}", u64::from_be_bytes(drawn())).into_bytes(),
+        branch: b"inventory".to_vec(),
+    };
+    shop.left(&left("undecided"), "UPDATE stock SET free = 0")
+        .await;
+    shop.inventory
+        .execute("CREATE TABLE notes (note text)")
+        .await;
+    let decided = left("decided");
+    shop.left(&decided, "INSERT INTO notes VALUES ('decided')")
+        .await;
+    let gid = String::from_utf8(decided.global).expect("a text");
+    let decide = format!("INSERT INTO decided (gid, committed) VALUES ('{gid}', true)");
+    shop.orders.execute(&decide).await;
+    let code = blocks("python", "### With Python", "## What is left behind");
+    let urls = [shop.orders.url(), shop.inventory.url()];
+    run_page(managers::python(), &code, "buy.py", urls).await;
+    shop.has_sold_one().await;
+    let notes = shop.inventory.value("SELECT count(*) FROM notes").await;
+    assert_eq!(notes.as_deref(), Some("1"));
 }
 
 #[tokio::test]
 async fn with_plain_sql() {
     lockstep_kit::require!(Needs(15), Needs(17));
     let shop = Shop::open().await;
-    let all = blocks("sql", "### With plain SQL", "## What is left behind");
+    let all = blocks("sql", "### With plain SQL", "### With Python");
     let [log, prepare, decide, commit, left, take] = all[..] else {
         panic!("{all:?}");
     };
@@ -139,8 +240,13 @@ async fn with_plain_sql() {
     shop.run(&[left, &decide, &commit]).await;
     assert!(gids(&shop.inventory).await.is_empty());
     assert_eq!(shop.holds().await, holds("1", "9"));
-    // One that nobody has decided, when somebody recovers.
-    shop.run(&[&prepare.replace("-17", "-18"), &take]).await;
+    // One that nobody has decided, when somebody recovers; and again, since that one may have crashed.
+    shop.run(&[&prepare.replace("-17", "-18"), &take, &take])
+        .await;
+    assert_eq!(shop.decided(&format!("{own}-18")).await, "false");
+    // The one that was decided stays so.
+    shop.run(&[&take.replace("-18", "-17")]).await;
+    assert_eq!(shop.decided(&format!("{own}-17")).await, "true");
     let late = shop.orders.client().await;
     let late = late.batch_execute(&decide.replace("-17", "-18")).await;
     let error = late.expect_err("it is too late");

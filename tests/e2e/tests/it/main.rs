@@ -22,6 +22,7 @@ mod failover;
 mod invariants;
 mod kills;
 mod lost;
+mod managers;
 mod memory;
 mod reconcile;
 mod reconcile_faults;

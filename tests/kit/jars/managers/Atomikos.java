@@ -1,0 +1,53 @@
+import com.atomikos.icatch.config.Configuration;
+import com.atomikos.icatch.config.UserTransactionServiceImp;
+import com.atomikos.icatch.jta.UserTransactionManager;
+import com.atomikos.jdbc.AtomikosDataSourceBean;
+import jakarta.transaction.TransactionManager;
+import java.sql.Connection;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Properties;
+
+/** Atomikos with pools of its own. */
+final class Atomikos implements Manager {
+    private final UserTransactionManager transactions = new UserTransactionManager();
+    private final Map<Database, AtomikosDataSourceBean> pools = new HashMap<>();
+
+    Atomikos(String name, String log, List<Database> databases, int threads) throws Exception {
+        Properties properties = new Properties();
+        properties.setProperty("com.atomikos.icatch.tm_unique_name", name);
+        properties.setProperty("com.atomikos.icatch.log_base_dir", log);
+        properties.setProperty("com.atomikos.icatch.max_actives", "-1");
+        // A branch without a decision counts as forgotten when it is older than any transaction may be.
+        properties.setProperty("com.atomikos.icatch.max_timeout", "3000");
+        properties.setProperty("com.atomikos.icatch.default_jta_timeout", "3000");
+        for (Database database : databases) {
+            AtomikosDataSourceBean pool = new AtomikosDataSourceBean();
+            pool.setUniqueResourceName(database.name);
+            pool.setXaDataSource(database);
+            pool.setPoolSize(threads);
+            pool.init();
+            pools.put(database, pool);
+        }
+        new UserTransactionServiceImp(properties).init();
+        transactions.setStartupTransactionService(false);
+        transactions.init();
+    }
+
+    @Override
+    public TransactionManager transactions() {
+        return transactions;
+    }
+
+    @Override
+    public Connection connect(Database database) throws Exception {
+        return pools.get(database).getConnection();
+    }
+
+    @Override
+    public void recover() throws Exception {
+        Configuration.getRecoveryService().performRecovery();
+        Thread.sleep(100);
+    }
+}
