@@ -10,7 +10,7 @@ use lockstep_transactions::coordinator::{Coordinator, Direct};
 use lockstep_transactions::gid::Xid;
 use tokio_postgres::NoTls;
 
-use crate::support::gids;
+use crate::support::{DEADLINE, gids};
 
 const PAGE: &str = include_str!("../../../docs/two-phase-commit.md");
 
@@ -154,11 +154,9 @@ async fn run_page(mut command: Command, code: &[&str], file: &str, urls: [&str; 
     std::fs::write(folder.path().join(file), code[0]).expect("a file");
     command.arg(file).args(urls).current_dir(folder.path());
     let mut command = tokio::process::Command::from(command);
-    let ended = command
-        .kill_on_drop(true)
-        .output()
-        .await
-        .expect("it starts");
+    let ended = command.kill_on_drop(true).output();
+    let ended = tokio::time::timeout(DEADLINE, ended).await;
+    let ended = ended.expect("it ends in time").expect("it starts");
     let told = String::from_utf8_lossy(&ended.stderr);
     assert!(ended.status.success(), "{}: {told}", ended.status);
 }
