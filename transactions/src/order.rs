@@ -23,6 +23,7 @@
 //! that committed behind it: a [`Unit`] of their own. Where no order has such a place, they go on anywhere, and are told
 //! ([`Unit::displaced`]).
 
+mod candidates;
 mod circle;
 mod doubt;
 mod recent;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use lockstep_core::position::{Lsn, Position};
 use lockstep_core::progress::Standing;
 
+use candidates::{Candidates, Look};
 pub use doubt::{Ended, InDoubt};
 use recent::Recent;
 use source::Source;
@@ -103,6 +105,13 @@ pub struct Order {
     named: BTreeSet<u64>,
     /// The same by their names, the oldest first.
     by_name: HashMap<Arc<str>, Vec<u64>>,
+    /// Those of them that may go on.
+    candidates: Candidates,
+    /// Those of them that want to know where all logs end, and those that have asked.
+    wanting: BTreeSet<u64>,
+    asked: BTreeMap<Ticket, Vec<u64>>,
+    /// How many of them have committed, in part at least.
+    held: usize,
     next: u64,
     tickets: u64,
     /// What went on lately, with the sources that it was in.
@@ -142,6 +151,7 @@ impl Order {
     #[must_use]
     pub fn new(reached: Vec<Reach>) -> Self {
         Order {
+            candidates: Candidates::of(reached.len()),
             sources: reached.into_iter().map(Source::new).collect(),
             ..Order::default()
         }
@@ -170,6 +180,7 @@ impl Order {
             waiting.end_branch(source, lsn);
             waiting.rolled_back.push(source);
         }
+        self.candidates.look_at(id);
         self.drop_if_empty(id);
     }
 
@@ -183,6 +194,7 @@ impl Order {
             waiting.end_branch(source, lsn);
             waiting.left_out.push(source);
         }
+        self.candidates.look_at(id);
         self.drop_if_empty(id);
     }
 
@@ -191,6 +203,7 @@ impl Order {
         let id = self.put(None);
         let (at, place, prepared) = self.sources[source].put_rows(id);
         if let Some(waiting) = self.units.get_mut(&id) {
+            self.held += 1;
             waiting.unit.rows = Some(at);
             waiting.unit.members.push(Member {
                 source,
@@ -220,6 +233,7 @@ impl Order {
                 if let Some(waiting) = known.and_then(|id| self.units.get_mut(&id)) {
                     waiting.end_branch(source, lsn);
                 }
+                known.into_iter().for_each(|id| self.candidates.look_at(id));
                 match known {
                     Some(id) if has_gone_on => {
                         self.drop_if_empty(id);
@@ -235,51 +249,74 @@ impl Order {
         let waiting = id.and_then(|id| Some((id, self.units.get_mut(&id)?)));
         let Some((id, waiting)) = waiting else {
             self.sources[source].passed(place, end);
+            self.is_read(source);
             return false;
         };
         let at = self.sources[source].hold(place, end, id);
+        self.held += usize::from(waiting.unit.members.is_empty());
         waiting.unit.members.push(Member {
             source,
             place,
             at,
             prepared,
         });
-        if waiting.unit.global.is_some() && waiting.fences == Fences::None {
-            waiting.fences = Fences::Wanted;
+        if waiting.unit.global.is_some() {
+            if waiting.fences == Fences::None {
+                waiting.fences = Fences::Wanted;
+                self.wanting.insert(id);
+            }
+            self.candidates.look_at(id);
         }
+        self.is_read(source);
         true
     }
 
     /// A source has been read up to `lsn`: all that ends at or below it has been told.
     pub fn read(&mut self, source: usize, lsn: Lsn) {
         self.sources[source].read_to(lsn);
+        self.is_read(source);
+    }
+
+    /// Those who waited for what has been read of a source are looked at.
+    fn is_read(&mut self, source: usize) {
+        self.candidates
+            .read(source, self.sources[source].read_up_to());
     }
 
     /// Asks for the ends of all logs, for all that has been read and not asked about; `None`: nothing waits for it.
     pub fn wanted(&mut self) -> Option<Ticket> {
         let ticket = Ticket(self.tickets + 1);
-        let mut asks = false;
-        for waiting in self.units.values_mut() {
-            if waiting.fences == Fences::Wanted {
+        let mut asking = Vec::with_capacity(self.wanting.len());
+        for id in std::mem::take(&mut self.wanting) {
+            let waiting = self.units.get_mut(&id);
+            if let Some(waiting) = waiting.filter(|waiting| waiting.fences == Fences::Wanted) {
                 waiting.fences = Fences::Asked(ticket);
-                asks = true;
+                asking.push(id);
             }
         }
-        asks.then(|| {
-            self.tickets += 1;
-            ticket
-        })
+        if asking.is_empty() {
+            return None;
+        }
+        self.tickets += 1;
+        self.asked.insert(ticket, asking);
+        Some(ticket)
     }
 
     /// The answer: where the log of each source ended, asked for behind [`Order::wanted`]; `None` when there was none, and it
     /// is wanted again.
     pub fn fenced(&mut self, ticket: Ticket, ends: Option<&[Lsn]>) {
-        for waiting in self.units.values_mut() {
-            if waiting.fences == Fences::Asked(ticket) {
-                waiting.fences = match ends {
-                    Some(ends) => Fences::At(ends.to_vec()),
-                    None => Fences::Wanted,
-                };
+        for id in self.asked.remove(&ticket).into_iter().flatten() {
+            let waiting = self.units.get_mut(&id);
+            let asked = waiting.filter(|waiting| waiting.fences == Fences::Asked(ticket));
+            let Some(waiting) = asked else {
+                continue;
+            };
+            if let Some(ends) = ends {
+                waiting.fences = Fences::At(ends.to_vec());
+                self.candidates.look_at(id);
+            } else {
+                waiting.fences = Fences::Wanted;
+                self.wanting.insert(id);
             }
         }
     }
@@ -306,7 +343,11 @@ impl Order {
             if let Some(waiting) = self.units.get_mut(&id) {
                 waiting.prepared.retain(|(of, _)| *of != source);
                 waiting.fences.let_pass(source);
+                if waiting.fences == Fences::Wanted {
+                    self.wanting.insert(id);
+                }
             }
+            self.candidates.look_at(id);
             self.drop_if_empty(id);
         }
         let mut all: BTreeSet<u64> = self.sources[source].held().collect();
@@ -321,6 +362,7 @@ impl Order {
             {
                 waiting.prepared.clear();
                 waiting.fences = Fences::At(vec![Lsn::ZERO; self.sources.len()]);
+                self.candidates.look_at(id);
             }
         }
     }
@@ -328,6 +370,9 @@ impl Order {
     /// A source reads another log from now on: nothing that was told of it counts any more. Nothing of it may be held.
     pub fn forget(&mut self, source: usize) {
         self.sources[source] = Source::new(Reach::default());
+        self.named
+            .iter()
+            .for_each(|id| self.candidates.look_at(*id));
     }
 
     /// Whether something of a source is held.
@@ -362,10 +407,7 @@ impl Order {
     /// Transactions that have committed, in part at least, and not gone on.
     #[must_use]
     pub fn held(&self) -> usize {
-        let units = self.units.values();
-        units
-            .filter(|waiting| !waiting.unit.members.is_empty())
-            .count()
+        self.held
     }
 
     /// Branches that were prepared when the others had gone on, or could have: their coordinators commit before all is prepared.
@@ -443,6 +485,8 @@ impl Order {
     fn remove(&mut self, id: u64) -> Option<Waiting> {
         let waiting = self.units.remove(&id)?;
         self.named.remove(&id);
+        self.candidates.gone(id);
+        self.held -= usize::from(!waiting.unit.members.is_empty());
         if let Some(global) = &waiting.unit.global
             && let Some(named) = self.by_name.get_mut(global)
         {
@@ -454,31 +498,46 @@ impl Order {
         Some(waiting)
     }
 
-    /// One that may go on: of those that were not prepared only the first of each source can.
-    fn next_free(&self) -> Option<u64> {
-        let is_free = |id: &u64| self.is_complete(*id) && self.blockers(*id).next().is_none();
+    /// One that may go on: of those that have no name only the first of each source can.
+    fn next_free(&mut self) -> Option<u64> {
         let heads = self.sources.iter().filter_map(Source::first);
-        let head = heads.filter(|id| is_free(id)).min();
-        let branch = self.named.iter().copied().find(|id| is_free(id));
-        head.into_iter().chain(branch).min()
+        let head = heads.filter(|id| self.look(*id) == Look::Free).min();
+        while let Some(id) = self.candidates.first() {
+            let found = self.look(id);
+            if found == Look::Free {
+                return Some(head.map_or(id, |head| head.min(id)));
+            }
+            self.candidates.put_aside(id, &found);
+        }
+        head
+    }
+
+    /// Whether it may go on, and if not, what for it waits.
+    fn look(&self, id: u64) -> Look {
+        let Some(waiting) = self.units.get(&id) else {
+            return Look::Incomplete;
+        };
+        if waiting.unit.members.is_empty() || !waiting.prepared.is_empty() {
+            return Look::Incomplete;
+        }
+        if waiting.unit.global.is_some() {
+            let Fences::At(ends) = &waiting.fences else {
+                return Look::Incomplete;
+            };
+            let mut sources = self.sources.iter().zip(ends).enumerate();
+            let unread = sources
+                .find(|(at, (source, end))| !waiting.is_in(*at) && !source.is_read_to(**end));
+            if let Some((at, (_, end))) = unread {
+                return Look::Unread(at, *end);
+            }
+        }
+        let blocker = self.blockers(id).next();
+        blocker.map_or(Look::Free, Look::Behind)
     }
 
     /// Whether all its branches are known, and none is left that has not ended.
     fn is_complete(&self, id: u64) -> bool {
-        let Some(waiting) = self.units.get(&id) else {
-            return false;
-        };
-        if waiting.unit.members.is_empty() || !waiting.prepared.is_empty() {
-            return false;
-        }
-        if waiting.unit.global.is_none() {
-            return true;
-        }
-        let Fences::At(ends) = &waiting.fences else {
-            return false;
-        };
-        let mut sources = self.sources.iter().zip(ends).enumerate();
-        sources.all(|(at, (source, end))| waiting.is_in(at) || source.is_read_to(*end))
+        matches!(self.look(id), Look::Free | Look::Behind(_))
     }
 
     /// What is held and goes before it.

@@ -8,8 +8,7 @@ impl Order {
     /// Units that are complete, and go behind each other only; where rows that were read are among them, some of these: they are what
     /// finds no place. There are no others while coordinators commit nothing before all is prepared.
     pub(super) fn next_circle(&self) -> Option<Vec<u64>> {
-        let mut named = self.named.iter();
-        if !named.any(|id| self.is_complete(*id) && self.has_complete_heads(*id)) {
+        if !self.may_be_in_circles() {
             return None;
         }
         let mut left: BTreeSet<u64> = self.units.keys().copied().collect();
@@ -27,6 +26,34 @@ impl Order {
         let circle = waited_for.min_by_key(BTreeSet::len)?;
         let rows = circle.iter().copied().find(|id| self.is_of_rows(*id));
         Some(rows.map_or_else(|| circle.into_iter().collect(), |id| vec![id]))
+    }
+
+    /// Whether there can be a circle. Of every circle something is first in a source: what goes before a unit there goes behind the first
+    /// one or is it, and so does the unit. So it is enough to follow first ones from one to the next: where all that are met
+    /// are complete there may be one, and where one is not, what waits for it is in none.
+    fn may_be_in_circles(&self) -> bool {
+        let firsts = || self.sources.iter().filter_map(Source::first);
+        firsts().any(|first| {
+            let (mut met, mut next) = (BTreeSet::from([first]), vec![first]);
+            while let Some(id) = next.pop() {
+                if !self.is_complete(id) {
+                    return false;
+                }
+                let before = self.firsts_before(id).filter(|before| met.insert(*before));
+                next.extend(before);
+            }
+            true
+        })
+    }
+
+    /// Of what goes before a unit those that are first in a source.
+    fn firsts_before(&self, id: u64) -> impl Iterator<Item = u64> {
+        let members = self.units.get(&id).map(|waiting| &waiting.unit.members);
+        members.into_iter().flatten().filter_map(move |member| {
+            let source = &self.sources[member.source];
+            let first = source.held_before(member.prepared, member.at).next();
+            first.filter(|first| *first != id)
+        })
     }
 
     /// All that goes before a unit, and before that.

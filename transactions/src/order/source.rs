@@ -125,6 +125,10 @@ impl Source {
         self.forget_passed();
     }
 
+    pub fn read_up_to(&self) -> Lsn {
+        self.read
+    }
+
     pub fn is_read_to(&self, lsn: Lsn) -> bool {
         self.read >= lsn
     }
