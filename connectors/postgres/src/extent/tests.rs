@@ -54,7 +54,7 @@ fn what_is_left_is_the_other_pages_and_newer_rows() {
 #[tokio::test]
 async fn only_what_is_durable_is_written() {
     let folder = tempfile::tempdir().expect("a folder");
-    let recorder = Recorder::new(folder.path(), Lsn(90));
+    let recorder = Recorder::new(&folder.path().into(), Lsn(90));
     let table = Table {
         relation: 7,
         heaps: vec![heap(&[])],
@@ -67,8 +67,10 @@ async fn only_what_is_durable_is_written() {
     assert_eq!((first, second), (1, 2));
     let keeper = tokio::spawn(recorder.clone().keep(feedback.clone()));
     feedback.confirm_mark(first);
-    let written =
-        || read(folder.path()).filter(|extent| !extent.tables["public.t"].heaps[0].done.is_empty());
+    let written = || {
+        read(&folder.path().into())
+            .filter(|extent| !extent.tables["public.t"].heaps[0].done.is_empty())
+    };
     let extent = loop {
         match written() {
             Some(extent) => break extent,
@@ -80,11 +82,11 @@ async fn only_what_is_durable_is_written() {
     feedback.confirm_mark(second);
     recorder.whole();
     keeper.await.expect("ends");
-    let extent = read(folder.path()).expect("written");
+    let extent = read(&folder.path().into()).expect("written");
     assert!(extent.tables["public.t"].is_complete());
-    std::fs::write(path(folder.path()), "{").expect("written");
+    std::fs::write(folder.path().join(NAME), "{").expect("written");
     assert_eq!(
-        read(folder.path()),
+        read(&folder.path().into()),
         None,
         "a damaged one counts for nothing"
     );
