@@ -36,10 +36,16 @@ pub async fn run(
     );
     let standby = Standby::new(pipeline, &holder())?;
     let seat = Seat::new(standby.clone());
-    let server = listener.map(|listener| tokio::spawn(listener.serve(seat.clone())));
-    let running = match &standby {
-        None => lockstep_pipelines::start(pipeline, shutdown.clone()).await?,
+    let serve = || listener.map(|listener| tokio::spawn(listener.serve(seat.clone())));
+    let (server, running) = match &standby {
+        // Who asks meanwhile waits for as long as the start takes.
+        None => {
+            let running = lockstep_pipelines::start(pipeline, shutdown.clone()).await?;
+            seat.taken(running.handle());
+            (serve(), running)
+        }
         Some(standby) => {
+            let server = serve();
             let held = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => {
@@ -48,10 +54,12 @@ pub async fn run(
                 }
                 held = standby.turn() => held?,
             };
-            lockstep_pipelines::start_holding(pipeline, held, shutdown.clone()).await?
+            let running =
+                lockstep_pipelines::start_holding(pipeline, held, shutdown.clone()).await?;
+            seat.taken(running.handle());
+            (server, running)
         }
     };
-    seat.taken(running.handle());
     let handle = running.handle();
     // Where a terminal is, its end is what the signal says, and the process goes with it.
     let hangup = match std::io::stderr().is_terminal() {
