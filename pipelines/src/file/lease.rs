@@ -21,7 +21,7 @@ pub enum HandedOn {
     /// The state directory is on a volume that all have.
     Volume,
     /// Each has a directory of its own; what sources remember is in a database, too.
-    Records(RecordStore),
+    Records(Box<RecordStore>),
 }
 
 /// What keeps something in the state directory that nobody else can go on without, by where that is said.
@@ -79,7 +79,7 @@ pub(super) fn declared(
     let store = store(&config, state, report)?;
     Some(Leasing {
         config,
-        handed_on: HandedOn::Records(store),
+        handed_on: HandedOn::Records(Box::new(store)),
     })
 }
 
