@@ -133,7 +133,7 @@ impl Market {
                 let is_enough = self.orders.value(&ask).await;
                 (is_enough.as_deref() == Some("t"))
                     .then_some(())
-                    .ok_or(shop.log())
+                    .ok_or_else(|| shop.log())
             })
             .await;
             shop.kill();
