@@ -84,7 +84,7 @@ pub(super) struct Number(pub(super) u64);
 impl Epoch {
     /// The number of the transaction that commits there.
     pub(super) fn number(self, commit: Lsn) -> Number {
-        Number(self.0 << LSN_BITS | commit.0 / ALIGNMENT)
+        Number((self.0 << LSN_BITS) | (commit.0 / ALIGNMENT))
     }
 }
 
