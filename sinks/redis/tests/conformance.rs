@@ -192,20 +192,21 @@ fn covers(visible: Option<&str>, version: &str) -> bool {
     ordinal == "00000000" || version[..28] <= *upto || held.any(|one| one[..20] == *transaction)
 }
 
-async fn cache(value: &str) -> Option<Cache> {
+async fn cache(value: &str, more: serde_json::Value) -> Option<Cache> {
     if !available_or_say_so(Component::Redis) {
         return None;
     }
     let url = Server::shared().await.url();
+    let lab = Lab::single(url, serde_json::json!({ "value": value })).await;
     Some(Cache {
-        lab: Lab::single(url, serde_json::json!({ "value": value })).await,
+        lab: lab.with(more),
         is_hash: value == "hash",
     })
 }
 
 mod json {
     async fn cache() -> Option<super::Cache> {
-        super::cache("json").await
+        super::cache("json", serde_json::json!({})).await
     }
 
     lockstep_conformance::sink_suite!(cache);
@@ -213,10 +214,19 @@ mod json {
 
 mod hash {
     async fn cache() -> Option<super::Cache> {
-        super::cache("hash").await
+        super::cache("hash", serde_json::json!({})).await
     }
 
     lockstep_conformance::sink_suite!(cache);
+}
+
+/// A row in each call, but for what is one step: only the step keeps a look from coming between two rows.
+mod a_row_a_call {
+    async fn cache() -> Option<super::Cache> {
+        super::cache("json", serde_json::json!({ "batch": { "keys": 1 } })).await
+    }
+
+    lockstep_conformance::sink_suite!(cache; whoever_looks_sees_branches_together);
 }
 
 mod cluster {
