@@ -21,8 +21,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 /// Purchases looked at in one look, at most.
 const AT_ONCE: usize = 2_000;
-/// How long half of a purchase may be seen: until lockstep goes on after a crash. What is written in one step is never seen so.
-pub const MAY_BE_HALF: Duration = Duration::from_secs(60);
+/// How long the last purchases may take to come, once all that was committed is durable.
+const MAY_TAKE: Duration = Duration::from_secs(60);
 
 /// A buyer's purchases have numbers one behind the other: so many are looked for before they have come to the topic …
 const NEXT: u64 = 2;
@@ -47,8 +47,6 @@ pub struct Seen {
     pub looks: u64,
     /// Of those, at half of one.
     pub halves: u64,
-    /// The longest that half of one was seen.
-    pub longest_half: Duration,
     /// Purchases that were seen as a whole.
     pub purchases: u64,
 }
@@ -100,8 +98,6 @@ struct Awaited {
     /// It is in the topic; else it is the next one of its buyer, if that makes it, and may be here before.
     is_bought: bool,
     since: Instant,
-    /// Since when half of it is seen.
-    half_since: Option<Instant>,
 }
 
 impl Awaited {
@@ -109,7 +105,6 @@ impl Awaited {
         Awaited {
             is_bought,
             since: Instant::now(),
-            half_since: None,
         }
     }
 }
@@ -140,12 +135,11 @@ impl Looker {
             self.look_at_stock(&mut connection).await.map_err(told)?;
             if is_last {
                 let since = *last.get_or_insert_with(Instant::now);
-                self.awaited
-                    .retain(|_, one| one.is_bought || one.half_since.is_some());
+                self.awaited.retain(|_, one| one.is_bought);
                 if self.awaited.is_empty() {
                     return Ok(self.seen);
                 }
-                if since.elapsed() > MAY_BE_HALF {
+                if since.elapsed() > MAY_TAKE {
                     for number in self.awaited.keys() {
                         let what = format!("cache: purchase {number} is not there as a whole");
                         self.violations.add(what);
@@ -172,9 +166,7 @@ impl Looker {
                 self.taken += 1;
             }
         }
-        let is_awaited = |one: &Awaited| {
-            one.is_bought || one.half_since.is_some() || one.since.elapsed() < MAY_COME
-        };
+        let is_awaited = |one: &Awaited| one.is_bought || one.since.elapsed() < MAY_COME;
         self.awaited.retain(|_, one| is_awaited(one));
     }
 
@@ -191,13 +183,11 @@ impl Looker {
                 .arg(key(&self.prefix, "reservations", number));
         }
         let there: Vec<usize> = pipe.query_async(connection).await?;
-        let now = Instant::now();
         for (number, there) in numbers.into_iter().zip(there) {
             self.seen.looks += 1;
-            let Some(one) = self.awaited.get_mut(&number) else {
+            let Some(one) = self.awaited.get(&number) else {
                 continue;
             };
-            let half_for = one.half_since.map(|since| now - since);
             match there {
                 WHOLE => {
                     self.seen.purchases += u64::from(one.is_bought);
@@ -205,22 +195,12 @@ impl Looker {
                 }
                 HALF => {
                     self.seen.halves += 1;
-                    one.half_since.get_or_insert(now);
-                    if half_for.is_some_and(|half_for| half_for > MAY_BE_HALF) {
-                        let what = format!("cache: half of purchase {number} for {half_for:?}");
-                        self.violations.add(what);
-                        self.awaited.remove(&number);
-                    }
-                }
-                _ if half_for.is_some() => {
-                    let what = format!("cache: purchase {number} is gone again");
-                    self.violations.add(what);
+                    self.violations
+                        .add(format!("cache: half of purchase {number}"));
                     self.awaited.remove(&number);
                 }
                 _ => {}
             }
-            let longest = half_for.unwrap_or_default();
-            self.seen.longest_half = self.seen.longest_half.max(longest);
         }
         Ok(())
     }
