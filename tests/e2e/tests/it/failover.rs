@@ -87,6 +87,16 @@ impl Pair {
         let [first, second] = setups;
         let mut first = Process::start(first);
         first.runs_since(Instant::now()).await;
+        // A copy that is made again, since nobody knows that it was whole, skips what was changed between the two.
+        let is_durable = async |pipeline: &mut Pipeline| {
+            let log = pipeline.log();
+            let durable = log.contains("the copy is durable in every sink");
+            durable.then_some(()).ok_or(log)
+        };
+        first
+            .running
+            .until(CATCH_UP, "the copy to be durable", is_durable)
+            .await;
         let mut second = Process::start(second);
         second.stands_by().await;
         Pair {
