@@ -176,34 +176,32 @@ const ENDS_WITHIN: Duration = Duration::from_secs(5);
 pub async fn take_over(client: &Client, name: &str) -> Result<()> {
     const END: &str = "SELECT active_pid, pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
         WHERE slot_name = $1::text::name AND active_pid IS NOT NULL";
-    const READ: &str = "SELECT FROM pg_catalog.pg_replication_slots \
-        WHERE slot_name = $1::text::name AND active_pid IS NOT NULL";
     let doing = "end the session of who read the slot before";
-    let ended = match sql::query(client, doing, END, &[&name]).await {
-        Ok(ended) => ended,
-        Err(error) if error.kind() == ErrorKind::Permission => {
-            tracing::warn!(slot = name, %error, "whoever read it before keeps it until the server sees that it is gone");
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
-    let Some(pid) = ended.first().map(|row| row.get::<_, i32>(0)) else {
-        return Ok(());
-    };
-    tracing::warn!(slot = name, pid, "ended the session of who read it before");
     let deadline = Instant::now() + ENDS_WITHIN;
+    let mut told = false;
     while Instant::now() < deadline {
-        let reading = sql::query(client, "look whether the slot is free", READ, &[&name]).await?;
-        if reading.is_empty() {
+        let reading = match sql::query(client, doing, END, &[&name]).await {
+            Ok(reading) => reading,
+            Err(error) if error.kind() == ErrorKind::Permission => {
+                tracing::warn!(slot = name, %error, "whoever read it before keeps it until the server sees that it is gone");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(pid) = reading.first().map(|row| row.get::<_, i32>(0)) else {
             return Ok(());
+        };
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(slot = name, pid, "ending the session of who read it before");
         }
+        // Told once, a session that waits for a frozen reader was seen to stay for seconds.
         tokio::time::sleep(LOOK_AGAIN).await;
     }
     Ok(())
 }
 
 /// Between two looks at whether a session has ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Refuses `failover = true` where the server does not have it.
 ///
