@@ -54,8 +54,14 @@ impl Process {
         self.running = self.setup.start();
     }
 
-    /// What `/readyz` says.
+    /// What `/readyz` says. On a machine that is busy enough a holder may lose the lease and end, and is started again, as whatever watches
+    /// over processes does.
     async fn says(&mut self) -> Result<String, String> {
+        if self.running.exited().is_some() {
+            let log = self.running.log();
+            assert!(log.contains("the lease of the pipeline is lost"), "{log}");
+            self.restart();
+        }
         match self.running.get("/readyz").await {
             Ok((200, body)) => Ok(body),
             other => Err(format!("{other:?}")),
