@@ -1,15 +1,20 @@
 //! Records of a pipeline, and whoever would still write them.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use lockstep_conformance::checkpoint::{self, CheckpointsUnderTest};
 use lockstep_core::ErrorKind;
 use lockstep_core::config::Secret;
+use lockstep_core::folder::Folder;
 use lockstep_core::token::Token;
 use lockstep_kit::Component::Postgres as NeedsPostgres;
-use lockstep_kit::component::POSTGRES_MAJORS;
+use lockstep_kit::component::{POSTGRES_MAJORS, available_or_say_so};
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
 use lockstep_kit::{require, require_own, wait_for};
 use lockstep_leases::{Documents, RecordStore};
+use tempfile::TempDir;
 
 const MAJOR: u16 = 16;
 const PLACE: &str = "sources/orders";
@@ -32,6 +37,51 @@ async fn kept(store: &RecordStore) -> Vec<(String, String)> {
 
 fn document(name: &str, content: &str) -> (String, String) {
     (name.to_owned(), content.to_owned())
+}
+
+/// A record in a database, and a directory for whoever opens it.
+struct Recorded {
+    store: RecordStore,
+    directories: Mutex<Vec<TempDir>>,
+}
+
+#[async_trait]
+impl CheckpointsUnderTest for Recorded {
+    async fn open(&self, token: Token) -> Folder {
+        let (records, mut places) = self.store.adopt("shop", token).await.expect("taken");
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().to_owned();
+        let documents = places.remove(PLACE).unwrap_or_default();
+        let documents = documents.iter();
+        checkpoint::lay_out(
+            &path,
+            documents.map(|(name, content)| (&**name, &**content)),
+        );
+        let mut directories = self.directories.lock().expect("no holder panics");
+        directories.push(directory);
+        Folder::with_copies(path, records.of(PLACE))
+    }
+
+    fn fences(&self) -> bool {
+        true
+    }
+}
+
+mod checkpoints {
+    use super::*;
+
+    async fn make() -> Option<Recorded> {
+        if !available_or_say_so(NeedsPostgres(MAJOR)) {
+            return None;
+        }
+        let database = Postgres::shared(MAJOR).await.database("records").await;
+        Some(Recorded {
+            store: store(&database),
+            directories: Mutex::default(),
+        })
+    }
+
+    lockstep_conformance::checkpoint_suite!(make);
 }
 
 #[tokio::test]
