@@ -7,7 +7,8 @@
 //!
 //! **Which branches there are.** When the first commit of `u` is read, all its branches have been prepared, and flushed. So a place of
 //! each log that is asked for from then on (a *fence*) lies behind them all: once the log of every other source is read up to
-//! there, the branches are known, and nobody waits for one that never comes.
+//! there, the branches are known, and nobody waits for one that never comes. A commit is such a place of its own log: what has committed
+//! in every source needs no fence.
 //!
 //! **Order.** `u` goes before `v` if on some source `c(u, s) < p(v, s)`. Whatever `v` can have seen of `u` makes it so: a row
 //! that `u` had locked, or one that it wrote, was free for `v` only when `u` had committed, and `v` was not prepared yet. No circle can come of
@@ -289,7 +290,9 @@ impl Order {
         let mut asking = Vec::with_capacity(self.wanting.len());
         for id in std::mem::take(&mut self.wanting) {
             let waiting = self.units.get_mut(&id);
-            if let Some(waiting) = waiting.filter(|waiting| waiting.fences == Fences::Wanted) {
+            let wanted = waiting.filter(|waiting| waiting.fences == Fences::Wanted);
+            let sources = self.sources.len();
+            if let Some(waiting) = wanted.filter(|waiting| !waiting.is_everywhere(sources)) {
                 waiting.fences = Fences::Asked(ticket);
                 asking.push(id);
             }
@@ -520,7 +523,7 @@ impl Order {
         if waiting.unit.members.is_empty() || !waiting.prepared.is_empty() {
             return Look::Incomplete;
         }
-        if waiting.unit.global.is_some() {
+        if waiting.unit.global.is_some() && !waiting.is_everywhere(self.sources.len()) {
             let Fences::At(ends) = &waiting.fences else {
                 return Look::Incomplete;
             };
@@ -586,6 +589,11 @@ impl Waiting {
     fn is_in(&self, source: usize) -> bool {
         let mut members = self.unit.members.iter();
         members.any(|member| member.source == source)
+    }
+
+    /// Whether it has committed in each source: no fence tells more than that.
+    fn is_everywhere(&self, sources: usize) -> bool {
+        (0..sources).all(|source| self.is_in(source) || self.left_out.contains(&source))
     }
 
     /// Whether a branch of it has ended there: all of them had been prepared by then.

@@ -688,6 +688,27 @@ fn nothing_goes_on_before_all_branches_can_be_known() {
 }
 
 #[test]
+fn what_has_committed_in_every_source_asks_nobody() {
+    let mut order = Order::new(vec![Reach::default(); 3]);
+    for source in 0..3 {
+        order.prepared(source, &name("g"), Lsn(10));
+        order.prepared(source, &name("h"), Lsn(12));
+        order.committed(commit(source, 20, Some(("g", 10))));
+    }
+    assert_eq!(order.wanted(), None);
+    let steps = released(&mut order);
+    assert!(steps.len() == 1 && steps[0][0].members.len() == 3);
+    // In one of them there is nothing that could go on.
+    order.left_out(1, &name("h"), Lsn(12));
+    order.committed(commit(0, 30, Some(("h", 12))));
+    let ticket = order.wanted().expect("of the third, nothing is known");
+    order.committed(commit(2, 30, Some(("h", 12))));
+    assert_eq!(released(&mut order).len(), 1);
+    order.fenced(ticket, Some(&[Lsn(90); 3]));
+    assert_eq!(order.held(), 0);
+}
+
+#[test]
 fn a_name_that_is_used_again_is_another_transaction() {
     let mut order = Order::new(vec![Reach::default(); 2]);
     order.prepared(0, &name("nightly"), Lsn(10));

@@ -18,12 +18,14 @@ use super::super::source_state::SourceShare;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two questions, when the first had no answer.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Between two questions otherwise: most of what commits meanwhile commits everywhere, and then needs no answer.
+const SPACING: Duration = Duration::from_millis(5);
 
 /// One question at a time: it is for all that waits.
 pub(super) struct Fencing {
     shares: Vec<Arc<SourceShare>>,
     asking: Option<BoxFuture<'static, (Ticket, Option<Vec<Lsn>>)>>,
-    /// After one without an answer.
+    /// After one.
     pause: Option<Pin<Box<Sleep>>>,
     trouble: Trouble,
 }
@@ -72,9 +74,8 @@ impl Fencing {
         if let Some(asking) = &mut self.asking {
             let (ticket, ends) = asking.await;
             self.asking = None;
-            if ends.is_none() {
-                self.pause = Some(Box::pin(sleep_until(Instant::now() + PAUSE)));
-            }
+            let pause = if ends.is_none() { PAUSE } else { SPACING };
+            self.pause = Some(Box::pin(sleep_until(Instant::now() + pause)));
             return Happened::Answered(ticket, ends);
         }
         match &mut self.pause {
