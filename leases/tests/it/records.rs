@@ -42,6 +42,8 @@ fn document(name: &str, content: &str) -> (String, String) {
 /// A record in a database, and a directory for whoever opens it.
 struct Recorded {
     store: RecordStore,
+    /// It is gone with this.
+    _database: Database,
     directories: Mutex<Vec<TempDir>>,
 }
 
@@ -77,6 +79,7 @@ mod checkpoints {
         let database = Postgres::shared(MAJOR).await.database("records").await;
         Some(Recorded {
             store: store(&database),
+            _database: database,
             directories: Mutex::default(),
         })
     }
