@@ -5,6 +5,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep_conformance::feed::{Feed, V, lsn, position};
 use lockstep_conformance::history::{Random, Row, Step, cut, history, items, model};
@@ -390,7 +391,7 @@ async fn a_step_whose_answer_is_lost_is_known_to_be_done() {
         // What comes back is slow, so that the line is cut between the work and the answer.
         let durable = sink.write(row(&lab, round)).await.expect("taken");
         for line in proxy.connections() {
-            line.latency(std::time::Duration::from_millis(200));
+            line.latency(Duration::from_millis(200));
         }
         wait_for(PATIENCE, "the row", async || {
             match lab.row(&round.to_string()).await {
@@ -411,8 +412,15 @@ async fn a_step_whose_answer_is_lost_is_known_to_be_done() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_passes_a_step_that_is_refused() {
     lockstep_kit::require!(Redis);
-    let lab = Lab::single(Server::shared().await.url(), json!({ "value": "hash" })).await;
-    let (mut sink, table) = (lab.open().await, lab.orders());
+    let server = Server::shared().await;
+    let proxy = Proxy::start(server.address()).await;
+    let lab = Lab::single(server.url(), json!({ "value": "hash" })).await;
+    let through = lab.with(json!({ "url": format!("redis://{}", proxy.address()) }));
+    let (mut sink, table) = (through.open().await, lab.orders());
+    // Long enough that all are on their way before the first is answered.
+    for line in proxy.connections() {
+        line.latency(Duration::from_millis(500));
+    }
     lab.ask(&["LPUSH", &lab.key("1"), "no hash"]).await;
     let poison = lab
         .make()
