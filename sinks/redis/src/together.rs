@@ -85,8 +85,11 @@ impl Writer {
         }
         // It is larger than what may wait, so nothing else is in it.
         self.current = Flush::default();
+        let mine = self.waiting.len() - jobs;
+        for waiting in self.waiting.iter_mut().skip(mine) {
+            waiting.delivered = Delivered::default();
+        }
         for (at, batch) in batches.iter().enumerate() {
-            self.waiting[last - jobs + at].delivered = Delivered::default();
             self.put_in_steps(batch, jobs - at).await?;
         }
         Ok(())
