@@ -45,6 +45,7 @@ metrics! {
     SINK_BYTES = "lockstep_sink_bytes_total" ["sink"] "How many payload bytes did the sink write?";
     SINK_IN_FLIGHT = "lockstep_sink_in_flight_batches" ["sink"] "How many batches wait for this sink?";
     SINK_SETBACKS = "lockstep_sink_setbacks_total" ["sink"] "How often had the sink lost something that it had confirmed?";
+    SINK_FENCED = "lockstep_sink_fenced_total" ["sink"] "How often did the sink refuse this process, because a newer one writes there?";
     SINK_ERRORS = "lockstep_sink_errors_total" ["sink", "code"] "How often did the sink fail and start over, by error code?";
     SINK_UP = "lockstep_sink_up" ["sink"] "Is the sink open (1) or waiting (0)?";
     END_TO_END_LATENCY = "lockstep_end_to_end_latency_seconds" ["sink"] "How long from commit in PostgreSQL to durable in the sink?";

@@ -25,6 +25,8 @@ pub mod reason {
     pub const REFUSED: &str = "refused";
     /// An earlier change of the same key lies aside, and later ones wait for it.
     pub const BEHIND: &str = "behind";
+    /// Of no change: somebody newer writes there, by a greater token or an opening of its own, and who is refused is too late.
+    pub const FENCED: &str = "fenced";
 }
 
 /// One change that a sink refuses. Identity of the source, position and table tell it from all others.

@@ -71,6 +71,7 @@ pub struct Metrics {
     sink_bytes: IntCounterVec,
     pub(crate) sink_in_flight: IntGaugeVec,
     sink_setbacks: IntCounterVec,
+    sink_fenced: IntCounterVec,
     reconciles: ReconcileMetrics,
     invariants: InvariantMetrics,
     sink_errors: IntCounterVec,
@@ -201,6 +202,7 @@ impl Metrics {
                 verified: make.gauges(names::INVARIANT_VERIFIED)?,
             },
             sink_setbacks: make.counters(names::SINK_SETBACKS)?,
+            sink_fenced: make.counters(names::SINK_FENCED)?,
             sink_errors: make.counters(names::SINK_ERRORS)?,
             sink_up: make.gauges(names::SINK_UP)?,
             latency: make.latencies(names::END_TO_END_LATENCY)?,
@@ -296,6 +298,7 @@ impl Metrics {
             latency: self.latency.with_label_values(&[name]),
             visible: self.two_phase_visible.clone(),
             setbacks: self.sink_setbacks.with_label_values(&[name]),
+            fenced: self.sink_fenced.with_label_values(&[name]),
             errors: self.sink_errors.clone(),
             name: Arc::clone(name),
         }
@@ -649,6 +652,7 @@ pub(crate) struct SinkMetrics {
     incomplete: IntCounter,
     bytes: IntCounter,
     setbacks: IntCounter,
+    fenced: IntCounter,
     errors: IntCounterVec,
     latency: Histogram,
     visible: HistogramVec,
@@ -692,6 +696,11 @@ impl SinkMetrics {
         self.setbacks.inc();
     }
 
+    /// The sink has refused this process, because a newer one writes there.
+    pub fn fenced(&self) {
+        self.fenced.inc();
+    }
+
     /// The sink has failed.
     pub fn failed(&self, code: &str) {
         self.errors.with_label_values(&[&*self.name, code]).inc();
@@ -733,6 +742,7 @@ mod tests {
             metrics.sink_bytes.desc(),
             metrics.sink_in_flight.desc(),
             metrics.sink_setbacks.desc(),
+            metrics.sink_fenced.desc(),
             metrics.reconciles.compared.desc(),
             metrics.reconciles.drift.desc(),
             metrics.reconciles.repaired.desc(),

@@ -55,6 +55,7 @@ pub fn of_reply(code: &str, detail: &str, cluster: bool) -> Error {
     }
     let error = match kind {
         ErrorKind::Refused => error.because(reason::WRONG_TYPE),
+        ErrorKind::Busy => error.because(reason::FENCED),
         _ => error,
     };
     match remedy(code, detail, kind) {

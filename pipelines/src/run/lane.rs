@@ -21,6 +21,7 @@ use lockstep_core::durable::{Delivered, Durable};
 use lockstep_core::error::{At, Policy};
 use lockstep_core::position::SourceIdentity;
 use lockstep_core::progress::Progress;
+use lockstep_core::refusal::reason;
 use lockstep_core::sink::Sink;
 use lockstep_core::{Error, Result};
 use tokio::sync::{Notify, mpsc};
@@ -325,6 +326,9 @@ impl Lane {
     /// Counts a failure and logs it, unless it is the one that was logged last.
     fn failed(&mut self, error: &Error) {
         self.parts.metrics.failed(error.kind().code());
+        if error.reason() == Some(reason::FENCED) {
+            self.parts.metrics.fenced();
+        }
         let text = error.to_string();
         let mut view = self.parts.state.view();
         view.phase = SinkPhase::Retrying;

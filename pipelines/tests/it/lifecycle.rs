@@ -156,6 +156,29 @@ async fn every_kind_of_fault_leaves_each_change_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_comes_too_late_for_a_sink_counts_it() {
+    let (server, store) = (Server::new("late", "a", &["t"]), Store::new("late"));
+    store.state().faults = [
+        Fault::Reject(ErrorKind::Busy),
+        Fault::Fenced,
+        Fault::Fenced,
+        Fault::Reject(ErrorKind::Unavailable),
+    ]
+    .into();
+    let end = server.fill("t", 1);
+    let run = Run::start(&one_to_one("late")).await;
+    until("confirmed", || server.state().confirmed == end).await;
+    let metrics = run.running.handle().metrics_text().expect("text");
+    for line in [
+        "lockstep_sink_fenced_total{sink=\"s\"} 2",
+        "lockstep_sink_errors_total{code=\"LS007\",sink=\"s\"} 3",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    run.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sink_that_proves_nothing_gets_all_that_is_not_durable_again() {
     let (server, store) = (Server::new("unproved", "a", &["t"]), Store::new("unproved"));
     store.state().proves = false;

@@ -165,6 +165,7 @@ fn reason_of(code: Code) -> Option<&'static str> {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
             Some(reason::TOO_LARGE)
         }
+        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => Some(reason::FENCED),
         _ => None,
     }
 }

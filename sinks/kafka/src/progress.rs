@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use lockstep_core::ErrorKind;
 use lockstep_core::position::SourceInfo;
 use lockstep_core::progress::Progress;
+use lockstep_core::refusal::reason;
 use lockstep_core::token::Token;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -238,11 +239,15 @@ fn consumer(config: &KafkaConfig, isolation: &str) -> Result<BaseConsumer<Quiet>
 }
 
 fn superseded(topic: &str, token: Token) -> Failure {
-    Failure::new(
+    let failure = Failure::new(
         ErrorKind::Busy,
         format!("a newer lease, of number {token}, has written to `{topic}`"),
         "another process runs the pipeline: this one starts anew when it is its turn",
-    )
+    );
+    Failure {
+        reason: Some(reason::FENCED),
+        ..failure
+    }
 }
 
 fn broken(topic: &str, offset: i64, key: &str, cause: &str) -> Failure {

@@ -199,7 +199,7 @@ impl Writer {
     }
 
     /// Empties a table: notes the floor, then removes every row below it, step by step.
-    async fn truncate(
+    pub(crate) async fn truncate(
         &mut self,
         batch: &Batch,
         schema: &Arc<TableSchema>,

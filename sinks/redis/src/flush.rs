@@ -1,5 +1,7 @@
 //! Writes on their way: put together in one buffer, sent as script calls of many keys.
 
+mod step;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use crate::fence::Fence;
 use crate::keys;
 use crate::scripts::{self, Done, How, Script};
 use crate::version::Version;
+use crate::writer::Reached;
 
 /// A flush goes out when it holds this much, however many batches that is.
 pub(crate) const FULL_BYTES: usize = 256 << 10;
@@ -55,8 +58,10 @@ pub(crate) struct Flush {
     origins: Vec<(Arc<SourceInfo>, Arc<TableSchema>)>,
     /// Batches whose last write is in here.
     pub(crate) jobs: usize,
-    /// All of it is one step: see [`Flush::fits_a_step`].
+    /// In a cluster: all of it is one step for each hash slot, see [`Flush::fits_a_step`].
     pub(crate) whole: bool,
+    /// On a single server: what of sources is there when all of this is.
+    reached: Vec<Reached>,
 }
 
 struct Write {
@@ -71,6 +76,13 @@ struct Write {
     payload: usize,
 }
 
+impl Write {
+    /// Bytes of its words in a call, roughly.
+    fn bytes(&self) -> usize {
+        2 * self.key.len() + 64 + self.payload
+    }
+}
+
 /// What the server did with a flush.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -82,7 +94,7 @@ pub(crate) struct Tally {
 
 impl Flush {
     pub(crate) fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.jobs == 0
+        !self.has_effect() && self.jobs == 0
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -171,7 +183,7 @@ impl Flush {
         Ok(tally)
     }
 
-    /// Sends everything as one step; in a cluster, as one for each hash slot.
+    /// Sends everything as one step for each hash slot.
     async fn send_whole(&self, link: &Link, limits: &Limits) -> Result<Tally> {
         let calls = self.steps(link.is_cluster());
         let build = |index: usize, how| self.command(&calls[index], how, limits);
@@ -179,7 +191,7 @@ impl Flush {
         let mut tally = Tally::default();
         let mut refusals = Refusals::default();
         for (call, reply) in calls.iter().zip(&replies) {
-            match scripts::done(link, reply)? {
+            match scripts::done(link, call.script, reply)? {
                 Done::All(stale, gaps) => {
                     tally.stale += stale;
                     tally.gaps += gaps;
@@ -190,6 +202,7 @@ impl Flush {
                         refusals.take::<()>(Err(self.about(&self.writes[*write], error)))?;
                     }
                 }
+                Done::NotNext { .. } => return Err(link.unexpected(call.script.name(), reply)),
             }
         }
         refusals.finish()?;
@@ -285,7 +298,7 @@ impl Flush {
         let (mut words, mut bytes) = (1, 32);
         for write in writes.clone() {
             words += STEP_WORDS_EACH + write.args.len();
-            bytes += 2 * write.key.len() + 64 + write.payload;
+            bytes += write.bytes();
         }
         let fence = limits.fence.as_ref();
         let names = 2 * call.writes.len() + usize::from(fence.is_some());

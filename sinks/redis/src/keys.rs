@@ -15,6 +15,8 @@ const PROGRESS: &str = "lockstep:progress:";
 const VISIBLE: &str = "lockstep:visible:";
 /// Begins the keys that hold the versions of truncations.
 const FLOORS: &str = "lockstep:floor:";
+/// Begins the keys that hold the last step.
+const STEPS: &str = "lockstep:step:";
 /// Begins the keys that hold the greatest token seen.
 const FENCES: &str = "lockstep:fence:";
 
@@ -38,6 +40,11 @@ pub(crate) fn floors(pipeline: &str, sink: &str, source: &str) -> String {
     format!("{FLOORS}{pipeline}:{sink}:{source}")
 }
 
+/// Where the last step of a sink is noted.
+pub(crate) fn step(pipeline: &str, sink: &str) -> String {
+    format!("{STEPS}{pipeline}:{sink}")
+}
+
 /// Where the greatest token of a sink is kept. In a cluster something is added to it for each slot.
 pub(crate) fn fence(pipeline: &str, sink: &str) -> String {
     format!("{FENCES}{pipeline}:{sink}")
@@ -53,7 +60,7 @@ pub(crate) fn companion(data: &[u8], out: &mut Vec<u8>) {
 
 /// Whether `key` is one of those kept beside the rows.
 pub(crate) fn is_beside(key: &[u8]) -> bool {
-    let texts = [PROGRESS, VISIBLE, FLOORS, FENCES].map(str::as_bytes);
+    let texts = [PROGRESS, VISIBLE, FLOORS, STEPS, FENCES].map(str::as_bytes);
     texts
         .iter()
         .chain(&[VERSION_PREFIX])

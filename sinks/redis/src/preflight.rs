@@ -10,8 +10,8 @@ use crate::config::RedisConfig;
 use crate::scripts;
 
 /// What a user needs, as an ACL.
-const RIGHTS: &str = "ACL SETUSER <user> ~* +get +set +mget +mset +del +exists +hset +hget +hdel +hmget +hgetall +hlen \
-                      +pexpire +scan +eval +evalsha +script|load +info +cluster|slots";
+const RIGHTS: &str = "ACL SETUSER <user> ~* +get +set +mget +mset +del +exists +hset +hget +hdel +hmget +hgetall +hkeys +hlen \
+                      +pexpire +type +scan +eval +evalsha +script|load +info +cluster|slots";
 
 /// Tries each command that rows need on a key that does not exist, in ways that change nothing, and returns the
 /// errors. `SET … XX` writes only what is there.

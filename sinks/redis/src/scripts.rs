@@ -21,6 +21,10 @@ pub(crate) enum Script {
     Drop,
     /// All of what the three do, in one step.
     Whole,
+    /// One step of a sink: rows of any kind, and how far their sources have come.
+    Step,
+    /// Takes the chain of steps over.
+    Begin,
     /// Removes what a TRUNCATE covers.
     Clear,
     /// Raises the floor of a table.
@@ -35,7 +39,7 @@ pub(crate) enum Script {
     Raise,
 }
 
-const COUNT: usize = 10;
+const COUNT: usize = 12;
 
 type Loaded = [lockstep_redis::Script; COUNT];
 
@@ -53,6 +57,8 @@ sources! {
     "the hash script", "scripts/hash.lua";
     "the drop script", "scripts/drop.lua";
     "the whole script", "scripts/whole.lua";
+    "the step script", "scripts/step.lua";
+    "the begin script", "scripts/begin.lua";
     "the clear script", "scripts/clear.lua";
     "the floor script", "scripts/floor.lua";
     "the epoch script", "scripts/epoch.lua";
@@ -68,6 +74,8 @@ impl Script {
         Script::Hash,
         Script::Drop,
         Script::Whole,
+        Script::Step,
+        Script::Begin,
         Script::Clear,
         Script::Floor,
         Script::Epoch,
@@ -97,7 +105,7 @@ impl Script {
         self.loaded(false).name()
     }
 
-    /// What the whole script calls it.
+    /// What the scripts that do all of it call it.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Script::Hash => "hash",
@@ -140,16 +148,21 @@ pub(crate) fn counts(link: &Link, script: Script, reply: &Value) -> Result<(u64,
     }
 }
 
-/// What the whole script has done.
+/// What the scripts have done that do all or nothing.
 pub(crate) enum Done {
     /// Everything; the two counts are those of the other scripts.
     All(u64, u64),
     /// Nothing: these writes, by their number in the call from 0, cannot be carried out.
     Nothing(Vec<usize>),
+    /// Nothing: the last step is not the one that this one follows.
+    NotNext {
+        /// Whether the server knows of any step.
+        any: bool,
+    },
 }
 
-/// The answer of the whole script.
-pub(crate) fn done(link: &Link, reply: &Value) -> Result<Done> {
+/// The answer of a script that does all or nothing.
+pub(crate) fn done(link: &Link, script: Script, reply: &Value) -> Result<Done> {
     let number = |value: &Value| match value {
         Value::Int(number) => usize::try_from(*number).ok(),
         _ => None,
@@ -163,7 +176,12 @@ pub(crate) fn done(link: &Link, reply: &Value) -> Result<Done> {
     {
         return Ok(Done::Nothing(refused));
     }
-    let (stale, gaps) = counts(link, Script::Whole, reply)?;
+    if let Value::Array(items) = reply
+        && let [Value::Int(-2), Value::Int(any)] = items[..]
+    {
+        return Ok(Done::NotNext { any: any == 1 });
+    }
+    let (stale, gaps) = counts(link, script, reply)?;
     Ok(Done::All(stale, gaps))
 }
 
@@ -243,12 +261,13 @@ mod tests {
 
     #[test]
     fn scripts_compare_whole_versions() {
-        let compared = format!("string.sub(old, 1, {})", crate::version::LENGTH);
+        let compared = format!("sub(old, 1, {})", crate::version::LENGTH);
         for script in [
             Script::Put,
             Script::Hash,
             Script::Drop,
             Script::Whole,
+            Script::Step,
             Script::Clear,
         ] {
             assert!(

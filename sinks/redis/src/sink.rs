@@ -14,6 +14,7 @@ use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_redis::Link;
 use tokio::sync::mpsc;
 
+use crate::chain::Chain;
 use crate::config::RedisConfig;
 use crate::fence::Fence;
 use crate::flush::Limits;
@@ -73,6 +74,10 @@ impl SinkFactory for RedisFactory {
         if let Some(fence) = &fence {
             fence.raise(&link).await?;
         }
+        let chain = match link.is_cluster() {
+            true => None,
+            false => Some(Chain::begin(&link, &names, fence.as_ref()).await?),
+        };
         let mut sources = Sources::default();
         for source in &context.sources {
             sources.get(&link, &names, source).await?;
@@ -84,7 +89,13 @@ impl SinkFactory for RedisFactory {
             tombstone_ttl: millis(config.tombstone_ttl.0),
             fence,
         };
-        let writer = Writer::new(link.clone(), limits, names.clone(), tables, sources);
+        let writer = Writer::new(
+            link.clone(),
+            limits,
+            names.clone(),
+            tables,
+            (sources, chain),
+        );
         let (jobs, received) = mpsc::channel(QUEUE);
         Ok(Box::new(RedisSink {
             link,

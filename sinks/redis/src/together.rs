@@ -14,7 +14,7 @@ use lockstep_core::{Error, Result};
 use lockstep_encode::fold::{Part, Write, fold, is_independent};
 
 use crate::careful::{AT_ONCE, base_of};
-use crate::flush::FULL_BYTES;
+use crate::flush::{FULL_BYTES, Flush};
 use crate::writer::{Promised, Writer};
 
 /// What a transaction has of one source.
@@ -51,8 +51,10 @@ impl Writer {
             self.drain_flushes().await?;
         }
         let (mut last, jobs) = (self.waiting.len(), parts.len());
+        let mut batches = Vec::with_capacity(jobs);
         for (batch, receipt) in parts {
             self.await_answers(&batch, receipt).await?;
+            batches.push(batch);
         }
         let mut refusals = Refusals::default();
         for (share, parts) in shares.iter().zip(&folded) {
@@ -62,19 +64,39 @@ impl Writer {
             self.waiting[last - 1].delivered += delivered;
         }
         refusals.finish()?;
-        self.current.jobs += jobs;
-        self.current.whole = self.current.fits_a_step();
-        if !self.current.whole {
+        let fits = self.current.fits_a_step();
+        if !fits {
             tracing::warn!(
                 sink = %self.names.sink, bytes,
                 "a transaction of several databases is too large for one step of Redis: its branches become visible one behind the other"
             );
         }
+        if self.chain.is_none() {
+            self.current.jobs += jobs;
+            self.current.whole = fits;
+            return Ok(());
+        }
+        if fits {
+            for batch in &batches {
+                self.reach(batch).await?;
+            }
+            self.current.jobs += jobs;
+            return Ok(());
+        }
+        // It is larger than what may wait, so nothing else is in it.
+        self.current = Flush::default();
+        let mine = self.waiting.len() - jobs;
+        for waiting in self.waiting.iter_mut().skip(mine) {
+            waiting.delivered = Delivered::default();
+        }
+        for (at, batch) in batches.iter().enumerate() {
+            self.put_in_steps(batch, jobs - at).await?;
+        }
         Ok(())
     }
 
     /// Puts writes into the current flush, whatever its size.
-    async fn put_step(
+    pub(crate) async fn put_step(
         &mut self,
         batch: &Batch,
         writes: &[Write<'_>],
@@ -107,7 +129,7 @@ impl Writer {
 }
 
 /// Whether what a share is folded to needs nothing that it changes itself.
-fn is_one_step(parts: &[Part<'_>]) -> bool {
+pub(crate) fn is_one_step(parts: &[Part<'_>]) -> bool {
     match parts {
         [] => true,
         [part] => part.truncate().is_none(),

@@ -1,9 +1,11 @@
 //! The task that owns the writing: takes batches, folds them, keeps a few flushes under way, notes the progress.
 //!
-//! Scripts compare versions, so writes of whole rows and deletes may overtake each other and be repeated without harm:
-//! flushes overlap. A batch that must read what is there first (unchanged columns) or that truncates waits until all
-//! before it is answered ([`crate::careful`]). Branches of one transaction go into one flush, which is one step
-//! ([`crate::together`]).
+//! On a single server a flush is one step, with the progress of its batches ([`crate::steps`]), and the steps make a chain
+//! ([`crate::chain`]). In a cluster there is no such step. Scripts compare versions, so writes of whole rows and deletes may overtake
+//! each other and be repeated without harm: flushes overlap, and the progress follows when they are answered.
+//!
+//! What must read what is there first (unchanged columns) or truncates waits until all before it is answered
+//! ([`crate::careful`]). Branches of one transaction go into one flush ([`crate::together`]).
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -12,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use lockstep_core::batch::{Batch, Phase};
+use lockstep_core::batch::Batch;
 use lockstep_core::durable::{Delivered, Receipt};
 use lockstep_core::position::SourceInfo;
 use lockstep_core::progress::Progress;
@@ -22,6 +24,7 @@ use lockstep_encode::fold::{Part, Write, fold, is_independent};
 use lockstep_redis::Link;
 use tokio::sync::mpsc;
 
+use crate::chain::Chain;
 use crate::flush::{Flush, Limits, Tally};
 use crate::rows::{Base, Tables};
 use crate::state::{self, Names, Source, Sources};
@@ -67,11 +70,13 @@ pub(crate) struct Writer {
     pub(crate) names: Names,
     pub(crate) tables: Tables,
     pub(crate) sources: Sources,
+    /// On a single server.
+    pub(crate) chain: Option<Chain>,
     pub(crate) current: Flush,
     flight: FuturesOrdered<BoxFuture<'static, Landed>>,
     flushes: usize,
-    /// Batches not yet reported, oldest first: `saving` of them wait for the progress to be saved, the next `answered`
-    /// have all their writes answered.
+    /// Batches not yet reported, oldest first. In a cluster `saving` of them wait for the progress to be saved, and the next
+    /// `answered` have all their writes answered.
     pub(crate) waiting: VecDeque<Waiting>,
     saving: usize,
     answered: usize,
@@ -84,7 +89,18 @@ pub(crate) struct Writer {
 pub(crate) struct Waiting {
     receipt: Receipt,
     pub(crate) delivered: Delivered,
+    /// In a cluster; elsewhere it goes along with the writes.
     reached: Option<Reached>,
+}
+
+impl Waiting {
+    pub(crate) fn new(receipt: Receipt, reached: Option<Reached>) -> Self {
+        Waiting {
+            receipt,
+            delivered: Delivered::default(),
+            reached,
+        }
+    }
 }
 
 /// How far a source has come.
@@ -107,7 +123,7 @@ impl Writer {
         limits: Limits,
         names: Names,
         tables: Tables,
-        sources: Sources,
+        (sources, chain): (Sources, Option<Chain>),
     ) -> Self {
         Writer {
             link,
@@ -115,6 +131,7 @@ impl Writer {
             names,
             tables,
             sources,
+            chain,
             current: Flush::default(),
             flight: FuturesOrdered::new(),
             flushes: 0,
@@ -158,7 +175,7 @@ impl Writer {
             let Some(job) = job else { break };
             self.obey(job).await?;
             // What has gathered meanwhile goes along; when nothing has, the flush goes out at once.
-            while !self.current.is_full() {
+            while !self.is_full() {
                 let Ok(job) = jobs.try_recv() else { break };
                 self.obey(job).await?;
             }
@@ -176,25 +193,20 @@ impl Writer {
 
     /// Lets a batch wait for its answers.
     pub(crate) async fn await_answers(&mut self, batch: &Batch, receipt: Receipt) -> Result<()> {
-        let last = batch.changes().last();
-        let reached = match last.filter(|_| batch.phase == Phase::Stream) {
-            None => None,
-            Some(last) => Some(Reached {
-                source: Arc::clone(&batch.source),
-                epoch: self.source_of(batch).await?.epoch,
-                progress: batch.progress_at(last),
-            }),
+        let reached = match self.chain {
+            Some(_) => None,
+            None => self.reached_by(batch).await?,
         };
-        self.waiting.push_back(Waiting {
-            receipt,
-            delivered: Delivered::default(),
-            reached,
-        });
+        self.waiting.push_back(Waiting::new(receipt, reached));
         Ok(())
     }
 
     /// Puts the writes of a batch into the current flush, sending flushes as they fill.
-    pub(crate) async fn take(&mut self, (batch, receipt): Promised) -> Result<()> {
+    pub(crate) async fn take(&mut self, promised: Promised) -> Result<()> {
+        if self.chain.is_some() {
+            return self.take_in_steps(promised).await;
+        }
+        let (batch, receipt) = promised;
         self.await_answers(&batch, receipt).await?;
         if !batch.changes().is_empty() {
             let parts = fold(&batch)?;
@@ -248,7 +260,7 @@ impl Writer {
     }
 
     /// What is known of the source of a batch.
-    async fn source_of(&mut self, batch: &Batch) -> Result<&mut Source> {
+    pub(crate) async fn source_of(&mut self, batch: &Batch) -> Result<&mut Source> {
         let source = &batch.source;
         self.sources.get(&self.link, &self.names, source).await
     }
@@ -264,8 +276,13 @@ impl Writer {
         let flush = std::mem::take(&mut self.current);
         let (link, limits) = (self.link.clone(), self.limits.clone());
         self.flushes += 1;
+        let next = self.chain.as_mut().filter(|_| flush.has_effect());
+        let (place, names) = (next.map(Chain::next), self.names.clone());
         self.flight.push_back(Box::pin(async move {
-            let tally = flush.send(&link, &limits).await;
+            let tally = match place {
+                Some(place) => flush.send_step(&link, &limits, &names, place).await,
+                None => flush.send(&link, &limits).await,
+            };
             Landed::Flush {
                 jobs: flush.jobs,
                 tally,
@@ -316,18 +333,27 @@ impl Writer {
                     waiting.delivered.stale += stale;
                     self.stale -= stale;
                 }
+                if self.chain.is_some() {
+                    self.report(jobs);
+                    return Ok(());
+                }
                 self.answered += jobs;
             }
             Landed::Progress(saved) => {
                 saved?;
-                for done in self.waiting.drain(..self.saving) {
-                    done.receipt.resolve(Ok(done.delivered));
-                }
-                self.saving = 0;
+                let saved = std::mem::take(&mut self.saving);
+                self.report(saved);
             }
         }
         self.save_progress();
         Ok(())
+    }
+
+    /// Tells the oldest batches that they are durable.
+    fn report(&mut self, batches: usize) {
+        for done in self.waiting.drain(..batches) {
+            done.receipt.resolve(Ok(done.delivered));
+        }
     }
 
     /// Begins to save how far the answered batches have come, unless a save is under way. They are reported when the

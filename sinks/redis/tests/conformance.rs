@@ -164,7 +164,14 @@ impl SinkUnderTest for Cache {
     }
 
     fn progress(&self) -> Progress {
-        Progress::Behind
+        match self.lab.config.cluster {
+            true => Progress::Behind,
+            false => Progress::Atomic,
+        }
+    }
+
+    fn empties_at_once(&self) -> bool {
+        false
     }
 
     fn is_fenced(&self) -> bool {

@@ -139,7 +139,8 @@ impl MemorySink {
     fn pass(&self, token: Option<Token>) -> Result<()> {
         let mut store = self.lock();
         if token < store.fence && self.broken != Broken::TakesAnyToken {
-            return Err(Error::new(ErrorKind::Busy, "a newer token has been seen"));
+            let older = Error::new(ErrorKind::Busy, "a newer token has been seen");
+            return Err(older.because(reason::FENCED));
         }
         store.fence = store.fence.max(token);
         Ok(())

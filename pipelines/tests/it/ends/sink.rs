@@ -26,6 +26,8 @@ pub enum Fault {
     None,
     /// `write` fails and takes nothing.
     Reject(ErrorKind),
+    /// The same, because somebody newer writes there.
+    Fenced,
     /// The work is done, the answer is an error: a lost response.
     FailAfterWrite(ErrorKind),
     /// The work is not done and nobody answers.
@@ -335,7 +337,9 @@ async fn work_off(store: Arc<Store>, mut inbox: mpsc::Receiver<Work>) {
             return receipt.resolve(Err(error));
         }
         match fault {
-            Fault::None | Fault::Reject(_) => receipt.resolve(Ok(store.apply(&batch))),
+            Fault::None | Fault::Reject(_) | Fault::Fenced => {
+                receipt.resolve(Ok(store.apply(&batch)))
+            }
             Fault::FailAfterWrite(kind) => {
                 store.apply(&batch);
                 receipt.resolve(Err(error(kind)));
@@ -377,8 +381,10 @@ impl Sink for MemorySink {
 
     async fn write(&mut self, batch: Arc<Batch>) -> Result<Durable> {
         let fault = self.store.state().faults.pop_front().unwrap_or(Fault::None);
-        if let Fault::Reject(kind) = fault {
-            return Err(error(kind));
+        match fault {
+            Fault::Reject(kind) => return Err(error(kind)),
+            Fault::Fenced => return Err(error(ErrorKind::Busy).because(reason::FENCED)),
+            _ => {}
         }
         let (durable, receipt) = Durable::later();
         let gone = self.work.send((batch, fault, receipt)).await.is_err();

@@ -273,11 +273,14 @@ pub async fn truncation(lab: Lab) {
     let batch = lab
         .make()
         .commit(200)
-        .insert(&orders, &[T("before"), T("x"), Null, Null])
+        .insert(&orders, &[T("9999"), T("x"), Null, Null])
         .truncate(&orders)
         .insert(&orders, &[T("7"), T("after"), Null, Null])
         .stream();
-    assert_eq!(counts(&mut sink, batch).await, (2501, 0));
+    // In a cluster the first row is not written at all. On a single server what is there is what the position says, and so it is
+    // written, and removed with the others.
+    let written = if lab.config.cluster { 2501 } else { 2503 };
+    assert_eq!(counts(&mut sink, batch).await, (written, 0));
     let mut inspect = lab.inspect().await;
     assert_eq!(inspect.count(&orders).await.expect("counted"), 1);
     assert_eq!(inspect.count(&other).await.expect("counted"), 1);
@@ -605,8 +608,10 @@ pub async fn fence(lab: Lab) {
     for _ in 0..3 {
         formers.push(lab.open_by(5).await.expect("opens"));
     }
-    assert_eq!(counts(&mut formers[0], rows(100, "x")).await.0, 200);
-    let progress = formers[0].resume(&lab.source).await.expect("asked");
+    // Of those with one token the last one that was opened writes.
+    let last = formers.last_mut().expect("three");
+    assert_eq!(counts(last, rows(100, "x")).await.0, 200);
+    let progress = last.resume(&lab.source).await.expect("asked");
     let newer = lab.open_by(7).await.expect("opens");
     let batches = [
         rows(200, "y"),
@@ -617,6 +622,7 @@ pub async fn fence(lab: Lab) {
         let durable = former.write(batch).await.expect("taken");
         let refused = durable.await.expect_err("a newer one has written");
         assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+        assert!(refused.to_string().contains("a newer lease"), "{refused}");
     }
     let refused = lab.open_by(6).await.err().expect("a newer one has written");
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use lockstep_core::position::SourceInfo;
 use lockstep_core::progress::Progress as Held;
+use lockstep_core::refusal::reason;
 use lockstep_core::sink::SinkContext;
 use lockstep_core::token::Token;
 use lockstep_core::{Error, ErrorKind, Result};
@@ -112,6 +113,7 @@ impl Store {
                 ErrorKind::Busy,
                 format!("a newer lease than {token} has written to {}", self.index),
             )
+            .because(reason::FENCED)
             .remedy(
                 "another process runs the pipeline: this one starts anew when it is its turn",
             ));
@@ -168,6 +170,7 @@ impl Store {
                     source.name, self.index
                 ),
             )
+            .because(reason::FENCED)
             .remedy("let one process run this pipeline; give a second one another `name`"));
         }
         reply.success("storing the position").map(drop)

@@ -1,5 +1,6 @@
 //! Who has lost the lease writes nothing more.
 
+use lockstep_core::refusal::reason;
 use lockstep_core::sink::Sink;
 use lockstep_core::token::Token;
 use lockstep_core::{ErrorKind, Result};
@@ -7,8 +8,8 @@ use lockstep_core::{ErrorKind, Result};
 use super::{Bench, SinkUnderTest, put, put_ok};
 use crate::feed::V;
 
-/// A holder of an older token than one that has opened the sink since is refused: with what it has open, and opened anew. The
-/// newer one goes on, also when the older has got in its way.
+/// A holder of an older token than one that has opened the sink since is refused, and told why in a way that can be counted: with
+/// what it has open, and opened anew. The newer one goes on, also when the older has got in its way.
 ///
 /// # Panics
 /// When it is not so.
@@ -36,6 +37,7 @@ pub async fn who_has_an_older_token_writes_nothing(sink: &dyn SinkUnderTest) {
     let mut newer = open(7).await.expect("opens");
     let refused = put(&mut former, batch(2)).await.expect_err("it is older");
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    assert_eq!(refused.reason(), Some(reason::FENCED), "{refused}");
     drop(former);
     put_ok(&mut newer, batch(3)).await;
     let again = match open(5).await {
@@ -44,6 +46,7 @@ pub async fn who_has_an_older_token_writes_nothing(sink: &dyn SinkUnderTest) {
     };
     let refused = again.expect_err("it is older");
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    assert_eq!(refused.reason(), Some(reason::FENCED), "{refused}");
     // The older one's opening may have cost the newer one what it had open, and no more.
     if put(&mut newer, batch(5)).await.is_err() {
         drop(newer);

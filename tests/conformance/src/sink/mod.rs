@@ -52,6 +52,12 @@ pub trait SinkUnderTest: Send + Sync {
         self.progress() == Progress::Atomic
     }
 
+    /// Where data and progress are one: whether that holds for a TRUNCATE, too. Elsewhere it may have been carried out in part when the
+    /// progress is still before it.
+    fn empties_at_once(&self) -> bool {
+        true
+    }
+
     /// Whether whoever reads as the sink's documentation says sees all that was written together, or nothing of it: what
     /// [`SinkUnderTest::look`] is for.
     fn shows_whole(&self) -> bool {

@@ -78,6 +78,14 @@ impl Process {
         since.elapsed()
     }
 
+    /// How often the cache has refused it as too late; `None` when it cannot be asked.
+    async fn refused_by_cache(&mut self) -> Option<u64> {
+        let (_, text) = self.running.get("/metrics").await.ok()?;
+        let start = "lockstep_sink_fenced_total{sink=\"cache\"} ";
+        text.lines()
+            .find_map(|line| line.strip_prefix(start)?.parse().ok())
+    }
+
     async fn stands_by(&mut self) {
         let end = Instant::now() + CATCH_UP;
         while self.says().await.as_deref() != Ok("ready to take over\n") {
@@ -139,12 +147,21 @@ impl Pair {
         tokio::time::sleep(random.millis(0, 300)).await;
         let zombie = &mut self.processes[one];
         zombie.running.signal(Signal::CONT);
+        // It ends at once, so that mostly nobody reads how often it was refused.
+        let mut refused = 0;
+        while zombie.running.exited().is_none() {
+            refused = zombie.refused_by_cache().await.unwrap_or(refused);
+        }
         let status = zombie.running.wait_exit(CATCH_UP).await;
         let log = zombie.running.log();
         assert_eq!(status.code(), Some(1), "{log}");
         assert!(log.contains("the lease of the pipeline is lost"), "{log}");
+        println!("woken up: told {refused} refusals");
         zombie.restart();
         zombie.stands_by().await;
+        // Whoever has the lease is refused nothing, whoever woke up meanwhile. Who stands by again has no such measure.
+        let told = self.processes[other].refused_by_cache().await;
+        assert!(told.is_none_or(|refused| refused == 0), "{told:?}");
         took
     }
 }
