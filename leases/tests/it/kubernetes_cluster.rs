@@ -284,7 +284,7 @@ async fn the_stand_in_answers_as_the_server_does() {
     let all = "/apis/coordination.k8s.io/v1/namespaces/shop/leases";
     // What each of them has answered last is what the next question is made of.
     let mut ask = async |what: &str, method: &str, tail: &str, change: fn(&mut Value)| -> u16 {
-        both.each_mut().map(change);
+        both.iter_mut().for_each(change);
         let [real, stood_in] = &mut both;
         let of_one = tail.replace("{name}", &name);
         let path = format!("{}{of_one}", cluster.path());

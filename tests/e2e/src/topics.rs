@@ -381,7 +381,9 @@ fn brief(value: &[u8], columns: &[&str]) -> Value {
         let wanted = row
             .into_iter()
             .filter(|(column, _)| columns.contains(&column.as_ref()));
-        let parsed = |value: &RawValue| serde_json::from_str(value.get()).expect("a JSON value");
+        let parsed = |value: &RawValue| -> Value {
+            serde_json::from_str(value.get()).expect("a JSON value")
+        };
         wanted
             .map(|(column, value)| (column.into_owned(), parsed(value)))
             .collect()
