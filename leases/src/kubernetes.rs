@@ -17,6 +17,9 @@
 //! that was held back on its way until after the lease has run out: such a one makes those who wait wait once more. And
 //! someone who waits for the first time must watch a holder for the whole time of the lease before it knows that it is gone.
 //!
+//! An API server that has just been started refuses what it permits as soon as it has read the roles: who has been let in before believes
+//! a refusal only once it has lasted for as long as a lease.
+//!
 //! The rights that are needed are `get`, `create`, `update` and `watch` on `leases`; without `watch` those who wait look three
 //! times in the time of a lease.
 
@@ -117,6 +120,7 @@ impl Provider for Kubernetes {
             holder: name::unique(holder)?,
             seen: None,
             mine: None,
+            refused: None,
         }))
     }
 
@@ -136,6 +140,8 @@ struct Contender {
     seen: Option<(String, Moment)>,
     /// The object as this candidate wrote it last.
     mine: Option<Object>,
+    /// Since when the server has refused all that was asked, after it had answered.
+    refused: Option<Moment>,
 }
 
 impl Contender {
@@ -174,6 +180,63 @@ impl Contender {
         }
     }
 
+    /// A refusal that may pass is `Unavailable`: see the module's page.
+    fn believed<T>(&mut self, answer: Result<T>) -> Result<T> {
+        let error = match answer {
+            Ok(answer) => {
+                self.refused = None;
+                return Ok(answer);
+            }
+            Err(error) => error,
+        };
+        let is_refusal = matches!(
+            error.kind(),
+            ErrorKind::Authentication | ErrorKind::Permission
+        );
+        let was_let_in = self.shared.client.get().is_some_and(Client::was_let_in);
+        if !is_refusal || !was_let_in {
+            return Err(error);
+        }
+        let now = Moment::now();
+        let since = *self.refused.get_or_insert(now);
+        if now.since(since) >= self.ttl() {
+            return Err(error);
+        }
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            "the API server refuses what it permitted before, as one does that has just been started",
+        )
+        .source(error))
+    }
+
+    /// Takes the object if nobody has it.
+    async fn take(&mut self) -> Result<Attempt> {
+        let soon = Attempt::Refused {
+            left: Some(Duration::ZERO),
+        };
+        let Some(mut object) = self.client().await?.read(&self.name).await? else {
+            let object = Object::new(&self.name, &self.holder, self.ttl());
+            return match self.client().await?.create(&object).await? {
+                Answer::Object(made) => self.taken(made),
+                Answer::Conflict | Answer::Missing => Ok(soon),
+            };
+        };
+        // The holder that it names may be this one, which has not got the answer.
+        if !object.holder().is_empty() && object.holder() != self.holder {
+            let silent = self.silent(&object);
+            let lasts = object.lasts().unwrap_or_else(|| self.ttl());
+            if silent < lasts {
+                let left = Some(lasts - silent);
+                return Ok(Attempt::Refused { left });
+            }
+        }
+        object.take(&self.holder, self.ttl())?;
+        match self.client().await?.replace(&self.name, &object).await? {
+            Answer::Object(written) => self.taken(written),
+            Answer::Conflict | Answer::Missing => Ok(soon),
+        }
+    }
+
     /// Writes what `change` makes of the object that this candidate wrote last. Where somebody has changed it meanwhile and left
     /// the holder alone, or the answer to the last write was lost, once more. `None`: it is somebody else's.
     async fn rewrite(&mut self, change: impl Fn(&mut Object)) -> Result<Option<Object>> {
@@ -205,30 +268,8 @@ impl Contender {
 #[async_trait]
 impl Candidate for Contender {
     async fn attempt(&mut self) -> Result<Attempt> {
-        let soon = Attempt::Refused {
-            left: Some(Duration::ZERO),
-        };
-        let Some(mut object) = self.client().await?.read(&self.name).await? else {
-            let object = Object::new(&self.name, &self.holder, self.ttl());
-            return match self.client().await?.create(&object).await? {
-                Answer::Object(made) => self.taken(made),
-                Answer::Conflict | Answer::Missing => Ok(soon),
-            };
-        };
-        // The holder that it names may be this one, which has not got the answer.
-        if !object.holder().is_empty() && object.holder() != self.holder {
-            let silent = self.silent(&object);
-            let lasts = object.lasts().unwrap_or_else(|| self.ttl());
-            if silent < lasts {
-                let left = Some(lasts - silent);
-                return Ok(Attempt::Refused { left });
-            }
-        }
-        object.take(&self.holder, self.ttl())?;
-        match self.client().await?.replace(&self.name, &object).await? {
-            Answer::Object(written) => self.taken(written),
-            Answer::Conflict | Answer::Missing => Ok(soon),
-        }
+        let taken = self.take().await;
+        self.believed(taken)
     }
 
     async fn wait(&mut self, limit: Duration) -> Result<()> {
@@ -241,7 +282,8 @@ impl Candidate for Contender {
     }
 
     async fn renew(&mut self) -> Result<Renewal> {
-        Ok(match self.rewrite(Object::renew).await? {
+        let written = self.rewrite(Object::renew).await;
+        Ok(match self.believed(written)? {
             Some(written) => {
                 self.mine = Some(written);
                 Renewal::Prolonged(self.ttl())
@@ -251,7 +293,8 @@ impl Candidate for Contender {
     }
 
     async fn release(&mut self) -> Result<()> {
-        self.rewrite(Object::release).await?;
+        let written = self.rewrite(Object::release).await;
+        self.believed(written)?;
         self.mine = None;
         Ok(())
     }

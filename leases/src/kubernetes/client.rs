@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lockstep_core::config::Secret;
@@ -24,6 +25,8 @@ pub(super) struct Client {
     /// Of all leases of the namespace.
     leases: Url,
     token: Bearer,
+    /// Whether the server has ever done what it was asked.
+    let_in: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -126,7 +129,13 @@ impl Client {
             http,
             leases,
             token,
+            let_in: AtomicBool::new(false),
         })
+    }
+
+    /// Whether the server has ever given this client an answer that is not for everyone.
+    pub(super) fn was_let_in(&self) -> bool {
+        self.let_in.load(Ordering::Relaxed)
     }
 
     /// The object as it is now.
@@ -228,6 +237,13 @@ impl Client {
         let response = response.map_err(unanswered)?;
         let status = response.status();
         let body = response.bytes().await.map_err(unanswered)?;
+        let let_in = matches!(
+            status,
+            StatusCode::OK | StatusCode::CREATED | StatusCode::NOT_FOUND | StatusCode::CONFLICT
+        );
+        if let_in {
+            self.let_in.store(true, Ordering::Relaxed);
+        }
         match status {
             StatusCode::OK | StatusCode::CREATED => {
                 let value = serde_json::from_slice(&body).map_err(|error| {

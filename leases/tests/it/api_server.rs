@@ -1,8 +1,11 @@
 //! A stand-in for a Kubernetes API server: leases of one namespace, by its rules of optimistic concurrency.
 //!
-//! Every write gives the object a new `resourceVersion`. A replacement is refused (409) unless it was made from the version
-//! that is there, a creation when there is one already. What the server writes itself (`uid`, `creationTimestamp`) is not the
-//! client's to change. A watch tells of all versions after the one it names.
+//! Every write that changes something gives the object a new `resourceVersion`. A replacement is refused (409) unless it was made from
+//! the version that is there, a creation when there is one already. What the server writes itself (`uid`, `creationTimestamp`) is not
+//! the client's to change. A replacement of what is not there makes it, unless it names a `uid`: then it is refused. A watch tells of
+//! all versions after the one it names. A server that has just been started refuses (403) until it has read its roles.
+//!
+//! `cluster.rs` is the real one; where there is one, both are asked the same, and must answer alike.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -40,6 +43,8 @@ struct Store {
     version: u64,
     clock_ahead: Duration,
     no_watching: bool,
+    /// So many requests come before it has read its roles.
+    unread: u32,
 }
 
 impl ApiServer {
@@ -74,7 +79,13 @@ impl ApiServer {
     /// All connections end, and none is made for a moment. What is stored stays, as it is not the API server that stores it.
     pub async fn restart(&self) {
         self.proxy.down().await;
+        self.refuse_next(2);
         self.proxy.refuse(false).await;
+    }
+
+    /// So many requests are refused, as before the roles are read.
+    pub fn refuse_next(&self, requests: u32) {
+        self.cluster.store().unread = requests;
     }
 
     pub fn object(&self, name: &str) -> Value {
@@ -130,11 +141,17 @@ fn status(code: StatusCode, message: &str) -> Response {
 }
 
 #[expect(clippy::result_large_err, reason = "the error is the answer")]
-fn authorize(headers: &HeaderMap) -> Result<(), Response> {
+fn authorize(cluster: &Cluster, headers: &HeaderMap) -> Result<(), Response> {
     let given = headers.get("authorization");
+    let forbidden = || Err(status(StatusCode::FORBIDDEN, "leases is forbidden"));
+    let mut store = cluster.store();
     match given.and_then(|value| value.to_str().ok()) {
+        Some("Bearer right") if store.unread > 0 => {
+            store.unread -= 1;
+            forbidden()
+        }
         Some("Bearer right") => Ok(()),
-        Some("Bearer poor") => Err(status(StatusCode::FORBIDDEN, "leases is forbidden")),
+        Some("Bearer poor") => forbidden(),
         _ => Err(status(StatusCode::UNAUTHORIZED, "Unauthorized")),
     }
 }
@@ -144,7 +161,7 @@ async fn read(
     headers: HeaderMap,
     Path(name): Path<String>,
 ) -> Response {
-    if let Err(refused) = authorize(&headers) {
+    if let Err(refused) = authorize(&cluster, &headers) {
         return refused;
     }
     match cluster.store().objects.get(&name) {
@@ -156,9 +173,9 @@ async fn read(
 async fn create(
     State(cluster): State<Cluster>,
     headers: HeaderMap,
-    Json(mut object): Json<Value>,
+    Json(object): Json<Value>,
 ) -> Response {
-    if let Err(refused) = authorize(&headers) {
+    if let Err(refused) = authorize(&cluster, &headers) {
         return refused;
     }
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
@@ -170,11 +187,7 @@ async fn create(
     if store.objects.contains_key(&name) {
         return status(StatusCode::CONFLICT, "already exists");
     }
-    let now = SystemTime::now() + store.clock_ahead;
-    object["metadata"]["creationTimestamp"] = to_the_second(now).into();
-    object["metadata"]["uid"] = format!("uid-{}", store.version + 1).into();
-    let made = cluster.write(&mut store, &name, object);
-    (StatusCode::CREATED, Json(made)).into_response()
+    make(&cluster, &mut store, &name, object)
 }
 
 async fn replace(
@@ -183,15 +196,27 @@ async fn replace(
     Path(name): Path<String>,
     Json(mut object): Json<Value>,
 ) -> Response {
-    if let Err(refused) = authorize(&headers) {
+    if let Err(refused) = authorize(&cluster, &headers) {
         return refused;
+    }
+    if object["metadata"]["name"] != *name {
+        return status(
+            StatusCode::BAD_REQUEST,
+            "the name of the object does not match the name on the URL",
+        );
     }
     if let Some(refused) = invalid(&object, &name) {
         return refused;
     }
     let mut store = cluster.store();
-    let Some(there) = store.objects.get(&name).cloned() else {
-        return status(StatusCode::NOT_FOUND, "not found");
+    let there = store.objects.get(&name).cloned();
+    let uid = &object["metadata"]["uid"];
+    let is_there = |there: &Value| there["metadata"]["uid"] == *uid;
+    if uid.is_string() && !there.as_ref().is_some_and(is_there) {
+        return status(StatusCode::CONFLICT, "Precondition failed: UID");
+    }
+    let Some(there) = there else {
+        return make(&cluster, &mut store, &name, object);
     };
     let version = &object["metadata"]["resourceVersion"];
     if version.as_str().unwrap_or_default().is_empty() {
@@ -209,7 +234,19 @@ async fn replace(
     for own in ["creationTimestamp", "uid"] {
         object["metadata"][own] = there["metadata"][own].clone();
     }
+    // What changes nothing is no new version.
+    if object == there {
+        return Json(there).into_response();
+    }
     Json(cluster.write(&mut store, &name, object)).into_response()
+}
+
+fn make(cluster: &Cluster, store: &mut Store, name: &str, mut object: Value) -> Response {
+    let now = SystemTime::now() + store.clock_ahead;
+    object["metadata"]["creationTimestamp"] = to_the_second(now).into();
+    object["metadata"]["uid"] = format!("uid-{}", store.version + 1).into();
+    let made = cluster.write(store, name, object);
+    (StatusCode::CREATED, Json(made)).into_response()
 }
 
 fn invalid(object: &Value, name: &str) -> Option<Response> {
@@ -229,7 +266,7 @@ async fn list(
     headers: HeaderMap,
     Query(query): Query<HashMap<String, String>>,
 ) -> Response {
-    if let Err(refused) = authorize(&headers) {
+    if let Err(refused) = authorize(&cluster, &headers) {
         return refused;
     }
     if cluster.store().no_watching {

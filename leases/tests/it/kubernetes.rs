@@ -1,5 +1,6 @@
-//! The suite on what an API server does with objects, and what is special to Kubernetes. There is no API server here: the
-//! stand-in keeps to what clients rely on, that a write is refused when the object has changed since it was read.
+//! The suite on what an API server does with objects, and what is special to Kubernetes. This is a stand-in, which is everywhere: it
+//! keeps to what clients rely on, that a write is refused when the object has changed since it was read. The real one is in
+//! `kubernetes_cluster.rs`, which also asks both the same.
 
 use std::time::Duration;
 
@@ -137,6 +138,34 @@ async fn what_the_server_refuses_is_said() {
     let leases = objects.leases(TTL);
     let error = leases.acquire("Shop_1", "me").await.expect_err("no name");
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+}
+
+/// As from a server that has just been started, which knows of no roles yet.
+#[tokio::test]
+async fn a_refusal_is_believed_when_it_lasts() {
+    let objects = Objects::shared().await;
+    let (leases, name) = (objects.leases(TTL), name("roles"));
+    // One who comes new is told at once.
+    objects.0.refuse_next(1);
+    let refused = leases.try_acquire(&name, "new").await;
+    let error = refused.expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
+    let held = leases.acquire(&name, "one").await.expect("held");
+    held.release().await.expect("let go");
+    objects.0.refuse_next(3);
+    let held = leases.acquire(&name, "one").await.expect("held");
+    let began = std::time::Instant::now();
+    objects.0.refuse_next(u32::MAX);
+    let lost = tokio::time::timeout(2 * TTL, held.lost()).await;
+    assert!(lost.is_ok(), "held without a renewal");
+    let refused = leases.acquire(&name, "two").await;
+    let error = refused.expect_err("refused for good");
+    assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
+    let waited = began.elapsed();
+    assert!(
+        waited >= TTL && waited < 5 * TTL,
+        "believed after {waited:?}"
+    );
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 mod api_server;
 mod child;
+mod cluster;
 mod ground;
 #[macro_use]
 mod suite;
 
 mod kubernetes;
+mod kubernetes_cluster;
 mod postgres;
 mod records;
 mod redis;

@@ -60,18 +60,20 @@ struct Resource {
     inside: u32,
 }
 
-/// Contenders add one to a value that nothing else guards.
 pub async fn one_at_a_time<G: Ground>() {
-    const CONTENDERS: u64 = 5;
-    const ROUNDS: u64 = 6;
+    take_turns::<G>(5, 6).await;
+}
+
+/// Contenders add one to a value that nothing else guards.
+pub async fn take_turns<G: Ground>(count: u64, rounds: u64) {
     let (ground, name) = (Arc::new(G::shared().await), lease_name("crowd"));
     let resource = Arc::new(Mutex::new(Resource::default()));
     let mut contenders = JoinSet::new();
-    for _ in 0..CONTENDERS {
+    for _ in 0..count {
         let (ground, name, resource) = (ground.clone(), name.clone(), resource.clone());
         contenders.spawn(async move {
             let leases = ground.leases(LONG);
-            for _ in 0..ROUNDS {
+            for _ in 0..rounds {
                 let held = leases.acquire(&name, "one").await.expect("held");
                 let before = {
                     let mut resource = resource.lock().expect("no panic");
@@ -99,7 +101,7 @@ pub async fn one_at_a_time<G: Ground>() {
                 held.release().await.expect("let go");
             }
             let figures = leases.figures();
-            assert_eq!((figures.acquired, figures.lost), (ROUNDS, 0));
+            assert_eq!((figures.acquired, figures.lost), (rounds, 0));
             assert_eq!(figures.success_rate(), Some(1.0));
             assert!(figures.average_wait().is_some_and(|wait| wait < LONG));
         });
@@ -108,7 +110,7 @@ pub async fn one_at_a_time<G: Ground>() {
         ended.expect("no panic");
     }
     let value = resource.lock().expect("no panic").value;
-    assert_eq!(value, CONTENDERS * ROUNDS);
+    assert_eq!(value, count * rounds);
 }
 
 /// One who waits has a lease of a minute long before a third of its time has passed.

@@ -1,5 +1,6 @@
 //! Reads topics as a consumer with `isolation.level=read_committed` sees them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,8 +10,12 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
+/// How long the broker may take to answer, and how long nothing may come while a topic is read. What comes is no reason to give
+/// up, however much it is and however busy the machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// One record.
@@ -41,10 +46,26 @@ impl Record {
 /// for.
 ///
 /// # Panics
-/// When the topic does not exist or does not come to an end within a minute.
+/// When the topic does not exist, or nothing comes for a minute and its end is not reached.
 pub async fn read(bootstrap: &str, topic: &str) -> Vec<Record> {
     let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
     tokio::task::spawn_blocking(move || read_blocking(&bootstrap, &topic, record))
+        .await
+        .expect("the reader")
+}
+
+/// As [`read`], for topics of hundreds of thousands of records: of each value only the `op`, and in `after` these columns.
+///
+/// # Panics
+/// As [`read`].
+pub async fn read_columns(
+    bootstrap: &str,
+    topic: &str,
+    columns: &'static [&'static str],
+) -> Vec<Record> {
+    let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+    let of = move |message: &BorrowedMessage<'_>| brief_record(message, columns);
+    tokio::task::spawn_blocking(move || read_blocking(&bootstrap, &topic, of))
         .await
         .expect("the reader")
 }
@@ -76,17 +97,17 @@ fn consumer(bootstrap: &str, isolation: &str) -> BaseConsumer {
 /// to be held; the first number that is not there exactly once, if there is one.
 ///
 /// # Panics
-/// As [`read`], but with a deadline.
+/// As [`read`], when nothing comes for `patience`.
 pub async fn not_once(
     bootstrap: &str,
     topic: &str,
     most: u64,
-    deadline: Duration,
+    patience: Duration,
 ) -> Option<(u64, u8)> {
     let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
     let visit = move || {
         let mut times = Times::new(most);
-        visit(&bootstrap, &topic, deadline, |message| {
+        visit(&bootstrap, &topic, patience, |message| {
             times.add(message.key().expect("a key"));
         });
         times.not_once()
@@ -128,7 +149,7 @@ impl Times {
 fn read_blocking(
     bootstrap: &str,
     topic: &str,
-    of: fn(&BorrowedMessage<'_>) -> Record,
+    of: impl Fn(&BorrowedMessage<'_>) -> Record,
 ) -> Vec<Record> {
     let mut records = Vec::new();
     visit(bootstrap, topic, DEADLINE, |message| {
@@ -138,44 +159,32 @@ fn read_blocking(
     records
 }
 
+/// Shows the committed records up to the end that the topic has when nothing is open before it.
 fn visit(
     bootstrap: &str,
     topic: &str,
-    deadline: Duration,
+    patience: Duration,
     mut visitor: impl FnMut(&BorrowedMessage<'_>),
 ) {
     let committed = consumer(bootstrap, "read_committed");
-    let uncommitted = consumer(bootstrap, "read_uncommitted");
     let metadata = committed
         .fetch_metadata(Some(topic), DEADLINE)
         .expect("metadata");
     let partitions = metadata.topics()[0].partitions().len() as i32;
     assert!(partitions > 0, "topic {topic} is missing");
-    let deadline = Instant::now() + deadline;
-    let end = |consumer: &BaseConsumer, partition| {
-        consumer
-            .fetch_watermarks(topic, partition, DEADLINE)
-            .expect("watermarks")
-            .1
-    };
+    wait_until_decided(bootstrap, topic, partitions, patience, &committed);
     let mut from = TopicPartitionList::new();
     for partition in 0..partitions {
-        while end(&committed, partition) < end(&uncommitted, partition) {
-            assert!(
-                Instant::now() < deadline,
-                "an open transaction holds {topic}/{partition} back"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
         from.add_partition_offset(topic, partition, Offset::Beginning)
             .expect("an offset");
     }
     committed.assign(&from).expect("an assignment");
     let (mut ended, mut count) = (0, 0_u64);
+    let mut progress = Instant::now();
     while ended < partitions {
         assert!(
-            Instant::now() < deadline,
-            "the end of {topic} was not reached; {count} records so far"
+            progress.elapsed() < patience,
+            "the end of {topic} was not reached: nothing for {patience:?} after {count} records"
         );
         match committed.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
@@ -184,7 +193,44 @@ fn visit(
             }
             Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
             Some(Err(error)) => panic!("{topic}: {error}"),
-            None => {}
+            None => continue,
+        }
+        // Not before: what the visitor takes is not the broker's silence.
+        progress = Instant::now();
+    }
+}
+
+/// Waits until no transaction is open in any partition.
+fn wait_until_decided(
+    bootstrap: &str,
+    topic: &str,
+    partitions: i32,
+    patience: Duration,
+    committed: &BaseConsumer,
+) {
+    let uncommitted = consumer(bootstrap, "read_uncommitted");
+    let end = |consumer: &BaseConsumer, partition| {
+        consumer
+            .fetch_watermarks(topic, partition, DEADLINE)
+            .expect("watermarks")
+            .1
+    };
+    for partition in 0..partitions {
+        let (mut progress, mut before) = (Instant::now(), None);
+        loop {
+            let stable = end(committed, partition);
+            if stable >= end(&uncommitted, partition) {
+                break;
+            }
+            // As long as it moves, somebody writes and commits.
+            if before.replace(stable) != Some(stable) {
+                progress = Instant::now();
+            }
+            assert!(
+                progress.elapsed() < patience,
+                "an open transaction has held {topic}/{partition} back at {stable} for {patience:?}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
@@ -299,11 +345,53 @@ fn record(message: &BorrowedMessage<'_>) -> Record {
 }
 
 fn any_record(message: &BorrowedMessage<'_>) -> Record {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let json = |bytes: Option<&[u8]>| -> Value {
-        let bytes = bytes.unwrap_or(b"null");
-        serde_json::from_slice(bytes).unwrap_or_else(|_| Value::String(text(bytes)))
-    };
+    record_of(message, json(message.payload()))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json(bytes: Option<&[u8]>) -> Value {
+    let bytes = bytes.unwrap_or(b"null");
+    serde_json::from_slice(bytes).unwrap_or_else(|_| Value::String(text(bytes)))
+}
+
+fn brief_record(message: &BorrowedMessage<'_>, columns: &[&str]) -> Record {
+    let value = message.payload().map(|value| brief(value, columns));
+    let record = record_of(message, value.unwrap_or_default());
+    assert!(
+        !record.id.is_empty(),
+        "every record has the header lockstep.id"
+    );
+    record
+}
+
+/// The parts of an envelope that are asked for; the rest, of kilobytes, is passed over unread.
+fn brief(value: &[u8], columns: &[&str]) -> Value {
+    #[derive(Deserialize)]
+    struct Envelope<'a> {
+        op: String,
+        #[serde(borrow)]
+        after: Option<BTreeMap<Cow<'a, str>, &'a RawValue>>,
+    }
+    let envelope: Envelope<'_> = serde_json::from_slice(value)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(value)));
+    let after = envelope.after.map(|row| -> Value {
+        let wanted = row
+            .into_iter()
+            .filter(|(column, _)| columns.contains(&column.as_ref()));
+        let parsed = |value: &RawValue| -> Value {
+            serde_json::from_str(value.get()).expect("a JSON value")
+        };
+        wanted
+            .map(|(column, value)| (column.into_owned(), parsed(value)))
+            .collect()
+    });
+    serde_json::json!({ "op": envelope.op, "after": after })
+}
+
+fn record_of(message: &BorrowedMessage<'_>, value: Value) -> Record {
     let header = |name: &str| {
         let mut headers = message.headers().into_iter().flat_map(Headers::iter);
         let found = headers.find(|header| header.key == name)?;
@@ -315,7 +403,7 @@ fn any_record(message: &BorrowedMessage<'_>) -> Record {
         partition: message.partition(),
         offset: message.offset(),
         key: json(message.key()),
-        value: json(message.payload()),
+        value,
         id: header("lockstep.id").unwrap_or_default(),
         global,
     }
@@ -339,4 +427,76 @@ pub fn repeated(records: &[Record]) -> Vec<String> {
     repeated
         .map(|((id, key, op), times)| format!("{id} {op} {key} is there {times} times"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_kit::Component::Kafka as NeedsKafka;
+    use lockstep_kit::kafka::Kafka;
+    use lockstep_kit::{require, unique};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_asked_for_is_kept() {
+        let value = br#"{"before":{"id":1},"after":{"id":2,"big":"xxx","version":null},"op":"u","ts_ms":7}"#;
+        let kept = brief(value, &["id", "version"]);
+        assert_eq!(
+            kept,
+            json!({ "op": "u", "after": { "id": 2, "version": null } })
+        );
+        let kept = brief(br#"{"op":"d","after":null}"#, &["id"]);
+        assert_eq!(kept, json!({ "op": "d", "after": null }));
+    }
+
+    /// Three times as long as the patience, and never silent for as long as that.
+    #[tokio::test]
+    async fn a_reader_that_gets_records_is_not_late() {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        const RECORDS: u32 = 60;
+        require!(NeedsKafka);
+        let (bootstrap, topic) = (Kafka::shared().await.bootstrap(), unique("slow"));
+        let record = |number: u32| (Some(number.to_string()), Some("{}".to_owned()));
+        produce_all(bootstrap, &topic, (0..RECORDS).map(record).collect()).await;
+        let slow = move || {
+            let mut count = 0;
+            visit(bootstrap, &topic, PATIENCE, |_| {
+                count += 1;
+                std::thread::sleep(3 * PATIENCE / RECORDS);
+            });
+            count
+        };
+        let count = tokio::task::spawn_blocking(slow).await.expect("read");
+        assert_eq!(count, RECORDS);
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_by_a_transaction_is_not_waited_for_without_end() {
+        require!(NeedsKafka);
+        let (bootstrap, topic) = (Kafka::shared().await.bootstrap(), unique("open"));
+        produce(bootstrap, &topic, Some("1"), Some("{}")).await;
+        let read = move || {
+            let producer: BaseProducer = ClientConfig::new()
+                .set("bootstrap.servers", bootstrap)
+                .set("transactional.id", &topic)
+                .create()
+                .expect("a producer");
+            producer.init_transactions(DEADLINE).expect("an id");
+            producer.begin_transaction().expect("begun");
+            let record: BaseRecord<'_, str, str> = BaseRecord::to(&topic).key("2").payload("{}");
+            producer.send(record).expect("taken");
+            producer.flush(DEADLINE).expect("delivered");
+            let late = std::panic::catch_unwind(|| {
+                visit(bootstrap, &topic, Duration::from_secs(1), |_| {});
+            });
+            producer.abort_transaction(DEADLINE).expect("aborted");
+            visit(bootstrap, &topic, DEADLINE, |_| {});
+            late
+        };
+        let late = tokio::task::spawn_blocking(read).await.expect("no panic");
+        let said = late.expect_err("it cannot be read to its end");
+        let said = said.downcast_ref::<String>().expect("a text");
+        assert!(said.contains("an open transaction"), "{said}");
+    }
 }

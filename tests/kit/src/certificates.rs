@@ -33,15 +33,8 @@ pub(crate) fn make(scratch: &Scratch) -> Result<Certificates, Error> {
     let (ca, ca_pem) = authority("lockstep-kit CA").context(doing)?;
     let (_, other_pem) = authority("another CA").context(doing)?;
     let names = ["localhost", "127.0.0.1"];
-    let (server, server_key) = signed(
-        "localhost",
-        &names,
-        ExtendedKeyUsagePurpose::ServerAuth,
-        &ca,
-    )
-    .context(doing)?;
-    let (client, client_key) =
-        signed("postgres", &[], ExtendedKeyUsagePurpose::ClientAuth, &ca).context(doing)?;
+    let (server, server_key) = serving("localhost", &names, &ca).context(doing)?;
+    let (client, client_key) = asking("postgres", None, &ca).context(doing)?;
     let public = |name: &str, pem: &str| {
         let path = scratch.join(name);
         fs::write(&path, pem)
@@ -65,9 +58,10 @@ pub(crate) fn make(scratch: &Scratch) -> Result<Certificates, Error> {
     })
 }
 
-type Authority = Issuer<'static, KeyPair>;
+pub(crate) type Authority = Issuer<'static, KeyPair>;
 
-fn authority(name: &str) -> Result<(Authority, String), rcgen::Error> {
+/// One that signs, and its certificate in PEM.
+pub(crate) fn authority(name: &str) -> Result<(Authority, String), rcgen::Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -81,18 +75,42 @@ fn authority(name: &str) -> Result<(Authority, String), rcgen::Error> {
     Ok((Issuer::new(params, key), pem))
 }
 
-fn signed(
+/// Certificate and key, in PEM, of a server that is known by these names and addresses.
+pub(crate) fn serving(
     common_name: &str,
     names: &[&str],
-    purpose: ExtendedKeyUsagePurpose,
     ca: &Authority,
 ) -> Result<(String, String), rcgen::Error> {
     let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
     let mut params = CertificateParams::new(names)?;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    signed(params, common_name, ca)
+}
+
+/// Certificate and key, in PEM, of a client: a user, and the group it is in.
+pub(crate) fn asking(
+    user: &str,
+    group: Option<&str>,
+    ca: &Authority,
+) -> Result<(String, String), rcgen::Error> {
+    let mut params = CertificateParams::default();
+    if let Some(group) = group {
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, group);
+    }
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    signed(params, user, ca)
+}
+
+fn signed(
+    mut params: CertificateParams,
+    common_name: &str,
+    ca: &Authority,
+) -> Result<(String, String), rcgen::Error> {
     params
         .distinguished_name
         .push(DnType::CommonName, common_name);
-    params.extended_key_usages = vec![purpose];
     let key = KeyPair::generate()?;
     Ok((params.signed_by(&key, ca)?.pem(), key.serialize_pem()))
 }

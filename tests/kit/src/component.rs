@@ -25,6 +25,9 @@ pub enum Component {
     Elasticsearch,
     /// Apache ZooKeeper. `LOCKSTEP_TEST_ZOOKEEPER` (host:port) provides it.
     Zookeeper,
+    /// The API server of Kubernetes, and etcd behind it: nothing runs pods. `LOCKSTEP_TEST_KUBERNETES` (the path of an
+    /// administrator's kubeconfig, in JSON) provides it.
+    Kubernetes,
     /// The jars of Debezium's embedded engine, in `dir()/debezium/libs`.
     Debezium,
     /// Transaction managers: [`managers`](crate::managers).
@@ -34,7 +37,7 @@ pub enum Component {
 /// The major versions of PostgreSQL that lockstep supports and the kit installs.
 pub const POSTGRES_MAJORS: [u16; 5] = [14, 15, 16, 17, 18];
 
-/// Set to `1`, or `CI` to `true`: a missing component is a failure instead of a test that is not run.
+/// Set to `1`, or `CI` to `true`: a missing component, unless it is optional, is a failure instead of a test that is not run.
 pub const REQUIRE_VARIABLE: &str = "LOCKSTEP_KIT_REQUIRE";
 
 /// A file to which each test that could not run appends its line; `lockstep-kit run` sets it and prints it at the end.
@@ -67,6 +70,7 @@ impl Component {
             Self::OpenSearch => Some("LOCKSTEP_TEST_OPENSEARCH_URL".into()),
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
+            Self::Kubernetes => Some("LOCKSTEP_TEST_KUBERNETES".into()),
             Self::Debezium | Self::Managers => None,
         }
     }
@@ -87,6 +91,7 @@ impl Component {
             Self::OpenSearch => "opensearch",
             Self::Elasticsearch => "elasticsearch",
             Self::Zookeeper => "zookeeper",
+            Self::Kubernetes => "kubernetes",
             Self::Debezium => "debezium",
             Self::Managers => "managers",
         }
@@ -102,11 +107,18 @@ impl Component {
             | Self::Elasticsearch
             | Self::Zookeeper
             | Self::Debezium => is_made(self.install_name()) && crate::java::program().is_some(),
+            Self::Kubernetes => is_made(self.install_name()),
             Self::Managers => {
                 let is_there = is_made(self.install_name()) && is_made("psycopg");
                 is_there && crate::java::program().is_some() && on_path("python3")
             }
         }
+    }
+
+    /// Whether tests are left out without it, wherever they run: what takes too long to make for every machine that tests
+    /// run on is not among what `tests/kit/install all` brings.
+    pub fn is_optional(self) -> bool {
+        self == Self::Kubernetes
     }
 
     /// Whether a shared server of it can be had: provided by its variable, or installed.
@@ -136,6 +148,7 @@ impl fmt::Display for Component {
             Self::OpenSearch => f.write_str("OpenSearch"),
             Self::Elasticsearch => f.write_str("Elasticsearch"),
             Self::Zookeeper => f.write_str("ZooKeeper"),
+            Self::Kubernetes => f.write_str("Kubernetes"),
             Self::Debezium => f.write_str("Debezium"),
             Self::Managers => f.write_str("the transaction managers"),
         }
@@ -153,7 +166,8 @@ pub(crate) fn on_path(program: &str) -> bool {
 }
 
 /// Returns from the test, loudly, when a component can neither be started nor is provided; where
-/// [`component::REQUIRE_VARIABLE`](crate::component::REQUIRE_VARIABLE) or `CI` asks for it, panics.
+/// [`component::REQUIRE_VARIABLE`](crate::component::REQUIRE_VARIABLE) or `CI` asks for it, panics, unless the component
+/// [is optional](crate::Component::is_optional).
 ///
 /// ```no_run
 /// # async fn test() {
@@ -198,7 +212,11 @@ pub fn installed_or_say_so(component: Component) -> bool {
 
 /// Says that the test is not run, and answers `false`.
 fn say_so(component: Component) -> bool {
-    assert!(!is_required(), "{}", component.missing());
+    assert!(
+        !is_required() || component.is_optional(),
+        "{}",
+        component.missing()
+    );
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let name = component.install_name();

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_kit::component::POSTGRES_MAJORS;
 use lockstep_kit::kafka::{Kafka, KafkaOptions};
+use lockstep_kit::kubernetes::{Kubernetes, KubernetesOptions};
 use lockstep_kit::opensearch::{OpenSearch, OpenSearchOptions, Product};
 use lockstep_kit::postgres::{Postgres, PostgresOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
@@ -22,6 +23,7 @@ pub(crate) fn all() -> Vec<Component> {
         Component::OpenSearch,
         Component::Elasticsearch,
         Component::Zookeeper,
+        Component::Kubernetes,
     ];
     postgres.chain(others).collect()
 }
@@ -47,7 +49,7 @@ pub(crate) struct Server {
     _handle: Option<Handle>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there are eleven of them")]
+#[expect(clippy::large_enum_variant, reason = "there are twelve of them")]
 enum Handle {
     Postgres { _server: Postgres },
     Redis { _server: Redis },
@@ -55,6 +57,7 @@ enum Handle {
     Kafka { _server: Kafka },
     Search { _server: OpenSearch },
     Zookeeper { _server: Zookeeper },
+    Kubernetes { _server: Kubernetes },
 }
 
 /// Starts all of them side by side; they come back in the order of `components`.
@@ -128,6 +131,14 @@ async fn start_one(component: Component) -> Result<Server, Error> {
                 version,
                 server.address().into(),
                 Handle::Zookeeper { _server: server },
+            )
+        }
+        Component::Kubernetes => {
+            let server = Kubernetes::try_start(KubernetesOptions::default()).await?;
+            (
+                server.version().await?,
+                server.kubeconfig().display().to_string(),
+                Handle::Kubernetes { _server: server },
             )
         }
         Component::Debezium | Component::Managers => {

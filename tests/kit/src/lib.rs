@@ -30,6 +30,7 @@ mod error;
 mod http;
 mod java;
 pub mod kafka;
+pub mod kubernetes;
 pub mod managers;
 pub mod opensearch;
 mod port;

@@ -176,6 +176,32 @@ async fn a_test_that_cannot_run_says_so_and_fails_where_it_must_run() {
     assert!(String::from_utf8_lossy(&required.stdout).contains("Debezium is not installed"));
 }
 
+/// What is too dear to be on every machine is left out, and named, on those where every other test must run.
+#[tokio::test]
+async fn a_test_that_needs_what_is_optional_is_left_out_everywhere() {
+    const AGAIN: &str = "LOCKSTEP_KIT_TEST_AGAIN";
+    const NAME: &str = "a_test_that_needs_what_is_optional_is_left_out_everywhere";
+    if std::env::var_os(AGAIN).is_some() {
+        require!(Component::Kubernetes);
+        panic!("there is no Kubernetes");
+    }
+    let not_run = std::env::temp_dir().join(unique("not-run"));
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again
+        .args([NAME, "--exact"])
+        .env(AGAIN, "1")
+        .env("LOCKSTEP_KIT_DIR", "/nonexistent")
+        .env(NOT_RUN_VARIABLE, &not_run)
+        .env("CI", "true")
+        .env(REQUIRE_VARIABLE, "1")
+        .env_remove("LOCKSTEP_TEST_KUBERNETES");
+    let output = again.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let line = format!("NOT RUN: {NAME}: needs Kubernetes: run tests/kit/install kubernetes\n");
+    assert_eq!(std::fs::read_to_string(&not_run).unwrap(), line);
+    std::fs::remove_file(&not_run).unwrap();
+}
+
 #[tokio::test]
 #[should_panic(expected = "for the impossible (at tests/kit/tests/command.rs:")]
 async fn waiting_in_vain_names_what_and_where() {

@@ -78,6 +78,7 @@ fn provided_variables() -> Vec<String> {
         "OPENSEARCH_URL",
         "ELASTICSEARCH_URL",
         "ZOOKEEPER",
+        "KUBERNETES",
     ];
     let others = others.map(|name| format!("LOCKSTEP_TEST_{name}"));
     let postgres = POSTGRES_MAJORS.map(|major| format!("LOCKSTEP_TEST_PG{major}_URL"));

@@ -11,6 +11,9 @@ mod admin;
 #[allow(dead_code, reason = "the tests of the leases use the rest")]
 mod api_server;
 mod check;
+#[path = "../../../../leases/tests/it/cluster.rs"]
+#[allow(dead_code, reason = "the tests of the leases use the rest")]
+mod cluster;
 mod config;
 mod dead_letters;
 mod dedupe;
