@@ -77,8 +77,9 @@ pub struct Member {
     pub source: usize,
     /// Its last position; of rows that were read, that of the transaction before them.
     pub place: Position,
+    /// Where it was prepared: whatever committed before that in its source goes before it. Of what was not prepared, its commit.
+    pub prepared: Lsn,
     at: u64,
-    prepared: Lsn,
 }
 
 /// How far what went on reaches in one source.
@@ -114,6 +115,8 @@ pub struct Order {
     held: usize,
     next: u64,
     tickets: u64,
+    /// Of each whose branches have become known, and that waits for something else, its first.
+    known: Vec<Member>,
     /// What went on lately, with the sources that it was in.
     gone: Recent,
     /// The same of what was rolled back.
@@ -133,6 +136,8 @@ struct Waiting {
     /// Sources where a branch has committed that had nothing that could go on.
     left_out: Vec<usize>,
     fences: Fences,
+    /// Whether it was told that its branches are known.
+    is_known: bool,
 }
 
 /// How far each source is to be read, of branches.
@@ -166,6 +171,9 @@ impl Order {
         let id = self.join(source, global, lsn);
         if let Some(waiting) = self.units.get_mut(&id) {
             waiting.prepared.push((source, lsn));
+            if !waiting.unit.members.is_empty() {
+                self.candidates.look_at(id);
+            }
         }
         true
     }
@@ -336,6 +344,12 @@ impl Order {
         Some(step)
     }
 
+    /// Units of several databases of which all branches have become known, since it was asked for last, and that wait all the same: for a
+    /// branch that has not ended, or for what goes before them. One branch of each, that has committed. To be asked for behind [`Order::release`].
+    pub fn known(&mut self) -> Vec<Member> {
+        std::mem::take(&mut self.known)
+    }
+
     /// Nothing more comes of the log of a source: [`Order::release`] gives all that is held of it, as it is, with what goes before that.
     /// Then [`Order::forget`] it.
     pub fn give_up(&mut self, source: usize) {
@@ -455,6 +469,7 @@ impl Order {
             rolled_back: Vec::new(),
             left_out: Vec::new(),
             fences: Fences::None,
+            is_known: false,
         };
         self.units.insert(self.next, waiting);
         if let Some(global) = global {
@@ -507,9 +522,20 @@ impl Order {
             if found == Look::Free {
                 return Some(head.map_or(id, |head| head.min(id)));
             }
+            if matches!(found, Look::InDoubt | Look::Behind(_)) {
+                self.note_known(id);
+            }
             self.candidates.put_aside(id, &found);
         }
         head
+    }
+
+    fn note_known(&mut self, id: u64) {
+        let waiting = self.units.get_mut(&id);
+        if let Some(waiting) = waiting.filter(|waiting| !waiting.is_known) {
+            waiting.is_known = true;
+            self.known.extend(waiting.unit.members.first());
+        }
     }
 
     /// Whether it may go on, and if not, what for it waits.
@@ -517,7 +543,7 @@ impl Order {
         let Some(waiting) = self.units.get(&id) else {
             return Look::Incomplete;
         };
-        if waiting.unit.members.is_empty() || !waiting.prepared.is_empty() {
+        if waiting.unit.members.is_empty() {
             return Look::Incomplete;
         }
         if waiting.unit.global.is_some() {
@@ -526,10 +552,13 @@ impl Order {
             };
             let mut sources = self.sources.iter().zip(ends).enumerate();
             let unread = sources
-                .find(|(at, (source, end))| !waiting.is_in(*at) && !source.is_read_to(**end));
+                .find(|(at, (source, end))| !waiting.is_known_in(*at) && !source.is_read_to(**end));
             if let Some((at, (_, end))) = unread {
                 return Look::Unread(at, *end);
             }
+        }
+        if !waiting.prepared.is_empty() {
+            return Look::InDoubt;
         }
         let blocker = self.blockers(id).next();
         blocker.map_or(Look::Free, Look::Behind)
@@ -586,6 +615,11 @@ impl Waiting {
     fn is_in(&self, source: usize) -> bool {
         let mut members = self.unit.members.iter();
         members.any(|member| member.source == source)
+    }
+
+    /// Whether its branch there is known, which has committed or will end.
+    fn is_known_in(&self, source: usize) -> bool {
+        self.is_in(source) || self.prepared.iter().any(|(of, _)| *of == source)
     }
 
     /// Whether a branch of it has ended there: all of them had been prepared by then.
