@@ -260,6 +260,13 @@ impl Buyer {
         }
     }
 
+    /// Whether it has told of a purchase.
+    pub fn has_bought(&self) -> bool {
+        let now = self.process.as_ref();
+        self.tally.bought > 0
+            || now.is_some_and(|process| Tally::last_of(&process.log()).bought > 0)
+    }
+
     /// What it has told until it was killed last.
     pub fn tally(&self) -> &Tally {
         &self.tally

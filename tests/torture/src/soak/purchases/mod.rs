@@ -22,7 +22,7 @@ use lockstep_kit::random::Random;
 use tokio::time::{Instant, sleep};
 
 use crate::lockstep::Lockstep;
-use buyers::{Buyer, Kind};
+use buyers::Buyer;
 use cache::Cache;
 use index::Search;
 use measures::Measures;
@@ -216,7 +216,9 @@ impl Soak<'_> {
         let end = began + self.options.lasts;
         let mut told = began;
         let mut fault_at = began + self.pause();
-        while Instant::now() < end || (Instant::now() < end + START && !self.have_all_bought(topic))
+        // Some need seconds to begin.
+        while Instant::now() < end
+            || (Instant::now() < end + START && !self.buyers.iter().all(Buyer::has_bought))
         {
             sleep(LOOK).await;
             self.look().await?;
@@ -236,17 +238,6 @@ impl Soak<'_> {
         }
         self.report.lasted = began.elapsed();
         Ok(())
-    }
-
-    /// Whether something of every buyer has arrived: some need seconds to begin.
-    fn have_all_bought(&self, topic: &Topic) -> bool {
-        let whole = topic.whole();
-        let bought = whole.bought_from(0).iter();
-        let kinds: Vec<Kind> = bought
-            .filter_map(|number| buyers::kind_of(*number))
-            .collect();
-        let mut all = self.buyers.iter();
-        all.all(|buyer| buyer.kind == Kind::Local || kinds.contains(&buyer.kind))
     }
 
     #[allow(
