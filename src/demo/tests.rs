@@ -153,7 +153,7 @@ async fn a_load_does_everything_and_leaves_consistent_data() {
     ];
     assert_eq!(
         report.both.committed,
-        of_both.map(|event| counts.event(event)).iter().sum(),
+        of_both.map(|event| counts.event(event)).iter().sum::<u64>(),
         "what changes both databases is one transaction"
     );
     assert!(counts.table(Table::Products).updates > 0);
