@@ -39,7 +39,7 @@ torture:
 	$(TORTURER) $(TORTURE)
 
 soak:
-	tests/kit/install postgres redis kafka opensearch
+	tests/kit/install postgres redis kafka opensearch $(if $(findstring --purchases,$(SOAK)),managers)
 	cargo build --release -p lockstep -p lockstep-torture -p lockstep-buyer
 	$(SOAKER) $(SOAK)
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use lockstep_core::metrics::STITCH_HOLD;
+use lockstep_core::metrics::{Metric, STITCH_DECIDED, STITCH_HOLD};
 use lockstep_core::position::Lsn;
 use lockstep_core::source::SourcePhase;
 use lockstep_kit::postgres::Database;
@@ -48,6 +48,15 @@ enum Ask {
 
 /// How long branches were held back, all together: upper ends of buckets in seconds, and how many were not longer.
 pub type Hold = Vec<(f64, u64)>;
+
+/// How long branches were held back.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Held {
+    /// How many for how long.
+    pub hold: Hold,
+    /// Seconds, all together.
+    pub seconds: f64,
+}
 
 /// A comparison that has ended.
 #[derive(Debug, Serialize, Deserialize)]
@@ -142,11 +151,11 @@ impl Pipeline {
         self.ask(&Ask::Durable(ends)).await
     }
 
-    /// How long branches were held back so far.
+    /// How long branches were held back so far, and how long they would have been, had all gone on as soon as their branches were known.
     ///
     /// # Errors
     /// When it has ended.
-    pub async fn hold(&mut self) -> Result<Hold> {
+    pub async fn hold(&mut self) -> Result<[Held; 2]> {
         self.ask(&Ask::Hold).await
     }
 
@@ -201,7 +210,9 @@ pub async fn run(file: &str) -> Result<()> {
             let answer = match serde_json::from_str(&line)? {
                 Ask::Compare(request) => serde_json::to_string(&compare(&handle, request).await?)?,
                 Ask::Durable(ends) => serde_json::to_string(&durable(&handle, &ends).await)?,
-                Ask::Hold => serde_json::to_string(&hold(&handle))?,
+                Ask::Hold => serde_json::to_string(
+                    &[STITCH_HOLD, STITCH_DECIDED].map(|metric| held(&handle, &metric)),
+                )?,
             };
             println!("{answer}");
         }
@@ -253,14 +264,12 @@ async fn durable(handle: &Handle, ends: &[(String, Lsn)]) {
     }
 }
 
-fn hold(handle: &Handle) -> Hold {
+fn held(handle: &Handle, metric: &Metric) -> Held {
     let families = handle.metrics().registry().gather();
-    let family = families
-        .iter()
-        .find(|family| family.name() == STITCH_HOLD.name);
+    let family = families.iter().find(|family| family.name() == metric.name);
     let metric = family.and_then(|family| family.get_metric().first());
     let Some(metric) = metric else {
-        return Hold::new();
+        return Held::default();
     };
     let histogram = metric.get_histogram();
     let buckets = histogram.get_bucket().iter();
@@ -268,7 +277,8 @@ fn hold(handle: &Handle) -> Hold {
         .map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()))
         .collect();
     hold.push((f64::MAX, histogram.get_sample_count()));
-    hold
+    let seconds = histogram.get_sample_sum();
+    Held { hold, seconds }
 }
 
 fn streams(handle: &Handle) -> bool {

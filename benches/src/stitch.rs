@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
 
-use crate::pipeline::{Hold, Pipeline};
+use crate::pipeline::{Held, Hold, Pipeline};
 use crate::report::median;
 use crate::{Result, machine};
 
@@ -89,8 +89,10 @@ struct Sample {
     rate: f64,
     /// From the answer to the last COMMIT PREPARED until both rows are in Redis, sorted.
     times: Vec<Duration>,
-    /// How long branches were held back meanwhile, median and p99 in milliseconds.
-    hold: Option<[f64; 2]>,
+    /// How long branches were held back meanwhile: mean, median and p99 in milliseconds.
+    hold: Option<[f64; 3]>,
+    /// The same of how long they would have been, had all gone on as soon as their branches were known.
+    decided: Option<[f64; 3]>,
 }
 
 /// Measures and prints.
@@ -119,22 +121,23 @@ pub async fn print(postgres: u16, runs: u32, quick: bool) -> Result<()> {
         for way in machine::shuffled(&WAYS) {
             let sample = run.sample(way, &redis, SAMPLES / size).await?;
             eprintln!(
-                "  run {number} stitch {way}: drained at {:.0} purchases/s, {} MB; at {:.0}/s p50 {:.2} ms, p99 {:.2} ms, held {:?} ms",
+                "  run {number} stitch {way}: drained at {:.0} purchases/s, {} MB; at {:.0}/s p50 {:.2} ms, p99 {:.2} ms, held {:?} ms, by the decision {:?} ms",
                 sample.drained,
                 sample.peak_kib / 1_000,
                 sample.rate,
                 millis(&sample.times, 50.0),
                 millis(&sample.times, 99.0),
-                sample.hold
+                sample.hold,
+                sample.decided
             );
             all.push(sample);
         }
     }
     println!(
-        "\n| stitch, PostgreSQL {} | drained, purchases/s | × off | peak RSS MB | purchases/s | last commit to visible, p50 ms | p99 ms | most ms | held back, p50 ms | p99 ms |",
+        "\n| stitch, PostgreSQL {} | drained, purchases/s | × off | peak RSS MB | purchases/s | last commit to visible, p50 ms | p99 ms | most ms | held back, mean ms | p50 ms | p99 ms | by the decision, mean ms | p50 ms | p99 ms |",
         servers[0].version()
     );
-    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for way in WAYS {
         println!("{}", row(way, &all));
     }
@@ -148,9 +151,9 @@ fn row(way: Way, all: &[Sample]) -> String {
     let ratios = of(way).zip(of(Way::Off));
     let ratio = median(ratios.map(|(own, off)| own.drained / off.drained).collect());
     let most = of(way).map(|sample| millis(&sample.times, 100.0));
-    let held = |at: usize| {
+    let held = |figures: fn(&Sample) -> Option<[f64; 3]>, at: usize| {
         let held: Vec<f64> = of(way)
-            .filter_map(|sample| Some(sample.hold?[at]))
+            .filter_map(|sample| Some(figures(sample)?[at]))
             .collect();
         match held.is_empty() {
             true => "–".to_owned(),
@@ -158,15 +161,19 @@ fn row(way: Way, all: &[Sample]) -> String {
         }
     };
     format!(
-        "| {way} | {:.0} | {ratio:.2} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {} | {} |",
+        "| {way} | {:.0} | {ratio:.2} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {} | {} | {} |",
         middle(&|sample| sample.drained),
         middle(&|sample| sample.peak_kib as f64 * 1024.0 / 1e6),
         middle(&|sample| sample.rate),
         middle(&|sample| millis(&sample.times, 50.0)),
         middle(&|sample| millis(&sample.times, 99.0)),
         most.fold(0.0, f64::max),
-        held(0),
-        held(1),
+        held(|sample| sample.hold, 0),
+        held(|sample| sample.hold, 1),
+        held(|sample| sample.hold, 2),
+        held(|sample| sample.decided, 0),
+        held(|sample| sample.decided, 1),
+        held(|sample| sample.decided, 2),
     )
 }
 
@@ -174,6 +181,17 @@ fn millis(times: &[Duration], of_hundred: f64) -> f64 {
     let last = times.len().saturating_sub(1);
     let at = (last as f64 * of_hundred / 100.0).round() as usize;
     times.get(at).map_or(0.0, |time| time.as_secs_f64() * 1e3)
+}
+
+/// The mean, the median and p99 in milliseconds; `None` of nothing.
+fn figures(held: &Held) -> Option<[f64; 3]> {
+    let count = held.hold.last().map(|(_, count)| *count)?;
+    let mean = held.seconds * 1e3 / count as f64;
+    Some([
+        mean,
+        quantile(&held.hold, 0.5)?,
+        quantile(&held.hold, 0.99)?,
+    ])
 }
 
 /// The time in milliseconds that a part of all was not held longer than, by linear interpolation within its bucket.
@@ -323,7 +341,7 @@ impl Run {
         let measured = self.measure(way, redis, &prefix, samples).await;
         stop.store(true, Ordering::Relaxed);
         let rate = load.await??;
-        let hold = pipeline.hold().await?;
+        let [hold, decided] = pipeline.hold().await?;
         pipeline.end().await?;
         let mut times = measured?;
         times.sort_unstable();
@@ -333,9 +351,8 @@ impl Run {
             peak_kib,
             rate,
             times,
-            hold: quantile(&hold, 0.5)
-                .zip(quantile(&hold, 0.99))
-                .map(|(median, p99)| [median, p99]),
+            hold: figures(&hold),
+            decided: figures(&decided),
         })
     }
 
@@ -450,17 +467,18 @@ mod tests {
             rate: 200.0,
             times: vec![Duration::from_millis(2)],
             hold,
+            decided: hold.map(|hold| hold.map(|millis| millis / 4.0)),
         };
         let all = [
             sample(Way::Off, 100.0, None),
-            sample(Way::Complete, 80.0, Some([1.0, 5.0])),
+            sample(Way::Complete, 80.0, Some([2.0, 1.0, 5.0])),
             sample(Way::Off, 10.0, None),
-            sample(Way::Complete, 8.0, Some([2.0, 6.0])),
+            sample(Way::Complete, 8.0, Some([3.0, 2.0, 6.0])),
         ];
         assert_eq!(
             row(Way::Complete, &all),
-            "| on | 44 | 0.80 | 1024 | 200 | 2.00 | 2.00 | 2.00 | 1.50 | 5.50 |"
+            "| on | 44 | 0.80 | 1024 | 200 | 2.00 | 2.00 | 2.00 | 2.50 | 1.50 | 5.50 | 0.62 | 0.38 | 1.38 |"
         );
-        assert!(row(Way::Off, &all).ends_with("| – | – |"));
+        assert!(row(Way::Off, &all).ends_with("| – | – | – | – | – | – |"));
     }
 }

@@ -7,6 +7,7 @@ mod lease;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep_core::batch::{Batch, Branch, Op, Phase, Prepared};
 use lockstep_core::durable::Delivered;
@@ -84,6 +85,7 @@ pub struct Metrics {
     transform_errors: IntCounterVec,
     stitch_transactions: IntCounterVec,
     stitch_hold: HistogramVec,
+    stitch_decided: HistogramVec,
     stitch_skew: HistogramVec,
     stitch_waiting: IntGaugeVec,
     stitch_file: IntGaugeVec,
@@ -213,6 +215,7 @@ impl Metrics {
             transform_errors: make.counters(names::TRANSFORM_ERRORS)?,
             stitch_transactions: make.counters(names::STITCH_TRANSACTIONS)?,
             stitch_hold: make.latencies(names::STITCH_HOLD)?,
+            stitch_decided: make.latencies(names::STITCH_DECIDED)?,
             stitch_skew: make.latencies(names::STITCH_SKEW)?,
             stitch_waiting: make.gauges(names::STITCH_WAITING)?,
             stitch_file: make.gauges(names::STITCH_FILE_BYTES)?,
@@ -267,6 +270,7 @@ impl Metrics {
             transactions: self.stitch_transactions.clone(),
             skew: self.stitch_skew.with_label_values(&[name]),
             hold: self.stitch_hold.with_label_values(&[name]),
+            decided: self.stitch_decided.with_label_values(&[name]),
             waiting: self.stitch_waiting.with_label_values(&[name]),
             file: self.stitch_file.with_label_values(&[name]),
         }
@@ -328,6 +332,7 @@ pub(crate) struct StitchMetrics {
     transactions: IntCounterVec,
     skew: Histogram,
     hold: Histogram,
+    decided: Histogram,
     waiting: IntGauge,
     file: IntGauge,
 }
@@ -358,9 +363,10 @@ impl StitchMetrics {
         self.transactions.with_label_values(labels).inc();
     }
 
-    /// A branch has waited so long.
-    pub fn held(&self, waited: std::time::Duration) {
+    /// A branch has waited so long, and would have waited so long for what is known of its transaction and of those before it.
+    pub fn held(&self, waited: Duration, decided: Duration) {
         self.hold.observe(waited.as_secs_f64());
+        self.decided.observe(decided.as_secs_f64());
     }
 
     /// So many transactions wait, with so many bytes in a file.
@@ -762,6 +768,7 @@ mod tests {
             metrics.dedupe_bytes.desc(),
             metrics.stitch_transactions.desc(),
             metrics.stitch_hold.desc(),
+            metrics.stitch_decided.desc(),
             metrics.stitch_skew.desc(),
             metrics.stitch_waiting.desc(),
             metrics.stitch_file.desc(),

@@ -21,7 +21,7 @@ use super::look::Look;
 use super::measure::{Gathered, peak_resident, resident};
 use super::pipeline::{self, Ends, STATE_SINKS, Search};
 use super::shop::{INVENTORY_TABLES, ORDERS_TABLES, Shop};
-use super::summary::{Purchases, SinkSummary, Summary, Verdict};
+use super::summary::{Both, SinkSummary, Summary, Verdict};
 use super::view::{CopyMoment, DEFAULT_LINE_EVERY, Moment, Screen, SinkMoment, View};
 use crate::admin::Seat;
 use crate::figures::Paint;
@@ -248,9 +248,9 @@ fn so_far(ends: &Ends, handle: &Handle, report: &LoadReport, elapsed: Duration) 
     Summary {
         elapsed,
         shop: report.counts.clone(),
-        purchases: Purchases {
-            committed: report.purchases.committed,
-            deciding: report.purchases.mean_deciding(),
+        both: Both {
+            committed: report.both.committed,
+            deciding: report.both.mean_deciding(),
             stitched,
             apart,
             hold: measured.hold(),

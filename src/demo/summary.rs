@@ -14,8 +14,8 @@ pub struct Summary {
     pub elapsed: Duration,
     /// What the shop did meanwhile.
     pub shop: Counts,
-    /// Those of its purchases that changed both databases.
-    pub purchases: Purchases,
+    /// What of that changed both databases at once.
+    pub both: Both,
     /// What came out of the sources.
     pub tables: Vec<TableSummary>,
     /// What went into the sinks.
@@ -36,9 +36,9 @@ pub struct Summary {
     pub look: Vec<(String, String)>,
 }
 
-/// Transactions of both databases, committed in two phases.
+/// Transactions of both databases, committed in two phases: purchases, cancellations, and what is shipped and delivered.
 #[derive(Clone, Debug, Default)]
-pub struct Purchases {
+pub struct Both {
     /// How many the coordinator has committed.
     pub committed: u64,
     /// From their beginning to the decision, on average.
@@ -113,9 +113,13 @@ pub enum Verdict {
     Unknown,
 }
 
-impl fmt::Display for Purchases {
+impl fmt::Display for Both {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} over both databases", count(self.committed))?;
+        write!(
+            f,
+            "{} of both databases",
+            of(self.committed, "transaction", "transactions")
+        )?;
         if let Some(deciding) = self.deciding {
             write!(f, ", decided after {} on average", duration(deciding))?;
         }
@@ -265,8 +269,8 @@ impl Summary {
                 format!("{mean} on average{}", top.unwrap_or_default()),
             );
         }
-        if self.purchases.committed > 0 {
-            line("Purchases", self.purchases.to_string());
+        if self.both.committed > 0 {
+            line("Two-phase", self.both.to_string());
         }
         if let Some(memory) = self.memory {
             line("Memory", format!("{} at most", bytes(memory)));
@@ -418,7 +422,7 @@ mod tests {
                     ..SinkSummary::default()
                 },
             ],
-            purchases: Purchases {
+            both: Both {
                 committed: 6_000,
                 deciding: Some(Duration::from_micros(3_210)),
                 stitched: 5_980,
@@ -458,7 +462,7 @@ The shop ran for 30.2 s
   cache failed and was opened again 1 time
 
   Rate        5,558/s on average, up to 48,210/s
-  Purchases   6,000 over both databases, decided after 3.21 ms on average; 5,980 came behind the copy, all of them whole, held back for 2.13 ms, 1 % for more than 15.8 ms
+  Two-phase   6,000 transactions of both databases, decided after 3.21 ms on average; 5,980 came behind the copy, all of them whole, held back for 2.13 ms, 1 % for more than 15.8 ms
   Memory      86.4 MB at most
   CPU         8.0 µs per change, all sinks and the demo itself included
   Duplicates  35 changes dropped by idempotency key

@@ -145,6 +145,17 @@ async fn a_load_does_everything_and_leaves_consistent_data() {
         assert_eq!(after, expected, "{}: {changes:?}", table.as_str());
     }
     assert_eq!(counts.event(Event::ImportedRow), 2_000);
+    let of_both = [
+        Event::Purchase,
+        Event::Shipped,
+        Event::Delivered,
+        Event::Cancelled,
+    ];
+    assert_eq!(
+        report.both.committed,
+        of_both.map(|event| counts.event(event)).iter().sum::<u64>(),
+        "what changes both databases is one transaction"
+    );
     assert!(counts.table(Table::Products).updates > 0);
     let orders = databases.orders.client().await;
     let copies = "SELECT count(*) - count(DISTINCT idempotency_key) FROM payments";

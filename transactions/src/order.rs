@@ -7,8 +7,8 @@
 //!
 //! **Which branches there are.** When the first commit of `u` is read, all its branches have been prepared, and flushed. So a place of
 //! each log that is asked for from then on (a *fence*) lies behind them all: once the log of every other source is read up to
-//! there, the branches are known, and nobody waits for one that never comes. A commit is such a place of its own log: what has committed
-//! in every source needs no fence.
+//! there, the branches are known, and nobody waits for one that never comes. A commit is such a place of its own log: what has a branch
+//! in every source, which has committed or will, needs no fence.
 //!
 //! **Order.** `u` goes before `v` if on some source `c(u, s) < p(v, s)`. Whatever `v` can have seen of `u` makes it so: a row
 //! that `u` had locked, or one that it wrote, was free for `v` only when `u` had committed, and `v` was not prepared yet. No circle can come of
@@ -78,8 +78,9 @@ pub struct Member {
     pub source: usize,
     /// Its last position; of rows that were read, that of the transaction before them.
     pub place: Position,
+    /// Where it was prepared: whatever committed before that in its source goes before it. Of what was not prepared, its commit.
+    pub prepared: Lsn,
     at: u64,
-    prepared: Lsn,
 }
 
 /// How far what went on reaches in one source.
@@ -115,6 +116,8 @@ pub struct Order {
     held: usize,
     next: u64,
     tickets: u64,
+    /// Of each whose branches have become known, and that waits for something else, its first.
+    known: Vec<Member>,
     /// What went on lately, with the sources that it was in.
     gone: Recent,
     /// The same of what was rolled back.
@@ -134,6 +137,8 @@ struct Waiting {
     /// Sources where a branch has committed that had nothing that could go on.
     left_out: Vec<usize>,
     fences: Fences,
+    /// Whether it was told that its branches are known.
+    is_known: bool,
 }
 
 /// How far each source is to be read, of branches.
@@ -167,6 +172,9 @@ impl Order {
         let id = self.join(source, global, lsn);
         if let Some(waiting) = self.units.get_mut(&id) {
             waiting.prepared.push((source, lsn));
+            if !waiting.unit.members.is_empty() {
+                self.candidates.look_at(id);
+            }
         }
         true
     }
@@ -180,6 +188,10 @@ impl Order {
         if let Some(waiting) = self.units.get_mut(&id) {
             waiting.end_branch(source, lsn);
             waiting.rolled_back.push(source);
+            if waiting.fences == Fences::Wanted {
+                // Whatever else there is there is not known any more.
+                self.wanting.insert(id);
+            }
         }
         self.candidates.look_at(id);
         self.drop_if_empty(id);
@@ -292,7 +304,7 @@ impl Order {
             let waiting = self.units.get_mut(&id);
             let wanted = waiting.filter(|waiting| waiting.fences == Fences::Wanted);
             let sources = self.sources.len();
-            if let Some(waiting) = wanted.filter(|waiting| !waiting.is_everywhere(sources)) {
+            if let Some(waiting) = wanted.filter(|waiting| !waiting.is_known_everywhere(sources)) {
                 waiting.fences = Fences::Asked(ticket);
                 asking.push(id);
             }
@@ -337,6 +349,12 @@ impl Order {
             unit.displaced = !is_free && unit.rows.is_some();
         }
         Some(step)
+    }
+
+    /// Units of several databases of which all branches have become known, since it was asked for last, and that wait all the same: for a
+    /// branch that has not ended, or for what goes before them. One branch of each, that has committed. To be asked for behind [`Order::release`].
+    pub fn known(&mut self) -> Vec<Member> {
+        std::mem::take(&mut self.known)
     }
 
     /// Nothing more comes of the log of a source: [`Order::release`] gives all that is held of it, as it is, with what goes before that.
@@ -458,6 +476,7 @@ impl Order {
             rolled_back: Vec::new(),
             left_out: Vec::new(),
             fences: Fences::None,
+            is_known: false,
         };
         self.units.insert(self.next, waiting);
         if let Some(global) = global {
@@ -510,9 +529,20 @@ impl Order {
             if found == Look::Free {
                 return Some(head.map_or(id, |head| head.min(id)));
             }
+            if matches!(found, Look::InDoubt | Look::Behind(_)) {
+                self.note_known(id);
+            }
             self.candidates.put_aside(id, &found);
         }
         head
+    }
+
+    fn note_known(&mut self, id: u64) {
+        let waiting = self.units.get_mut(&id);
+        if let Some(waiting) = waiting.filter(|waiting| !waiting.is_known) {
+            waiting.is_known = true;
+            self.known.extend(waiting.unit.members.first());
+        }
     }
 
     /// Whether it may go on, and if not, what for it waits.
@@ -520,19 +550,22 @@ impl Order {
         let Some(waiting) = self.units.get(&id) else {
             return Look::Incomplete;
         };
-        if waiting.unit.members.is_empty() || !waiting.prepared.is_empty() {
+        if waiting.unit.members.is_empty() {
             return Look::Incomplete;
         }
-        if waiting.unit.global.is_some() && !waiting.is_everywhere(self.sources.len()) {
+        if waiting.unit.global.is_some() && !waiting.is_known_everywhere(self.sources.len()) {
             let Fences::At(ends) = &waiting.fences else {
                 return Look::Incomplete;
             };
             let mut sources = self.sources.iter().zip(ends).enumerate();
             let unread = sources
-                .find(|(at, (source, end))| !waiting.is_in(*at) && !source.is_read_to(**end));
+                .find(|(at, (source, end))| !waiting.is_known_in(*at) && !source.is_read_to(**end));
             if let Some((at, (_, end))) = unread {
                 return Look::Unread(at, *end);
             }
+        }
+        if !waiting.prepared.is_empty() {
+            return Look::InDoubt;
         }
         let blocker = self.blockers(id).next();
         blocker.map_or(Look::Free, Look::Behind)
@@ -591,9 +624,16 @@ impl Waiting {
         members.any(|member| member.source == source)
     }
 
-    /// Whether it has committed in each source: no fence tells more than that.
-    fn is_everywhere(&self, sources: usize) -> bool {
-        (0..sources).all(|source| self.is_in(source) || self.left_out.contains(&source))
+    /// Whether its branch there is known, which has committed or will end. A commit is a fence of its own log.
+    fn is_known_in(&self, source: usize) -> bool {
+        self.is_in(source)
+            || self.left_out.contains(&source)
+            || self.prepared.iter().any(|(of, _)| *of == source)
+    }
+
+    /// Whether that is so in each source: no fence tells more.
+    fn is_known_everywhere(&self, sources: usize) -> bool {
+        (0..sources).all(|source| self.is_known_in(source))
     }
 
     /// Whether a branch of it has ended there: all of them had been prepared by then.

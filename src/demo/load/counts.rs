@@ -56,8 +56,12 @@ words! {
         DeclinedPayment = ["payment declined first", "payments declined first"],
         /// An order given up before its commit; nothing of it reaches the log's readers.
         Abandoned = ["order rolled back", "orders rolled back"],
-        /// An order packed, shipped or delivered.
-        Fulfilled = ["step of fulfilment", "steps of fulfilment"],
+        /// An order packed.
+        Packed = ["order packed", "orders packed"],
+        /// An order shipped, its goods off the shelf.
+        Shipped = ["order shipped", "orders shipped"],
+        /// An order delivered, its reservations deleted.
+        Delivered = ["order delivered", "orders delivered"],
         /// An order cancelled, its reservations deleted.
         Cancelled = ["order cancelled", "orders cancelled"],
         /// A refund.

@@ -11,91 +11,53 @@ use super::script::Script;
 use super::shopper::{Shopper, Stage};
 
 impl Shopper {
-    /// Takes an older order one step further.
+    /// Takes an older order one step further. What moves goods is one transaction over both databases.
     pub(super) async fn fulfil(&mut self) -> Result<u64> {
         let Some(index) = self.find(&[Stage::Paid, Stage::Packed, Stage::Shipped]) else {
             return Ok(0);
         };
         let (order, stage) = self.orders[index];
-        let mut script = Script::new();
-        let mut changes = 0;
-        let next = match stage {
+        let (next, changes) = match stage {
             Stage::Paid => {
+                let mut script = Script::new();
                 set_status(&mut script, order, "packed");
-                Stage::Packed
+                script.event(Event::Packed);
+                (Stage::Packed, self.commit_orders(script).await?)
             }
             Stage::Packed => {
-                changes += self.release(order, "shipped").await?;
+                let mut script = Script::branch();
                 set_status(&mut script, order, "shipped");
-                Stage::Shipped
+                script.event(Event::Shipped);
+                let goods = release(order, "shipped");
+                (Stage::Shipped, self.commit_both(script, goods).await?)
             }
             Stage::Shipped | Stage::Delivered => {
-                let mut done = Script::new();
+                let mut script = Script::branch();
+                set_status(&mut script, order, "delivered");
+                script.event(Event::Delivered);
+                let mut done = Script::branch();
                 let sql = format!(
                     "DELETE FROM reservations WHERE order_id = '{order}' AND state = 'shipped'"
                 );
                 done.change(Table::Reservations, Op::Delete, &sql);
-                changes += self.commit_inventory(done).await?;
-                set_status(&mut script, order, "delivered");
-                Stage::Delivered
+                (Stage::Delivered, self.commit_both(script, done).await?)
             }
         };
-        script.event(Event::Fulfilled);
-        changes += self.commit_orders(script).await?;
         self.orders[index].1 = next;
         Ok(changes)
     }
 
-    /// Ends the held reservations of an order: `shipped` takes the goods from the shelf, `cancelled` leaves them there.
-    async fn release(&mut self, order: Uuid, reason: &str) -> Result<u64> {
-        let held = format!("r.order_id = '{order}' AND r.state = 'held'");
-        let gone = if reason == "shipped" {
-            "r.quantity"
-        } else {
-            "0"
-        };
-        let mut script = Script::new();
-        script.run(&format!(
-            "SELECT 1 FROM stock s JOIN reservations r USING (sku, warehouse) WHERE {held}
-             ORDER BY s.sku, s.warehouse FOR UPDATE OF s"
-        ));
-        script.change(
-            Table::Stock,
-            Op::Update,
-            &format!(
-                "UPDATE stock s SET on_hand = s.on_hand - {gone}, reserved = s.reserved - r.quantity, updated_at = now()
-                 FROM reservations r WHERE {held} AND s.sku = r.sku AND s.warehouse = r.warehouse"
-            ),
-        );
-        script.change(
-            Table::StockMovements,
-            Op::Insert,
-            &format!(
-                "INSERT INTO stock_movements (sku, warehouse, on_hand_delta, reserved_delta, reason, order_id)
-                 SELECT r.sku, r.warehouse, -{gone}, -r.quantity, '{reason}', r.order_id FROM reservations r WHERE {held}"
-            ),
-        );
-        if reason == "shipped" {
-            let sql = format!("UPDATE reservations r SET state = 'shipped' WHERE {held}");
-            script.change(Table::Reservations, Op::Update, &sql);
-        } else {
-            let sql = format!("DELETE FROM reservations r WHERE {held}");
-            script.change(Table::Reservations, Op::Delete, &sql);
-        }
-        self.commit_inventory(script).await
-    }
-
+    /// Gives an order up, and its goods back to the shelf, in one transaction over both databases.
     pub(super) async fn cancel(&mut self) -> Result<u64> {
         let Some(index) = self.find(&[Stage::Paid, Stage::Packed]) else {
             return Ok(0);
         };
         let (order, _) = self.orders.swap_remove(index);
-        let released = self.release(order, "cancelled").await?;
-        let mut script = Script::new();
+        let mut script = Script::branch();
         set_status(&mut script, order, "cancelled");
         settle_payment(&mut script, order, "voided");
         script.event(Event::Cancelled);
-        Ok(released + self.commit_orders(script).await?)
+        self.commit_both(script, release(order, "cancelled")).await
     }
 
     pub(super) async fn refund(&mut self) -> Result<u64> {
@@ -174,6 +136,45 @@ impl Shopper {
         script.event(Event::Restocked);
         self.commit_inventory(script).await
     }
+}
+
+/// Ends the held reservations of an order: `shipped` takes the goods from the shelf, `cancelled` leaves them there.
+fn release(order: Uuid, reason: &str) -> Script {
+    let held = format!("r.order_id = '{order}' AND r.state = 'held'");
+    let gone = if reason == "shipped" {
+        "r.quantity"
+    } else {
+        "0"
+    };
+    let mut script = Script::branch();
+    script.run(&format!(
+        "SELECT 1 FROM stock s JOIN reservations r USING (sku, warehouse) WHERE {held}
+         ORDER BY s.sku, s.warehouse FOR UPDATE OF s"
+    ));
+    script.change(
+        Table::Stock,
+        Op::Update,
+        &format!(
+            "UPDATE stock s SET on_hand = s.on_hand - {gone}, reserved = s.reserved - r.quantity, updated_at = now()
+             FROM reservations r WHERE {held} AND s.sku = r.sku AND s.warehouse = r.warehouse"
+        ),
+    );
+    script.change(
+        Table::StockMovements,
+        Op::Insert,
+        &format!(
+            "INSERT INTO stock_movements (sku, warehouse, on_hand_delta, reserved_delta, reason, order_id)
+             SELECT r.sku, r.warehouse, -{gone}, -r.quantity, '{reason}', r.order_id FROM reservations r WHERE {held}"
+        ),
+    );
+    if reason == "shipped" {
+        let sql = format!("UPDATE reservations r SET state = 'shipped' WHERE {held}");
+        script.change(Table::Reservations, Op::Update, &sql);
+    } else {
+        let sql = format!("DELETE FROM reservations r WHERE {held}");
+        script.change(Table::Reservations, Op::Delete, &sql);
+    }
+    script
 }
 
 pub(super) fn set_status(script: &mut Script, order: Uuid, status: &str) {

@@ -80,7 +80,7 @@ pub struct Import {
 #[derive(Debug)]
 pub struct Load;
 
-/// A load at work. Dropping it cuts it short, perhaps between the two databases; [`LoadHandle::stop`] does not.
+/// A load at work. Dropping it cuts it short, perhaps with branches in doubt; [`LoadHandle::stop`] does not.
 #[derive(Debug)]
 pub struct LoadHandle {
     shop: Shop,
@@ -95,8 +95,8 @@ pub struct LoadHandle {
 pub struct LoadReport {
     /// Everything that committed.
     pub counts: Counts,
-    /// What its coordinator measured.
-    pub purchases: Measures,
+    /// What its coordinator measured of what changed both databases.
+    pub both: Measures,
     /// From the first visit to the end of the last.
     pub elapsed: Duration,
     /// End of the orders database's log, behind everything that the load did.
@@ -198,7 +198,7 @@ impl LoadHandle {
         coordinator.settled().await;
         Ok(LoadReport {
             counts: self.counts(),
-            purchases: coordinator.measures(),
+            both: coordinator.measures(),
             elapsed: self.started.elapsed(),
             orders_end: log_end(self.shop.orders_url()).await?,
             inventory_end: log_end(self.shop.inventory_url()).await?,

@@ -337,20 +337,20 @@ impl Shopper {
     }
 
     /// Commits in both databases, or in none. All shoppers come to the orders first: nobody who has the shelves waits for anything.
-    async fn commit_both(&self, orders: Script, inventory: Script) -> Result<u64> {
+    pub(super) async fn commit_both(&self, orders: Script, inventory: Script) -> Result<u64> {
         let Shared {
             counters,
             coordinator,
             ..
         } = &*self.shared;
-        let purchase = coordinator.begin(["orders", "inventory"]).await?;
-        let [orders_db, inventory_db] = purchase.branches();
+        let both = coordinator.begin(["orders", "inventory"]).await?;
+        let [orders_db, inventory_db] = both.branches();
         let orders = orders.work(orders_db).await.at("orders database")?;
         let inventory = inventory
             .work(inventory_db)
             .await
             .at("inventory database")?;
-        purchase.commit().await?;
+        both.commit().await?;
         Ok(orders.committed(counters) + inventory.committed(counters))
     }
 

@@ -1,6 +1,6 @@
 //! Two-phase commits by plain SQL, and their recovery.
 //!
-//! The decision is a row of `decided`, which says how it was decided: who recovers takes the place of those that are not, so that
+//! The decision is a row of `decided_by_hand`, which says how it was decided: who recovers takes the place of those that are not, so that
 //! nobody else can decide them any more, and whoever recovers after him reads what he wrote.
 
 use base64::Engine;
@@ -11,8 +11,8 @@ use tokio_postgres::Client;
 
 use crate::{LOOK_BEHIND, Options, Purchase, Result, dawdle, reach};
 
-/// The format of Narayana's ids, as of those that pgjdbc writes for it.
-const FORMAT: i32 = 131_077;
+/// The format of Bitronix' ids: a manager that is known, and buys nothing itself beside this.
+const FORMAT: i32 = 1_114_926_712;
 
 /// Which of the two forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl ByHand {
             return Ok(self.inventory.batch_execute(&rollback).await?);
         }
         let order = format!(
-            "BEGIN; {}; {}; INSERT INTO decided (name, commits) VALUES ('{name}', true); COMMIT",
+            "BEGIN; {}; {}; INSERT INTO decided_by_hand (name, commits) VALUES ('{name}', true); COMMIT",
             says(1),
             purchase.order()
         );
@@ -122,7 +122,7 @@ impl ByHand {
         let word = match purchase.gives_up {
             true => "ROLLBACK",
             false => {
-                let decide = "INSERT INTO decided (name, commits) VALUES ($1, true)";
+                let decide = "INSERT INTO decided_by_hand (name, commits) VALUES ($1, true)";
                 self.orders.execute(decide, &[&name]).await?;
                 "COMMIT"
             }
@@ -172,10 +172,9 @@ async fn end_all(orders: &Client, inventory: &Client, form: Form, prefix: &str) 
                 continue;
             };
             // Waits for a decision that is under way.
-            let take =
-                "INSERT INTO decided (name, commits) VALUES ($1, false) ON CONFLICT DO NOTHING";
+            let take = "INSERT INTO decided_by_hand (name, commits) VALUES ($1, false) ON CONFLICT DO NOTHING";
             orders.execute(take, &[&name]).await?;
-            let ask = "SELECT commits FROM decided WHERE name = $1";
+            let ask = "SELECT commits FROM decided_by_hand WHERE name = $1";
             let word = match orders.query_one(ask, &[&name]).await?.get(0) {
                 true => "COMMIT",
                 false => "ROLLBACK",

@@ -1,23 +1,30 @@
 //! `lockstep-buyer`: buys across two databases in the way of one kind of coordinator, until it is killed. Started again, it ends first
 //! what its earlier runs have left behind.
-#![allow(clippy::print_stderr, reason = "a command talks to its terminal")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command talks to its terminal"
+)]
 
 mod by_hand;
 mod coordinated;
 mod local;
+mod tally;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use lockstep_kit::random::Random;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_postgres::{Client, Config, NoTls};
 
 use by_hand::{ByHand, Form};
 use coordinated::Coordinated;
 use local::Local;
+use tally::Tally;
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -79,9 +86,13 @@ enum Kind {
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long one that decides by hand looks for what it has left behind in between: a PREPARE of a process that was killed may come late.
 const LOOK_BEHIND: Duration = Duration::from_secs(2);
+/// Between two tallies on the standard output.
+const TELL: Duration = Duration::from_secs(1);
 /// Once in so many steps, whoever buys takes his time, up to so many milliseconds: a kill is to find purchases half-way.
 const DAWDLES: u64 = 20;
 const MOST_MILLIS: u64 = 50;
+/// One purchase in so many is given up.
+const GIVES_UP: u64 = 20;
 /// Numbers of purchases begin with the buyer's, the run's and the worker's, and are whole as doubles.
 const BITS_OF_TURN: u32 = 24;
 
@@ -113,13 +124,15 @@ async fn end(options: &Options) -> ExitCode {
 async fn buy(options: &Options) -> ExitCode {
     let mut seed = Random::seeded(options.seed ^ (options.number << 32) ^ (options.run << 16));
     let mut workers = JoinSet::new();
+    let tally = Arc::new(Tally::default());
+    tokio::spawn(tell(Arc::clone(&tally)));
     let coordinated = match options.kind {
         Kind::Marked | Kind::Full => Some(Coordinated::open(options).await),
         _ => None,
     };
     for worker in 0..options.workers {
         let (options, random) = (options.clone(), seed.fork());
-        let coordinated = coordinated.clone();
+        let (coordinated, tally) = (coordinated.clone(), Arc::clone(&tally));
         workers.spawn(async move {
             let buyer = match (options.kind, coordinated) {
                 (Kind::Plain, _) => {
@@ -129,13 +142,20 @@ async fn buy(options: &Options) -> ExitCode {
                 (_, Some(coordinated)) => Buyer::Coordinated(coordinated),
                 (_, None) => Buyer::Local(Local::open(&options).await),
             };
-            work(buyer, &options, worker, random).await;
+            work(buyer, &options, worker, random, &tally).await;
         });
     }
     // They go on until the process is killed, or one of them has a mistake in it.
     workers.join_next().await;
     eprintln!("lockstep-buyer: a worker has ended");
     ExitCode::FAILURE
+}
+
+async fn tell(tally: Arc<Tally>) {
+    loop {
+        sleep(TELL).await;
+        println!("{tally}");
+    }
 }
 
 /// Between two steps of a purchase.
@@ -151,7 +171,7 @@ enum Buyer {
     Local(Local),
 }
 
-async fn work(mut buyer: Buyer, options: &Options, worker: u64, mut random: Random) {
+async fn work(mut buyer: Buyer, options: &Options, worker: u64, mut random: Random, tally: &Tally) {
     let mut due = interval(Duration::from_secs_f64(
         options.workers as f64 / options.rate.max(0.001),
     ));
@@ -163,13 +183,19 @@ async fn work(mut buyer: Buyer, options: &Options, worker: u64, mut random: Rand
             number,
             article: 1 + random.below(options.articles),
             quantity: 1 + random.below(3),
-            gives_up: random.once_in(20),
+            gives_up: random.once_in(GIVES_UP),
         };
+        let began = Instant::now();
         let bought = match &mut buyer {
             Buyer::Coordinated(coordinated) => coordinated.buy(&purchase).await,
             Buyer::ByHand(by_hand) => by_hand.buy(&purchase, &mut random).await,
             Buyer::Local(local) => local.visit(&purchase).await,
         };
+        match &bought {
+            Ok(()) if purchase.gives_up && options.kind != Kind::Local => tally.gave_up(),
+            Ok(()) => tally.bought(began.elapsed()),
+            Err(_) => tally.failed(),
+        }
         if let Err(error) = bought {
             // Databases are restarted, and rows are locked by what others have left behind.
             eprintln!("{number}: {error}");

@@ -1,7 +1,7 @@
 //! Programs that buy in two databases, each by a transaction manager of its own: real ones, with real gids and real logs.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -123,27 +123,13 @@ impl Shop {
     /// # Panics
     /// When a URL is none, or no temporary folder can be made.
     pub fn new(manager: Manager, purchase: &Purchase<'_>) -> Self {
-        let url = |url: &str| match manager {
-            Manager::Psycopg => url.to_owned(),
-            _ => jdbc(url),
-        };
         let scratch = Scratch::new("shop").unwrap_or_else(|error| panic!("{error}"));
         // No name begins with another one. Narayana takes up to 28 bytes.
         let name = unique("shop") + "-";
-        let mut arguments = vec![
-            format!("name={name}"),
-            format!("orders={}", url(purchase.orders)),
-            format!("order={}", purchase.order),
-            format!("inventory={}", url(purchase.inventory)),
-            format!("reserve={}", purchase.reserve),
-        ];
-        if manager != Manager::Psycopg {
-            let log = scratch
-                .make_dir("decisions")
-                .unwrap_or_else(|error| panic!("{error}"));
-            arguments.push(format!("manager={manager}"));
-            arguments.push(format!("log={}", log.display()));
-        }
+        let log = scratch
+            .make_dir("decisions")
+            .unwrap_or_else(|error| panic!("{error}"));
+        let arguments = arguments(manager, &name, purchase, &log);
         Shop {
             manager,
             name,
@@ -252,9 +238,8 @@ impl Shop {
             let jvm = ["-Xmx256m", "-XX:TieredStopAtLevel=1"];
             return java::launch(Component::Managers, &self.scratch, &jvm, "Shop", &arguments);
         }
-        let program = dir().join("psycopg/shop.py");
         // -s: nothing that a user has installed. The folder of the program, in which psycopg is, is the first to be looked in.
-        let python = ["-s".into(), program.into()];
+        let python = ["-s".into(), shop_py().into()];
         Ok(Launch {
             name: "shop.py".into(),
             program: python_program(),
@@ -263,6 +248,58 @@ impl Shop {
             end: End::Kill,
         })
     }
+}
+
+/// What the program of a manager is told in each of its runs. The log is a folder.
+fn arguments(manager: Manager, name: &str, purchase: &Purchase<'_>, log: &Path) -> Vec<String> {
+    let url = |url: &str| match manager {
+        Manager::Psycopg => url.to_owned(),
+        _ => jdbc(url),
+    };
+    let mut arguments = vec![
+        format!("name={name}"),
+        format!("orders={}", url(purchase.orders)),
+        format!("order={}", purchase.order),
+        format!("inventory={}", url(purchase.inventory)),
+        format!("reserve={}", purchase.reserve),
+    ];
+    if manager != Manager::Psycopg {
+        arguments.push(format!("manager={manager}"));
+        arguments.push(format!("log={}", log.display()));
+    }
+    arguments
+}
+
+/// The program that buys by a manager, for those who start it, kill it and start it again themselves: always under this name, with its
+/// log in this folder, and with what `Shop.java` and `shop.py` say they can be told besides. Without that it ends what its last run has left, and
+/// then itself.
+///
+/// # Panics
+/// When it is not installed, or a URL is none.
+pub fn program(manager: Manager, name: &str, purchase: &Purchase<'_>, log: &Path) -> Command {
+    assert!(
+        Component::Managers.is_installed(),
+        "{}",
+        Component::Managers.missing()
+    );
+    let mut command = match manager {
+        Manager::Psycopg => {
+            let mut python = Command::new(python_program());
+            python.arg("-s").arg(shop_py());
+            python
+        }
+        Manager::Narayana | Manager::Atomikos => {
+            let mut java = java();
+            java.args(["-XX:-UsePerfData", "Shop"]);
+            java
+        }
+    };
+    command.args(arguments(manager, name, purchase, log));
+    command
+}
+
+fn shop_py() -> PathBuf {
+    dir().join("psycopg/shop.py")
 }
 
 /// How a run ended.

@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use lockstep_kit::Component::{
-    Kafka as NeedsKafka, Postgres as NeedsPostgres, Redis as NeedsRedis,
+    Kafka as NeedsKafka, Managers, Postgres as NeedsPostgres, Redis as NeedsRedis,
 };
+use lockstep_kit::component::installed_or_say_so;
 use lockstep_kit::random::SEED_VARIABLE;
 use lockstep_kit::{Random, require_own};
 use lockstep_torture::lockstep::program;
@@ -19,6 +20,8 @@ const ARTICLES: u64 = 50;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_purchase_is_seen_whole_once_and_in_order() {
     require_own!(NeedsPostgres(16), NeedsPostgres(17), NeedsKafka, NeedsRedis);
+    // Without them the others buy.
+    installed_or_say_so(Managers);
     let mut random = Random::from_environment();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let shop = Shop::open(buyer().expect("built"), ARTICLES).await;
@@ -45,4 +48,11 @@ async fn every_purchase_is_seen_whole_once_and_in_order() {
         faults.iter().all(|&count| count > 0) && report.purchases > 100,
         "too little has happened: {report}"
     );
+    for of in &report.kinds {
+        assert!(
+            of.purchases > 0,
+            "{:?} has bought nothing: {report}",
+            of.kind
+        );
+    }
 }

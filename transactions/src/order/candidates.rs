@@ -25,6 +25,8 @@ pub(super) enum Look {
     Behind(u64),
     /// All its branches are known when this source is read up to there.
     Unread(usize, Lsn),
+    /// All its branches are known, and one has not ended.
+    InDoubt,
     /// Something has to be told of it yet.
     Incomplete,
 }
@@ -55,7 +57,7 @@ impl Candidates {
             Look::Unread(source, lsn) => {
                 self.unread[source].insert((lsn, id));
             }
-            Look::Free | Look::Incomplete => {}
+            Look::Free | Look::InDoubt | Look::Incomplete => {}
         }
     }
 

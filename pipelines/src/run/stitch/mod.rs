@@ -8,6 +8,7 @@
 //! What waits has not been confirmed to its source, so nothing of it needs to survive a restart. What has gone on ahead of
 //! something that waits is with the progress that sinks keep ([`lockstep_core::progress`]).
 
+mod decided;
 mod fences;
 mod inflow;
 mod shelf;
@@ -35,6 +36,7 @@ use super::inbox::Entry;
 use super::lane_state::LaneState;
 use super::source_state::SourceShare;
 use crate::metrics::{Commit, StitchMetrics, manager};
+use decided::Decided;
 use fences::{Fencing, Happened};
 use inflow::Came;
 use shelf::{Shelf, Slice};
@@ -128,6 +130,7 @@ pub(super) struct Stitch {
     waiting: HashMap<Key, Waiting>,
     fencing: Fencing,
     desk: Desk,
+    decided: Decided,
     metrics: StitchMetrics,
 }
 
@@ -155,6 +158,8 @@ struct Waiting {
     /// Of a transaction, how it committed.
     commit: Option<Commit>,
     since: Instant,
+    /// When all branches of its transaction were known, where that was told of this one.
+    known: Option<Instant>,
 }
 
 impl Stitch {
@@ -184,6 +189,7 @@ impl Stitch {
             most,
             room: Budget::new(most),
             desk: Desk::new(names.collect()),
+            decided: Decided::new(shares.len()),
             fencing: Fencing::new(shares, parts.trouble),
             sources: parts
                 .sources
@@ -242,6 +248,7 @@ impl Stitch {
                 self.release().await?;
                 self.order.forget(source);
                 self.desk.forget(source);
+                self.decided.forget(source);
                 self.sources[source].told = Lsn::ZERO;
                 // Whoever asked may be gone.
                 let _ = done.send(());
@@ -416,14 +423,31 @@ impl Stitch {
             slices,
             commit,
             since: Instant::now(),
+            known: None,
         };
         self.waiting.insert(key, waiting);
+    }
+
+    /// Notes when the branches of those that wait have become known.
+    fn note_known(&mut self) {
+        let known = self.order.known();
+        if known.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for member in known {
+            let key = Key::Transaction(member.source, member.place);
+            if let Some(waiting) = self.waiting.get_mut(&key) {
+                waiting.known = Some(now);
+            }
+        }
     }
 
     /// Hands on what can go on.
     async fn release(&mut self) -> Result<()> {
         let mut run: Option<(usize, Slice, Option<Arc<Standing>>)> = None;
         while let Some(step) = self.order.release() {
+            self.note_known();
             let [unit] = step.as_slice() else {
                 self.send_run(run.take()).await?;
                 self.go_on(step).await?;
@@ -451,6 +475,7 @@ impl Stitch {
                     .or_else(|| Some((source, slice, self.standing(source, member.place, &[]))));
             }
         }
+        self.note_known();
         self.send_run(run).await?;
         for (source, side) in self.sources.iter_mut().enumerate() {
             let through = self.order.reach(source).through;
@@ -540,13 +565,17 @@ impl Stitch {
             && shares.iter().sum::<usize>() > self.most
     }
 
-    /// How the branches of a unit have committed.
-    fn commits(&self, unit: &Unit) -> Vec<Commit> {
-        let members = unit.members.iter();
-        let waiting = members.filter_map(|member| {
+    /// What waits of a unit.
+    fn waiting_of(&self, unit: &Unit) -> impl Iterator<Item = &Waiting> {
+        unit.members.iter().filter_map(|member| {
             let key = Key::Transaction(member.source, member.place);
             self.waiting.get(&key)
-        });
+        })
+    }
+
+    /// How the branches of a unit have committed.
+    fn commits(&self, unit: &Unit) -> Vec<Commit> {
+        let waiting = self.waiting_of(unit);
         waiting.filter_map(|waiting| waiting.commit).collect()
     }
 
@@ -559,10 +588,18 @@ impl Stitch {
                 self.metrics.goes_on(&unit, &self.commits(&unit));
                 Arc::new(Global { id, branches, cut })
             });
+            let now = Instant::now();
+            let known = self.waiting_of(&unit).filter_map(|waiting| waiting.known);
+            let known = known.max().unwrap_or(now);
+            let decided = self.decided.at(&unit, known);
             for member in unit.members {
                 let key = Key::Transaction(member.source, member.place);
                 if let Some(waiting) = self.waiting.remove(&key) {
-                    self.metrics.held(waiting.since.elapsed());
+                    let since = waiting.since;
+                    self.metrics.held(
+                        now.saturating_duration_since(since),
+                        decided.saturating_duration_since(since),
+                    );
                     parts.push((member.source, member.place, global.clone(), waiting));
                 }
             }

@@ -23,7 +23,7 @@ async fn table() -> Database {
 
 /// Nothing has failed, and nothing is being copied any more; the table was never analysed; nobody asked for transactions
 /// in progress, or for those that are prepared.
-const ABSENT: [&str; 25] = [
+const ABSENT: [&str; 26] = [
     metrics::LEASE_HELD.name,
     metrics::LEASE_TOKEN.name,
     metrics::LEASE_LEFT.name,
@@ -37,6 +37,7 @@ const ABSENT: [&str; 25] = [
     metrics::STITCH_SKEW.name,
     metrics::STITCH_TRANSACTIONS.name,
     metrics::STITCH_HOLD.name,
+    metrics::STITCH_DECIDED.name,
     metrics::STITCH_WAITING.name,
     metrics::STITCH_FILE_BYTES.name,
     metrics::SOURCE_IN_DOUBT.name,

@@ -89,6 +89,8 @@ async fn two_phase_commits_are_measured_by_manager() {
             r#"lockstep_two_phase_visible_seconds_count{manager="narayana",sink="files"} 6"#,
             r#"lockstep_stitch_transactions_total{manager="narayana",outcome="whole",stitch="whole"} 3"#,
             r#"lockstep_stitch_skew_seconds_count{stitch="whole"} 3"#,
+            r#"lockstep_stitch_hold_seconds_count{stitch="whole"} 6"#,
+            r#"lockstep_stitch_decided_seconds_count{stitch="whole"} 6"#,
             r#"lockstep_source_in_doubt_transactions{source="orders"} 1"#,
         ],
     )

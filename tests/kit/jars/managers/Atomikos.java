@@ -11,6 +11,8 @@ import java.util.Properties;
 
 /** Atomikos with pools of its own. */
 final class Atomikos implements Manager {
+    private static final int SPARE = 4;
+
     private final UserTransactionManager transactions = new UserTransactionManager();
     private final Map<Database, AtomikosDataSourceBean> pools = new HashMap<>();
 
@@ -22,11 +24,17 @@ final class Atomikos implements Manager {
         // A branch without a decision counts as forgotten when it is older than any transaction may be.
         properties.setProperty("com.atomikos.icatch.max_timeout", "3000");
         properties.setProperty("com.atomikos.icatch.default_jta_timeout", "3000");
+        // To end what is decided, in a database that was away: ten seconds by default.
+        properties.setProperty("com.atomikos.icatch.oltp_retry_interval", "1000");
         for (Database database : databases) {
             AtomikosDataSourceBean pool = new AtomikosDataSourceBean();
             pool.setUniqueResourceName(database.name);
             pool.setXaDataSource(database);
-            pool.setPoolSize(threads);
+            pool.setMinPoolSize(threads);
+            // A connection to a server that was away is not given back before its transaction has ended.
+            pool.setMaxPoolSize(SPARE * threads);
+            // Seconds: who waits for one does not see that the server is back.
+            pool.setBorrowConnectionTimeout(2);
             pool.init();
             pools.put(database, pool);
         }

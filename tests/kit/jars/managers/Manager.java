@@ -10,4 +10,10 @@ interface Manager {
 
     /** Looks once for what earlier processes of this name have left, and ends it. */
     void recover() throws Exception;
+
+    /** From now on transactions are under way while {@link #recover} looks. */
+    default void opens() {}
+
+    /** A purchase of this thread has failed: a connection that it had may be broken. */
+    default void failed() {}
 }

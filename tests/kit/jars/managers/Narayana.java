@@ -1,5 +1,6 @@
 import com.arjuna.ats.arjuna.recovery.RecoveryManager;
 import com.arjuna.ats.arjuna.recovery.RecoveryModule;
+import com.arjuna.ats.internal.jta.recovery.arjunacore.RecoveryXids;
 import com.arjuna.ats.internal.jta.recovery.arjunacore.XARecoveryModule;
 import com.arjuna.ats.jta.recovery.XAResourceRecoveryHelper;
 import jakarta.transaction.TransactionManager;
@@ -14,6 +15,9 @@ import javax.transaction.xa.XAResource;
 
 /** Narayana, without a server or a pool around it: a connection to each database for each thread. */
 final class Narayana implements Manager {
+    /** How long a branch without a decision must be seen before it counts as forgotten, where others are under way: longer than any of them. */
+    private static final int SAFETY_MILLIS = 10_000;
+
     private final RecoveryManager recovery;
     private final ThreadLocal<Map<Database, XAConnection>> connections = ThreadLocal.withInitial(HashMap::new);
 
@@ -23,7 +27,7 @@ final class Narayana implements Manager {
         for (String store : List.of("", "stateStore.", "communicationStore.")) {
             System.setProperty("ObjectStoreEnvironmentBean." + store + "objectStoreDir", log);
         }
-        // How long a branch without a decision must be seen before it counts as forgotten: nobody buys while it is looked for here.
+        // At the start nobody buys: what is seen is forgotten.
         System.setProperty("JTAEnvironmentBean.orphanSafetyInterval", "1");
         System.setProperty("RecoveryEnvironmentBean.recoveryBackoffPeriod", "1");
         recovery = RecoveryManager.manager(RecoveryManager.DIRECT_MANAGEMENT);
@@ -53,6 +57,23 @@ final class Narayana implements Manager {
     @Override
     public void recover() {
         recovery.scan();
+    }
+
+    @Override
+    public void opens() {
+        RecoveryXids.setSafetyIntervalMillis(SAFETY_MILLIS);
+    }
+
+    @Override
+    public void failed() {
+        for (XAConnection connection : connections.get().values()) {
+            try {
+                connection.close();
+            } catch (SQLException ignored) {
+                // It was broken.
+            }
+        }
+        connections.get().clear();
     }
 
     /** What recovery works with in a database: one connection for as long as it answers, since Narayana keeps what it was given. */

@@ -1,5 +1,6 @@
 import jakarta.transaction.TransactionManager;
 import java.sql.Connection;
+import java.sql.SQLException;
 import java.sql.Statement;
 import java.util.ArrayList;
 import java.util.HashMap;
@@ -8,6 +9,7 @@ import java.util.Map;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.LockSupport;
+import javax.transaction.xa.XAException;
 
 /**
  * Buys: work in two databases, committed in both or in none by a transaction manager. What an earlier process of the same name has left behind
@@ -15,23 +17,30 @@ import java.util.concurrent.locks.LockSupport;
  *
  * <pre>
  * java -cp 'libs/*' Shop manager=narayana|atomikos name=NAME log=FOLDER orders=JDBC-URL order=SQL inventory=JDBC-URL reserve=SQL
- *     [first=1] [purchases=0] [threads=1] [rate=0 (a second; 0: as many as go)] [die=prepare:N|commit:N]
+ *     [first=1] [purchases=0] [threads=1] [rate=0 (a second; 0: as many as go)] [gives_up=0 (one in so many; 0: none)]
+ *     [look=0 (seconds between two looks for what was left behind meanwhile, and two tallies; 0: none)] [die=prepare:N|commit:N]
  * </pre>
  */
 public final class Shop {
+    /** Behind a failure, before the next purchase of those who go on. */
+    private static final long AGAIN = TimeUnit.MILLISECONDS.toNanos(100);
+
     private final Manager manager;
     private final List<Database> databases;
     private final long first;
     private final long purchases;
     private final double rate;
+    private final long givesUp;
+    private final double look;
     private final long start;
     private final AtomicLong begun = new AtomicLong();
-    private final AtomicLong failed = new AtomicLong();
+    private final Tally tally = new Tally();
 
     private Shop(Map<String, String> told) throws Exception {
         first = Long.parseLong(told.getOrDefault("first", "1"));
         purchases = Long.parseLong(told.getOrDefault("purchases", "0"));
         rate = Double.parseDouble(told.getOrDefault("rate", "0"));
+        givesUp = Long.parseLong(told.getOrDefault("gives_up", "0"));
         Death death = told.containsKey("die") ? new Death(told.get("die")) : null;
         databases = List.of(
             new Database("orders", told.get("orders"), told.get("order"), death),
@@ -43,10 +52,29 @@ public final class Shop {
             case "atomikos" -> new Atomikos(name, log, databases, threads(told));
             default -> throw new IllegalArgumentException("manager=" + told.get("manager") + ": narayana or atomikos");
         };
-        while (databases.get(0).has(name) || databases.get(1).has(name)) {
-            manager.recover();
+        look = Double.parseDouble(told.getOrDefault("look", "0"));
+        while (isLeft(name)) {
+            if (look > 0) {
+                lookBehind();
+            } else {
+                manager.recover();
+            }
         }
+        manager.opens();
         start = System.nanoTime();
+    }
+
+    /** Whether something of an earlier process is prepared, or may be: one that goes on after failures waits for a database that is away. */
+    private boolean isLeft(String name) throws Exception {
+        try {
+            return databases.get(0).has(name) || databases.get(1).has(name);
+        } catch (SQLException | XAException failure) {
+            if (look == 0) {
+                throw failure;
+            }
+            failure.printStackTrace();
+            return true;
+        }
     }
 
     private static int threads(Map<String, String> told) {
@@ -61,6 +89,11 @@ public final class Shop {
         }
         Shop shop = new Shop(told);
         System.out.println("open");
+        if (shop.look > 0) {
+            long pause = (long) (shop.look * TimeUnit.SECONDS.toNanos(1));
+            every(pause, () -> System.out.println(shop.tally));
+            every(pause, shop::lookBehind);
+        }
         List<Thread> buyers = new ArrayList<>();
         for (int buyer = 0; buyer < threads(told); buyer++) {
             Thread thread = new Thread(shop::shop);
@@ -70,9 +103,28 @@ public final class Shop {
         for (Thread buyer : buyers) {
             buyer.join();
         }
-        System.out.println("bought=" + (shop.purchases - shop.failed.get()) + " failed=" + shop.failed.get());
+        System.out.println("bought=" + shop.tally.bought + " failed=" + shop.tally.failed);
         // Managers keep threads.
         System.exit(0);
+    }
+
+    /** In a thread of its own, until the process ends. */
+    private static void every(long nanos, Runnable what) {
+        new Thread(() -> {
+            while (true) {
+                LockSupport.parkNanos(nanos);
+                what.run();
+            }
+        }).start();
+    }
+
+    private void lookBehind() {
+        try {
+            manager.recover();
+        } catch (Exception failure) {
+            // A database may be away: the next look may find it.
+            failure.printStackTrace();
+        }
     }
 
     /** One of those who buy. */
@@ -85,14 +137,20 @@ public final class Shop {
             try {
                 buy(first + turn);
             } catch (Exception failure) {
-                failed.incrementAndGet();
+                tally.failed.incrementAndGet();
+                manager.failed();
                 System.err.println("purchase " + (first + turn) + " failed");
                 failure.printStackTrace();
+                if (look > 0) {
+                    // A database may be away.
+                    LockSupport.parkNanos(AGAIN);
+                }
             }
         }
     }
 
     private void buy(long id) throws Exception {
+        long began = System.nanoTime();
         TransactionManager transactions = manager.transactions();
         transactions.begin();
         try {
@@ -105,6 +163,12 @@ public final class Shop {
             transactions.rollback();
             throw failure;
         }
+        if (givesUp > 0 && id % givesUp == 0) {
+            transactions.rollback();
+            tally.gaveUp.incrementAndGet();
+            return;
+        }
         transactions.commit();
+        tally.bought(System.nanoTime() - began);
     }
 }

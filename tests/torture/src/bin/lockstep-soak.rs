@@ -24,8 +24,8 @@ use tokio::time::{Instant, sleep};
 
 /// Writes at a steady pace and lets lockstep compare all its sinks with the table again and again: whatever it tells is wrong.
 ///
-/// With --purchases it does something else: coordinators of four kinds buy over two clusters, they, the clusters and lockstep are
-/// killed at random, and readers of Kafka, Redis and the embedded index look at every purchase.
+/// With --purchases it does something else: coordinators of four kinds and three real transaction managers buy over two clusters, they, the
+/// clusters and lockstep are killed at random, and readers of Kafka, Redis and the embedded index look at every purchase.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-soak")]
 struct Options {
@@ -44,7 +44,7 @@ struct Options {
     /// Decides which rows are written, and what is killed when.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Buys so often per second, and does nothing of the above.
+    /// Buys so often per second, and does nothing of the above. Of that each real manager has a twentieth, and 50 at most.
     #[arg(long)]
     purchases: Option<u64>,
     /// With --purchases: seconds between two kills, in the mean.

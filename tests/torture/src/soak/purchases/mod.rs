@@ -8,6 +8,7 @@ pub mod index;
 pub mod measures;
 pub mod report;
 pub mod shop;
+pub mod tally;
 pub mod topic;
 pub mod violations;
 pub mod whole;
@@ -16,11 +17,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use lockstep_kit::random::Random;
 use tokio::time::{Instant, sleep};
 
 use crate::lockstep::Lockstep;
-use buyers::{Buyer, KINDS};
+use buyers::Buyer;
 use cache::Cache;
 use index::Search;
 use measures::Measures;
@@ -126,7 +128,7 @@ pub async fn run(
         program,
         options,
         lockstep: Lockstep::new(program, folder.to_owned(), None, None),
-        buyers: buyers(options, shop, folder),
+        buyers: buyers::of_all_kinds(options.purchases, shop, folder),
         random: Random::seeded(options.seed),
         measures: Measures::default(),
         violations: violations.clone(),
@@ -164,20 +166,15 @@ pub async fn run(
     }
     soak.measures.ended();
     let mut report = soak.report;
+    report.bought(&kept, &soak.buyers, &violations);
     report.hold = soak.measures.hold();
+    report.decided = soak.measures.decided();
+    report.managers = soak.measures.managers();
     report.outcomes = soak.measures.outcomes();
     report.evaluations = soak.measures.evaluations();
     report.most_in_doubt = soak.measures.most_in_doubt;
-    report.buyer_kills = soak.buyers.iter().map(|buyer| buyer.kills).sum();
     report.violations = violations;
     Ok(report)
-}
-
-/// A buyer of each kind, with its share of the purchases.
-fn buyers(options: &Options, shop: &Shop, folder: &Path) -> Vec<Buyer> {
-    let share = options.purchases as f64 / (KINDS.len() - 1) as f64;
-    let new = |(number, kind)| Buyer::new(kind, number, shop, share, folder);
-    KINDS.into_iter().enumerate().map(new).collect()
 }
 
 impl Soak<'_> {
@@ -219,7 +216,10 @@ impl Soak<'_> {
         let end = began + self.options.lasts;
         let mut told = began;
         let mut fault_at = began + self.pause();
-        while Instant::now() < end {
+        // Some need seconds to begin.
+        while Instant::now() < end
+            || (Instant::now() < end + START && !self.buyers.iter().all(Buyer::has_bought))
+        {
             sleep(LOOK).await;
             self.look().await?;
             if Instant::now() > fault_at {
@@ -333,17 +333,15 @@ impl Soak<'_> {
         self.shop.orders.execute(close).await;
         let end = Instant::now() + IN_DOUBT;
         loop {
-            for buyer in &mut self.buyers {
-                if buyer.kind.ends_its_own() {
-                    buyer.end(START).await?;
-                }
-            }
+            let ending = self.buyers.iter().filter(|buyer| buyer.kind.ends_its_own());
+            try_join_all(ending.map(|buyer| buyer.end(START))).await?;
             self.resolver(file).await?;
             let left = self.shop.prepared().await;
             if left.is_empty() {
                 break;
             }
             if Instant::now() > end {
+                self.report.in_doubt = left.len() as u64;
                 for gid in left {
                     self.violations.add(format!("{gid} stays in doubt"));
                 }

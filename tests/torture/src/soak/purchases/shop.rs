@@ -78,7 +78,7 @@ impl Shop {
         shop.orders
             .execute(&format!(
                 "CREATE TABLE orders {bought}; CREATE TABLE visits (id bigint PRIMARY KEY); \
-                 CREATE TABLE decided (name text PRIMARY KEY, commits boolean NOT NULL)"
+                 CREATE TABLE decided_by_hand (name text PRIMARY KEY, commits boolean NOT NULL)"
             ))
             .await;
         shop.inventory
