@@ -30,6 +30,7 @@ use super::permit::{self, Permit};
 use super::pump::{self, Pump};
 use super::reconcile::{self, Reconciler};
 use super::resolutions::Resolutions;
+use super::resolver::{self, Resolver};
 use super::source_state::SourceShare;
 use super::standby::Estate;
 use super::stitch::{self, Door, Stitch, Witness};
@@ -126,7 +127,7 @@ async fn begin(
         stopping: draining.clone(),
     };
     let invariants = Invariants::new(parts, &pipeline.state);
-    let resolutions = Resolutions::new(&pipeline.state, metrics.resolver_actions());
+    let resolutions = Resolutions::new(&pipeline.state, metrics.resolver().actions);
     let handle = Handle::new(Inner {
         fingerprint: Mutex::new(pipeline.fingerprint.clone()),
         pipeline: Arc::clone(&pipeline.name),
@@ -303,6 +304,7 @@ enum Ended {
     Stitch(Result<()>),
     Lane(Result<()>),
     Keeper(Result<()>),
+    Resolver,
 }
 
 /// What kind of task it was, for the one that leaves nothing because it panicked.
@@ -312,6 +314,7 @@ enum Kind {
     Stitch,
     Lane,
     Keeper,
+    Resolver,
 }
 
 struct Supervisor {
@@ -415,7 +418,33 @@ impl Supervisor {
             task.id(),
             (Kind::Keeper, "the keeper of positions".to_owned()),
         );
+        self.spawn_resolver(pipeline);
         Ok(())
+    }
+
+    /// Who looks at what coordinators have left behind.
+    fn spawn_resolver(&mut self, pipeline: &Pipeline) {
+        let Some(every) = pipeline.resolving.every else {
+            return;
+        };
+        let inner = self.handle.inner();
+        let resolver = Resolver::new(resolver::Parts {
+            pipeline: Arc::clone(&pipeline.name),
+            sources: inner.sources.clone(),
+            resolving: pipeline.resolving.clone(),
+            every,
+            state: pipeline.state.clone(),
+            witness: inner.witness.clone(),
+            permit: self.permit.clone(),
+            metrics: inner.metrics.resolver(),
+            draining: self.draining.clone(),
+        });
+        let task = self.tasks.spawn(async move {
+            resolver.run().await;
+            Ended::Resolver
+        });
+        let name = "the resolver of what is in doubt".to_owned();
+        self.names.insert(task.id(), (Kind::Resolver, name));
     }
 
     /// Where transactions of several databases are put together; gives the doors by their sources.
@@ -599,6 +628,7 @@ impl Supervisor {
                         result
                     }
                     Ended::Keeper(result) => result,
+                    Ended::Resolver => Ok(()),
                 }
             }
             Err(error) => {
@@ -610,7 +640,7 @@ impl Supervisor {
                     Kind::Pump => self.pumps -= 1,
                     Kind::Stitch => self.stitches -= 1,
                     Kind::Lane => self.lanes -= 1,
-                    Kind::Keeper => {}
+                    Kind::Keeper | Kind::Resolver => {}
                 }
                 Err(unexpected(&name, error))
             }

@@ -10,6 +10,7 @@ use lockstep_core::position::Lsn;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_transactions::gid;
 use lockstep_transactions::order::{Ended, InDoubt, Order};
+use lockstep_transactions::resolve::{Doubt, Evidence, Heard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -45,6 +46,22 @@ pub struct DoubtfulBranch {
     pub committed: Vec<String>,
     /// Sources where other branches of its transaction were rolled back.
     pub rolled_back: Vec<String>,
+}
+
+impl Evidence for Doubts {
+    fn heard(&self, doubt: &Doubt) -> Heard {
+        let mut branches = self.branches.iter();
+        let known = branches.find(|branch| {
+            branch.source == *doubt.source
+                && branch.gid == doubt.in_doubt.gid
+                && branch.prepared_micros == doubt.in_doubt.prepared_micros
+        });
+        known.map_or_else(Heard::default, |branch| Heard {
+            committed: branch.committed.first().cloned(),
+            rolled_back: branch.rolled_back.first().cloned(),
+            is_closed: self.complete,
+        })
+    }
 }
 
 /// Asks a stitch, once there is one. Clones share it.
@@ -263,6 +280,43 @@ mod tests {
         assert!(desk.questions.is_empty(), "also the one that waited");
         assert_eq!(known.branches, told.branches);
         told
+    }
+
+    #[test]
+    fn what_was_read_is_of_the_very_branch_that_is_in_doubt() {
+        let known = DoubtfulBranch {
+            source: "inventory".to_owned(),
+            gid: "g".to_owned(),
+            prepared_micros: 7,
+            committed: vec!["orders".to_owned()],
+            rolled_back: Vec::new(),
+        };
+        let doubts = Doubts {
+            complete: false,
+            branches: vec![known],
+        };
+        let heard = |source: &str, gid: &str, prepared_micros| {
+            let in_doubt = lockstep_core::query::InDoubt {
+                gid: gid.to_owned(),
+                xid: 1,
+                prepared_micros,
+                owner: "shop".to_owned(),
+            };
+            doubts.heard(&Doubt::new(source.into(), in_doubt))
+        };
+        let expected = Heard {
+            committed: Some("orders".to_owned()),
+            rolled_back: None,
+            is_closed: false,
+        };
+        assert_eq!(heard("inventory", "g", 7), expected);
+        for (source, gid, prepared) in [
+            ("orders", "g", 7),
+            ("inventory", "h", 7),
+            ("inventory", "g", 8),
+        ] {
+            assert_eq!(heard(source, gid, prepared), Heard::default());
+        }
     }
 
     #[test]
