@@ -457,19 +457,18 @@ impl Supervisor {
             return Ok(HashMap::new());
         };
         let inner = self.handle.inner();
-        let sources = stitched.sources.iter();
-        let sources = sources.map(|source| {
-            (
-                Arc::clone(&inner.sources[*source]),
-                Arc::clone(&flows[*source]),
-            )
+        let sources = stitched.sources.iter().map(|source| {
+            let share = &inner.sources[*source];
+            let folder = self.estate.folder(&pipeline.state, &share.name)?;
+            Ok((Arc::clone(share), Arc::clone(&flows[*source]), folder))
         });
+        let sources = sources.collect::<Result<Vec<_>>>()?;
         let place = format!("transforms.{}", stitched.name);
         let directory = made_directory(&pipeline.state, "transforms", &stitched.name)?;
         let (stitch, doors) = Stitch::new(stitch::Parts {
             name: Arc::clone(&stitched.name),
             stitching: stitched.stitching.clone(),
-            sources: sources.collect(),
+            sources,
             directory: &directory,
             budget: inner.budget.clone(),
             metrics: inner.metrics.stitch(&stitched.name),

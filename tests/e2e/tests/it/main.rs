@@ -30,6 +30,7 @@ mod reconcile_kafka;
 mod reconcile_stale;
 mod reload;
 mod resolve;
+mod resolver;
 mod resume;
 mod schema;
 mod sink_faults;
