@@ -23,6 +23,7 @@ mod invariants;
 mod kills;
 mod lost;
 mod managers;
+mod matrix;
 mod memory;
 mod reconcile;
 mod reconcile_faults;
