@@ -61,6 +61,8 @@ metrics! {
     STITCH_WAITING = "lockstep_stitch_waiting_transactions" ["stitch"] "How many transactions have committed, and wait for branches of their own or of others?";
     STITCH_FILE_BYTES = "lockstep_stitch_file_bytes" ["stitch"] "How many bytes of what waits are kept in a file?";
     RESOLVER_ACTIONS = "lockstep_resolver_actions_total" ["manager", "rule", "action", "outcome"] "How many branches were to be ended by the resolver, by which rule, and what came of it?";
+    RESOLVER_BRANCHES = "lockstep_resolver_branches" ["manager", "rule", "action"] "How many branches are in doubt, and what is to become of them?";
+    RESOLVER_LOOKS = "lockstep_resolver_looks_total" ["outcome"] "How often did the pipeline look at what is in doubt, and could it ask everybody?";
     TRANSFORM_ERRORS = "lockstep_transform_errors_total" ["transform", "code"] "How often did the transform fail and try again, by error code?";
     DEAD_LETTERS = "lockstep_dead_letters_total" ["place", "reason"] "How many rows were put aside, and why?";
     DEAD_LETTERS_KEPT = "lockstep_dead_letters" ["place"] "How many rows lie aside now?";

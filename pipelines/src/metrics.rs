@@ -4,6 +4,7 @@
 //! and an atomic addition per table and operation in it.
 
 mod lease;
+mod resolver;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use prometheus::{
 };
 
 pub(crate) use self::lease::lease_text;
+pub(crate) use self::resolver::ResolverMetrics;
 use crate::plan::Plan;
 
 /// Upper ends of the latency buckets, in seconds: from well below the goal of a few milliseconds up to a backlog.
@@ -89,7 +91,7 @@ pub struct Metrics {
     stitch_skew: HistogramVec,
     stitch_waiting: IntGaugeVec,
     stitch_file: IntGaugeVec,
-    resolver_actions: IntCounterVec,
+    resolver: ResolverMetrics,
     pub(crate) dead_letters: IntCounterVec,
     pub(crate) dead_letters_kept: IntGaugeVec,
     pub(crate) memory_budget: IntGauge,
@@ -219,7 +221,7 @@ impl Metrics {
             stitch_skew: make.latencies(names::STITCH_SKEW)?,
             stitch_waiting: make.gauges(names::STITCH_WAITING)?,
             stitch_file: make.gauges(names::STITCH_FILE_BYTES)?,
-            resolver_actions: make.counters(names::RESOLVER_ACTIONS)?,
+            resolver: ResolverMetrics::new(&make)?,
             dead_letters: make.counters(names::DEAD_LETTERS)?,
             dead_letters_kept: make.gauges(names::DEAD_LETTERS_KEPT)?,
             memory_budget: make.add(int_gauge(names::MEMORY_BUDGET_BYTES))?,
@@ -276,9 +278,9 @@ impl Metrics {
         }
     }
 
-    /// The counter of what the resolver has done, by manager, rule, action and outcome.
-    pub(crate) fn resolver_actions(&self) -> IntCounterVec {
-        self.resolver_actions.clone()
+    /// Those of branches in doubt.
+    pub(crate) fn resolver(&self) -> ResolverMetrics {
+        self.resolver.clone()
     }
 
     /// Those of comparisons.
@@ -772,7 +774,9 @@ mod tests {
             metrics.stitch_skew.desc(),
             metrics.stitch_waiting.desc(),
             metrics.stitch_file.desc(),
-            metrics.resolver_actions.desc(),
+            metrics.resolver.actions.desc(),
+            metrics.resolver.branches.desc(),
+            metrics.resolver.looks.desc(),
             metrics.transform_errors.desc(),
             metrics.dead_letters.desc(),
             metrics.dead_letters_kept.desc(),

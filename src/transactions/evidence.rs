@@ -73,68 +73,6 @@ impl Logs {
 
 impl Evidence for Logs {
     fn heard(&self, doubt: &Doubt) -> Heard {
-        let mut branches = self.doubts.branches.iter();
-        let known = branches.find(|branch| {
-            branch.source == *doubt.source
-                && branch.gid == doubt.in_doubt.gid
-                && branch.prepared_micros == doubt.in_doubt.prepared_micros
-        });
-        known.map_or_else(Heard::default, |branch| Heard {
-            committed: branch.committed.first().cloned(),
-            rolled_back: branch.rolled_back.first().cloned(),
-            is_closed: self.doubts.complete,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use lockstep_core::query::InDoubt;
-    use lockstep_pipelines::DoubtfulBranch;
-    use lockstep_transactions::gid::Branch;
-
-    use super::*;
-
-    #[test]
-    fn what_was_read_is_of_the_very_branch_that_is_in_doubt() {
-        let known = DoubtfulBranch {
-            source: "inventory".to_owned(),
-            gid: "g".to_owned(),
-            prepared_micros: 7,
-            committed: vec!["orders".to_owned()],
-            rolled_back: Vec::new(),
-        };
-        let logs = Logs {
-            doubts: Doubts {
-                complete: false,
-                branches: vec![known],
-            },
-            note: None,
-        };
-        let heard = |source: &str, gid: &str, prepared_micros| {
-            logs.heard(&Doubt {
-                source: source.into(),
-                branch: Branch::parse(gid),
-                in_doubt: InDoubt {
-                    gid: gid.to_owned(),
-                    xid: 1,
-                    prepared_micros,
-                    owner: "shop".to_owned(),
-                },
-            })
-        };
-        let expected = Heard {
-            committed: Some("orders".to_owned()),
-            rolled_back: None,
-            is_closed: false,
-        };
-        assert_eq!(heard("inventory", "g", 7), expected);
-        for (source, gid, prepared) in [
-            ("orders", "g", 7),
-            ("inventory", "h", 7),
-            ("inventory", "g", 8),
-        ] {
-            assert_eq!(heard(source, gid, prepared), Heard::default());
-        }
+        self.doubts.heard(doubt)
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_pipelines::file::nearest;
 use lockstep_pipelines::{Pipeline, Registry};
-use lockstep_transactions::gid::{Branch, MANAGERS};
+use lockstep_transactions::gid::MANAGERS;
 use lockstep_transactions::resolve::{
     Consulted, Decision, Doubt, Journal, Known, Outcome as Done, Policy, Rule, Verdict, act,
     consult, decide,
@@ -126,11 +126,10 @@ fn policy(pipeline: &Pipeline, managers: &[String]) -> Result<Policy> {
 async fn doubts(databases: &Databases) -> Result<Vec<Doubt>> {
     let mut doubts = Vec::new();
     for (source, all) in ask(databases).await? {
-        doubts.extend(all.into_iter().map(|in_doubt| Doubt {
-            source: Arc::clone(&source),
-            branch: Branch::parse(&in_doubt.gid),
-            in_doubt,
-        }));
+        doubts.extend(
+            all.into_iter()
+                .map(|in_doubt| Doubt::new(Arc::clone(&source), in_doubt)),
+        );
     }
     // Branches of one together.
     doubts.sort_by(|a, b| a.branch.global().cmp(b.branch.global()));
@@ -285,6 +284,7 @@ fn table(told: &[Told], consulted: &Consulted, now_micros: i64, applied: bool) -
 #[cfg(test)]
 mod tests {
     use lockstep_core::query::InDoubt;
+    use lockstep_transactions::gid::Branch;
     use lockstep_transactions::resolve::Judged;
 
     use super::*;

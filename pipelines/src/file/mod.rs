@@ -27,8 +27,8 @@ pub use mistake::{Mistake, Mistakes, nearest};
 pub use path::{KeyPath, PathPart};
 pub use settings::{
     Admin, DEFAULT_ADMIN_LISTEN, DEFAULT_MAX_LETTER_BYTES, DEFAULT_MAX_LETTERS, DEFAULT_MEMORY,
-    DEFAULT_SHUTDOWN_TIMEOUT, EmbeddedLetters, InvariantSection, Later, OnError, Reconciling,
-    Section, Settings, SinkPolicy, State, TwoPhase,
+    DEFAULT_RESOLVE_EVERY, DEFAULT_SHUTDOWN_TIMEOUT, EmbeddedLetters, InvariantSection, Later,
+    OnError, Reconciling, Section, Settings, SinkPolicy, State, TwoPhase,
 };
 pub use transactions::Resolving;
 
@@ -159,7 +159,7 @@ fn check(
     let sinks = nodes("sinks", &settings.sinks, registry.sinks(), report);
     let dead_letters = dead_letters(settings.dead_letters, registry.sinks(), report);
     let invariants = invariants::declared(settings.reconcile.as_ref(), &sources, report);
-    let resolving = transactions::resolving(settings.transactions.as_ref(), &sources, report);
+    let mut resolving = transactions::resolving(settings.transactions.as_ref(), &sources, report);
     let plan = match Plan::build(&sources.declared, &transforms.declared, &sinks.declared) {
         Ok(plan) => plan,
         Err(errors) => {
@@ -171,6 +171,10 @@ fn check(
     };
     let components = transforms.in_order(plan.transforms.iter().map(|node| &node.name))?;
     let stitch = stitch::declared(&plan, &sources, &components, report);
+    if stitch.is_some() {
+        // Where branches are waited for, whoever operates it has to see what becomes of them.
+        resolving.every.get_or_insert(DEFAULT_RESOLVE_EVERY.0);
+    }
     let local = local(&plan, &components, &sinks, dead_letters.as_ref());
     let lease = lease::declared(
         &settings.name,

@@ -33,6 +33,10 @@ pub const DEFAULT_RECONCILE_EVERY: Duration = Duration(std::time::Duration::from
 /// How long a query of an invariant may take, when the invariant does not say: one that takes longer holds back VACUUM.
 pub const DEFAULT_INVARIANT_TIMEOUT: Duration = Duration(std::time::Duration::from_secs(10 * 60));
 
+/// How often a pipeline that runs looks at what is in doubt, when the section does not say: what coordinators have left behind waits for
+/// little more than the safety interval, and a question now and then is no burden to a database.
+pub const DEFAULT_RESOLVE_EVERY: Duration = Duration(std::time::Duration::from_secs(30));
+
 /// A section of a source, transform or sink: `type`, `inputs`, and the keys of its kind.
 pub type Section = Map<String, Value>;
 
@@ -56,7 +60,7 @@ pub struct Settings {
     /// for.
     #[serde(default)]
     pub reconcile: Option<Reconciling>,
-    /// Two-phase commits: what `lockstep transactions resolve` goes by.
+    /// Two-phase commits that a coordinator has left behind: who may end them, and whose.
     #[serde(default)]
     pub transactions: Option<TwoPhase>,
     /// Who runs the pipeline, where several processes are ready to: whoever holds this lease. Without this section whoever is started.
@@ -150,10 +154,17 @@ pub struct TwoPhase {
     /// The source whose database has the decision log of lockstep's coordinators. Default: it is looked for in all sources.
     #[serde(default)]
     pub log: Option<String>,
-    /// The managers whose transactions may be ended: `lockstep`, `narayana`, `dtm`, `plain`, … Default: nobody's, it is only told
-    /// what would be done.
+    /// The managers whose transactions `lockstep transactions resolve --apply` may end: `lockstep`, `narayana`, `dtm`, `plain`, … Default:
+    /// nobody's, it is only told what would be done.
     #[serde(default)]
     pub resolve: Vec<String>,
+    /// The managers whose transactions the running pipeline ends by itself. Default: nobody's, it only tells in its metrics what it
+    /// would do.
+    #[serde(default)]
+    pub automatic: Vec<String>,
+    /// From one look of the running pipeline to the next. Default `30s`.
+    #[serde(default = "default_resolve_every")]
+    pub every: Duration,
     /// How old a branch must be before it is ended. Default `60s`.
     #[serde(default = "default_safety_interval")]
     pub safety_interval: Duration,
@@ -241,6 +252,10 @@ fn default_invariant_timeout() -> Duration {
 
 fn default_safety_interval() -> Duration {
     Duration(lockstep_transactions::resolve::DEFAULT_SAFETY_INTERVAL)
+}
+
+fn default_resolve_every() -> Duration {
+    DEFAULT_RESOLVE_EVERY
 }
 
 fn default_every() -> Duration {

@@ -30,6 +30,7 @@ mod reconcile;
 pub(crate) mod rehearsal;
 mod replay;
 mod resolutions;
+mod resolver;
 mod source_state;
 pub(crate) mod standby;
 mod stitch;

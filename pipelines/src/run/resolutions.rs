@@ -1,4 +1,4 @@
-//! What `lockstep transactions resolve` has done, as its journal tells: the command is a process of its own.
+//! What was done about branches in doubt, as the journal tells: `lockstep transactions resolve` is a process of its own.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};

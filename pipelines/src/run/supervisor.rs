@@ -30,6 +30,7 @@ use super::permit::{self, Permit};
 use super::pump::{self, Pump};
 use super::reconcile::{self, Reconciler};
 use super::resolutions::Resolutions;
+use super::resolver::{self, Resolver};
 use super::source_state::SourceShare;
 use super::standby::Estate;
 use super::stitch::{self, Door, Stitch, Witness};
@@ -126,7 +127,7 @@ async fn begin(
         stopping: draining.clone(),
     };
     let invariants = Invariants::new(parts, &pipeline.state);
-    let resolutions = Resolutions::new(&pipeline.state, metrics.resolver_actions());
+    let resolutions = Resolutions::new(&pipeline.state, metrics.resolver().actions);
     let handle = Handle::new(Inner {
         fingerprint: Mutex::new(pipeline.fingerprint.clone()),
         pipeline: Arc::clone(&pipeline.name),
@@ -303,6 +304,7 @@ enum Ended {
     Stitch(Result<()>),
     Lane(Result<()>),
     Keeper(Result<()>),
+    Resolver,
 }
 
 /// What kind of task it was, for the one that leaves nothing because it panicked.
@@ -312,6 +314,7 @@ enum Kind {
     Stitch,
     Lane,
     Keeper,
+    Resolver,
 }
 
 struct Supervisor {
@@ -415,7 +418,33 @@ impl Supervisor {
             task.id(),
             (Kind::Keeper, "the keeper of positions".to_owned()),
         );
+        self.spawn_resolver(pipeline);
         Ok(())
+    }
+
+    /// Who looks at what coordinators have left behind.
+    fn spawn_resolver(&mut self, pipeline: &Pipeline) {
+        let Some(every) = pipeline.resolving.every else {
+            return;
+        };
+        let inner = self.handle.inner();
+        let resolver = Resolver::new(resolver::Parts {
+            pipeline: Arc::clone(&pipeline.name),
+            sources: inner.sources.clone(),
+            resolving: pipeline.resolving.clone(),
+            every,
+            state: pipeline.state.clone(),
+            witness: inner.witness.clone(),
+            permit: self.permit.clone(),
+            metrics: inner.metrics.resolver(),
+            draining: self.draining.clone(),
+        });
+        let task = self.tasks.spawn(async move {
+            resolver.run().await;
+            Ended::Resolver
+        });
+        let name = "the resolver of what is in doubt".to_owned();
+        self.names.insert(task.id(), (Kind::Resolver, name));
     }
 
     /// Where transactions of several databases are put together; gives the doors by their sources.
@@ -428,19 +457,18 @@ impl Supervisor {
             return Ok(HashMap::new());
         };
         let inner = self.handle.inner();
-        let sources = stitched.sources.iter();
-        let sources = sources.map(|source| {
-            (
-                Arc::clone(&inner.sources[*source]),
-                Arc::clone(&flows[*source]),
-            )
+        let sources = stitched.sources.iter().map(|source| {
+            let share = &inner.sources[*source];
+            let folder = self.estate.folder(&pipeline.state, &share.name)?;
+            Ok((Arc::clone(share), Arc::clone(&flows[*source]), folder))
         });
+        let sources = sources.collect::<Result<Vec<_>>>()?;
         let place = format!("transforms.{}", stitched.name);
         let directory = made_directory(&pipeline.state, "transforms", &stitched.name)?;
         let (stitch, doors) = Stitch::new(stitch::Parts {
             name: Arc::clone(&stitched.name),
             stitching: stitched.stitching.clone(),
-            sources: sources.collect(),
+            sources,
             directory: &directory,
             budget: inner.budget.clone(),
             metrics: inner.metrics.stitch(&stitched.name),
@@ -599,6 +627,7 @@ impl Supervisor {
                         result
                     }
                     Ended::Keeper(result) => result,
+                    Ended::Resolver => Ok(()),
                 }
             }
             Err(error) => {
@@ -610,7 +639,7 @@ impl Supervisor {
                     Kind::Pump => self.pumps -= 1,
                     Kind::Stitch => self.stitches -= 1,
                     Kind::Lane => self.lanes -= 1,
-                    Kind::Keeper => {}
+                    Kind::Keeper | Kind::Resolver => {}
                 }
                 Err(unexpected(&name, error))
             }

@@ -263,7 +263,8 @@ fn types_and_values() {
     );
     check(
         &with(
-            "[transactions]\nlog = \"order\"\nresolve = [\"lockstpe\"]\nsafety_intervals = { dmt = \"1s\" }",
+            "[transactions]\nlog = \"order\"\nresolve = [\"lockstpe\"]\nsafety_intervals = { dmt = \"1s\" }\n\
+             automatic = [\"lockstep\", \"narajana\"]\nevery = \"200ms\"",
         ),
         &[
             (
@@ -275,6 +276,11 @@ fn types_and_values() {
                 "transactions.resolve[0]: `lockstpe` is no manager whose names are known; did you mean `lockstep`?",
             ),
             (14, "transactions.safety_intervals.dmt: `dmt` is no manager"),
+            (
+                15,
+                "transactions.automatic[1]: `narajana` is no manager whose names are known; did you mean `narayana`?",
+            ),
+            (16, "transactions.every: `200ms` is too often; 1s or longer"),
         ],
     );
     check(

@@ -33,11 +33,19 @@ impl Order {
     /// All branches that are prepared, as far as is read.
     #[must_use]
     pub fn in_doubt(&self) -> Vec<InDoubt> {
+        self.prepared_of(self.named.iter())
+    }
+
+    /// Those of them that have this name.
+    #[must_use]
+    pub fn in_doubt_as(&self, global: &Arc<str>) -> Vec<InDoubt> {
+        let units = self.by_name.get(global);
+        self.prepared_of(units.into_iter().flatten())
+    }
+
+    fn prepared_of<'a>(&self, units: impl Iterator<Item = &'a u64>) -> Vec<InDoubt> {
         let mut all = Vec::new();
-        for id in &self.named {
-            let Some(waiting) = self.units.get(id) else {
-                continue;
-            };
+        for waiting in units.filter_map(|id| self.units.get(id)) {
             let Some(global) = &waiting.unit.global else {
                 continue;
             };
@@ -51,6 +59,12 @@ impl Order {
             }
         }
         all
+    }
+
+    /// How far a source is read.
+    #[must_use]
+    pub fn read_up_to(&self, source: usize) -> Lsn {
+        self.sources[source].read_up_to()
     }
 
     /// Whether each source is read up to its place.

@@ -46,6 +46,18 @@ pub struct Doubt {
     pub in_doubt: InDoubt,
 }
 
+impl Doubt {
+    /// Of what the server of a source says.
+    #[must_use]
+    pub fn new(source: Arc<str>, in_doubt: InDoubt) -> Self {
+        Doubt {
+            source,
+            branch: Branch::parse(&in_doubt.gid),
+            in_doubt,
+        }
+    }
+}
+
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {

@@ -11,6 +11,7 @@
 mod decided;
 mod fences;
 mod inflow;
+mod notes;
 mod shelf;
 mod witness;
 
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_core::batch::{Batch, Branch, Global, Phase, Prepared};
+use lockstep_core::folder::Folder;
 use lockstep_core::memory::Budget;
 use lockstep_core::position::{Lsn, Position};
 use lockstep_core::progress::Standing;
@@ -39,6 +41,7 @@ use crate::metrics::{Commit, StitchMetrics, manager};
 use decided::Decided;
 use fences::{Fencing, Happened};
 use inflow::Came;
+use notes::Notes;
 use shelf::{Shelf, Slice};
 pub(super) use witness::Witness;
 use witness::{Desk, Question};
@@ -103,8 +106,8 @@ fn stopped() -> Error {
 pub(super) struct Parts<'a> {
     pub name: Arc<str>,
     pub stitching: Stitching,
-    /// Its sources, and the ways of their batches.
-    pub sources: Vec<(Arc<SourceShare>, Arc<Flow>)>,
+    /// Its sources, the ways of their batches, and what survives a restart of them.
+    pub sources: Vec<(Arc<SourceShare>, Arc<Flow>, Folder)>,
     /// For what waits.
     pub directory: &'a Path,
     /// Memory that batches of all sources share.
@@ -131,6 +134,7 @@ pub(super) struct Stitch {
     fencing: Fencing,
     desk: Desk,
     decided: Decided,
+    notes: Notes,
     metrics: StitchMetrics,
 }
 
@@ -179,9 +183,12 @@ impl Stitch {
         });
         let doors = doors.collect();
         let reached = vec![Reach::default(); parts.sources.len()];
-        let shares = parts.sources.iter().map(|(share, _)| Arc::clone(share));
+        let shares = parts.sources.iter().map(|(share, ..)| Arc::clone(share));
         let shares: Vec<Arc<SourceShare>> = shares.collect();
         let names = shares.iter().map(|share| Arc::clone(&share.name));
+        let folders = parts.sources.iter();
+        let folders = folders.map(|(share, _, folder)| (Arc::clone(&share.name), folder.clone()));
+        let notes = Notes::open(folders.collect());
         parts.witness.open(shares.clone(), sender.downgrade());
         let stitch = Stitch {
             name: parts.name,
@@ -190,11 +197,12 @@ impl Stitch {
             room: Budget::new(most),
             desk: Desk::new(names.collect()),
             decided: Decided::new(shares.len()),
+            notes,
             fencing: Fencing::new(shares, parts.trouble),
             sources: parts
                 .sources
                 .into_iter()
-                .map(|(share, flow)| Side {
+                .map(|(share, flow, _)| Side {
                     share,
                     flow,
                     open: None,
@@ -226,6 +234,9 @@ impl Stitch {
                 happened = self.fencing.next() => if let Happened::Answered(ticket, ends) = happened {
                     self.order.fenced(ticket, ends.as_deref());
                 },
+                () = self.notes.settle(|source, lsn| {
+                    self.desk.has(source, lsn) || self.order.read_up_to(source) <= lsn
+                }) => {}
                 message = self.messages.recv() => match message {
                     Some(message) => self.take(message).await?,
                     None => return Ok(()),
@@ -233,7 +244,7 @@ impl Stitch {
             }
             self.release().await?;
             self.shelf.settle()?;
-            self.desk.answer(&self.order);
+            self.desk.answer(&self.order, &self.notes);
             self.metrics.waits(self.order.held(), self.shelf.filed());
         }
     }
@@ -249,6 +260,7 @@ impl Stitch {
                 self.order.forget(source);
                 self.desk.forget(source);
                 self.decided.forget(source);
+                self.notes.forget(source);
                 self.sources[source].told = Lsn::ZERO;
                 // Whoever asked may be gone.
                 let _ = done.send(());
@@ -289,19 +301,36 @@ impl Stitch {
                 let global = self.global_of(source, prepared);
                 if self.order.prepared(source, &global, prepared.lsn) {
                     self.desk.prepared(source, prepared);
+                    self.note(source, &global);
                 }
             }
             Branch::RolledBack(prepared) => {
                 let global = self.global_of(source, prepared);
                 self.order.rolled_back(source, &global, prepared.lsn);
-                self.desk.ended(source, prepared);
+                self.is_ended(source, prepared);
+                self.note(source, &global);
             }
-            Branch::Empty(prepared) => {
-                let global = self.global_of(source, prepared);
-                self.order.left_out(source, &global, prepared.lsn);
-                self.desk.ended(source, prepared);
-            }
+            Branch::Empty(prepared) => self.leave_out(source, prepared),
         }
+    }
+
+    /// A branch has committed, and there is nothing of it that could go on.
+    fn leave_out(&mut self, source: usize, prepared: &Prepared) {
+        let global = self.global_of(source, prepared);
+        self.order.left_out(source, &global, prepared.lsn);
+        self.is_ended(source, prepared);
+        self.note(source, &global);
+    }
+
+    /// A branch is not in doubt any more.
+    fn is_ended(&mut self, source: usize, prepared: &Prepared) {
+        self.desk.ended(source, prepared);
+        self.notes.ended(source, prepared);
+    }
+
+    /// Keeps what is known of branches in doubt: the one that `source` has told of waits for nobody, and does not come again.
+    fn note(&mut self, source: usize, global: &Arc<str>) {
+        self.desk.note(&self.order, global, source, &mut self.notes);
     }
 
     /// What a branch shares with the others: what it says itself, or what it is called.
@@ -377,9 +406,7 @@ impl Stitch {
         let mut transactions = batch.transactions().iter();
         while let Some(transaction) = transactions.find(|one| one.commit < through) {
             if let Some(prepared) = &transaction.prepared {
-                let global = self.global_of(source, prepared);
-                self.order.left_out(source, &global, prepared.lsn);
-                self.desk.ended(source, prepared);
+                self.leave_out(source, prepared);
             }
         }
     }
@@ -390,7 +417,7 @@ impl Stitch {
             return;
         };
         if let Some(prepared) = &came.prepared {
-            self.desk.ended(source, prepared);
+            self.is_ended(source, prepared);
         }
         let branch = match (&came.prepared, &came.marker) {
             (Some(prepared), _) => Some((self.global_of(source, prepared), prepared.lsn)),
@@ -479,7 +506,7 @@ impl Stitch {
         self.send_run(run).await?;
         for (source, side) in self.sources.iter_mut().enumerate() {
             let through = self.order.reach(source).through;
-            if through > side.told {
+            if through > side.told && self.notes.lets_pass(source) {
                 side.told = through;
                 side.flow.passed(through);
             }

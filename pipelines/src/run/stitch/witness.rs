@@ -10,6 +10,7 @@ use lockstep_core::position::Lsn;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_transactions::gid;
 use lockstep_transactions::order::{Ended, InDoubt, Order};
+use lockstep_transactions::resolve::{Doubt, Evidence, Heard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -17,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use super::super::source_state::SourceShare;
 use super::Message;
 use super::fences::fence;
+use super::notes::Notes;
 
 /// How long all logs may take to be read up to where they ended when somebody asked.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,6 +47,22 @@ pub struct DoubtfulBranch {
     pub committed: Vec<String>,
     /// Sources where other branches of its transaction were rolled back.
     pub rolled_back: Vec<String>,
+}
+
+impl Evidence for Doubts {
+    fn heard(&self, doubt: &Doubt) -> Heard {
+        let mut branches = self.branches.iter();
+        let known = branches.find(|branch| {
+            branch.source == *doubt.source
+                && branch.gid == doubt.in_doubt.gid
+                && branch.prepared_micros == doubt.in_doubt.prepared_micros
+        });
+        known.map_or_else(Heard::default, |branch| Heard {
+            committed: branch.committed.first().cloned(),
+            rolled_back: branch.rolled_back.first().cloned(),
+            is_closed: self.complete,
+        })
+    }
 }
 
 /// Asks a stitch, once there is one. Clones share it.
@@ -154,8 +172,24 @@ impl Desk {
         self.questions.push(question);
     }
 
+    /// Whether a branch was prepared there that has not ended.
+    pub fn has(&self, source: usize, lsn: Lsn) -> bool {
+        self.named.contains_key(&(source, lsn))
+    }
+
+    /// Notes what is known of branches of a name, since `teller` has told of one of them.
+    pub fn note(&self, order: &Order, global: &Arc<str>, teller: usize, notes: &mut Notes) {
+        for one in order.in_doubt_as(global) {
+            let branch = (one.source, one.prepared);
+            if let Some(prepared) = self.named.get(&branch) {
+                let known = self.known(prepared, one, notes);
+                notes.put((branch.0, prepared), known, teller);
+            }
+        }
+    }
+
     /// Answers what can be answered.
-    pub fn answer(&mut self, order: &Order) {
+    pub fn answer(&mut self, order: &Order, notes: &Notes) {
         if self.questions.is_empty() {
             return;
         }
@@ -170,33 +204,55 @@ impl Desk {
         for question in due {
             let doubts = Doubts {
                 complete: question.ends.is_some(),
-                branches: self.branches(order.in_doubt()),
+                branches: self.branches(order.in_doubt(), notes),
             };
             // Whoever asked may have gone.
             let _ = question.reply.send(doubts);
         }
     }
 
-    fn branches(&self, in_doubt: Vec<InDoubt>) -> Vec<DoubtfulBranch> {
+    fn branches(&self, in_doubt: Vec<InDoubt>, notes: &Notes) -> Vec<DoubtfulBranch> {
         let mut branches: Vec<DoubtfulBranch> = in_doubt
             .into_iter()
             .filter_map(|one| {
-                let prepared = self.named.get(&(one.source, one.prepared))?;
-                let ended = match names_once(prepared) {
-                    true => with(one.siblings, one.namesakes),
-                    false => one.siblings,
-                };
+                let source = one.source;
+                let prepared = self.named.get(&(source, one.prepared))?;
+                let [committed, rolled_back] = self.known(prepared, one, notes);
                 Some(DoubtfulBranch {
-                    source: self.sources[one.source].to_string(),
+                    source: self.sources[source].to_string(),
                     gid: prepared.gid.to_string(),
                     prepared_micros: prepared.micros,
-                    committed: self.names(&ended.committed),
-                    rolled_back: self.names(&ended.rolled_back),
+                    committed,
+                    rolled_back,
                 })
             })
             .collect();
         branches.sort_by(|a, b| (&a.source, &a.gid).cmp(&(&b.source, &b.gid)));
         branches
+    }
+
+    /// Sources where others of the transaction of a branch have committed, and where they were rolled back: as was read, and as was
+    /// before a restart.
+    fn known(&self, prepared: &Prepared, one: InDoubt, notes: &Notes) -> [Vec<String>; 2] {
+        let noted = notes.of(one.source, prepared);
+        let ended = match names_once(prepared) {
+            true => with(one.siblings, one.namesakes),
+            false => one.siblings,
+        };
+        let read = [self.names(&ended.committed), self.names(&ended.rolled_back)];
+        let Some([committed, rolled_back]) = noted else {
+            return read;
+        };
+        let [mut all_committed, mut all_rolled_back] = read;
+        for (all, noted) in [
+            (&mut all_committed, committed),
+            (&mut all_rolled_back, rolled_back),
+        ] {
+            let more = noted.iter().filter(|name| !all.contains(*name)).cloned();
+            let more: Vec<String> = more.collect();
+            all.extend(more);
+        }
+        [all_committed, all_rolled_back]
     }
 
     fn names(&self, places: &[usize]) -> Vec<String> {
@@ -236,11 +292,22 @@ mod tests {
         })
     }
 
+    /// Folders in which nothing is.
+    fn nowhere() -> Vec<(Arc<str>, lockstep_core::folder::Folder)> {
+        let of = |name: &str| {
+            (
+                name.into(),
+                std::path::Path::new("/nowhere").join(name).into(),
+            )
+        };
+        vec![of("orders"), of("inventory")]
+    }
+
     fn asked(desk: &mut Desk, order: &Order, ends: Option<&[u64]>) -> Option<Doubts> {
         let (reply, mut answer) = oneshot::channel();
         let ends = ends.map(|ends| ends.iter().map(|end| Lsn(*end)).collect());
         desk.put(Question { ends, reply });
-        desk.answer(order);
+        desk.answer(order, &Notes::open(nowhere()));
         answer.try_recv().ok()
     }
 
@@ -263,6 +330,43 @@ mod tests {
         assert!(desk.questions.is_empty(), "also the one that waited");
         assert_eq!(known.branches, told.branches);
         told
+    }
+
+    #[test]
+    fn what_was_read_is_of_the_very_branch_that_is_in_doubt() {
+        let known = DoubtfulBranch {
+            source: "inventory".to_owned(),
+            gid: "g".to_owned(),
+            prepared_micros: 7,
+            committed: vec!["orders".to_owned()],
+            rolled_back: Vec::new(),
+        };
+        let doubts = Doubts {
+            complete: false,
+            branches: vec![known],
+        };
+        let heard = |source: &str, gid: &str, prepared_micros| {
+            let in_doubt = lockstep_core::query::InDoubt {
+                gid: gid.to_owned(),
+                xid: 1,
+                prepared_micros,
+                owner: "shop".to_owned(),
+            };
+            doubts.heard(&Doubt::new(source.into(), in_doubt))
+        };
+        let expected = Heard {
+            committed: Some("orders".to_owned()),
+            rolled_back: None,
+            is_closed: false,
+        };
+        assert_eq!(heard("inventory", "g", 7), expected);
+        for (source, gid, prepared) in [
+            ("orders", "g", 7),
+            ("inventory", "h", 7),
+            ("inventory", "g", 8),
+        ] {
+            assert_eq!(heard(source, gid, prepared), Heard::default());
+        }
     }
 
     #[test]

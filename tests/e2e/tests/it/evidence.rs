@@ -1,32 +1,42 @@
 //! What a coordinator has left behind, ended by what the running pipeline has read of the other branches.
 
+use std::path::Path;
 use std::time::Duration;
 
 use lockstep_e2e::{Pipeline, Setup};
 use lockstep_kit::Component::Postgres as Needs;
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
-use lockstep_kit::{require_own, unique};
+use lockstep_kit::{require_own, unique, wait_for};
 use serde_json::Value;
 
 use crate::support::{end_of_log, source};
 
 const CATCH_UP: Duration = Duration::from_secs(60);
 
-struct Shop {
-    orders: Database,
-    inventory: Database,
-    setup: Setup,
-    _server: Postgres,
+/// Two databases of one server, and a pipeline that puts their transactions together.
+pub struct Shop {
+    pub orders: Database,
+    pub inventory: Database,
+    pub setup: Setup,
+    pub server: Postgres,
+    /// Slots have it, with the name of their source behind it.
+    name: String,
 }
 
 /// The gid of a branch as Narayana would give it, of a transaction with one letter for a name.
-fn gid(name: &str, branch: u8) -> String {
+pub fn gid(name: &str, branch: u8) -> String {
     // `name` and `branch` in base 64 are these texts: what counts is that they can be read.
     format!("131077_{name}A==_{branch}w==")
 }
 
 impl Shop {
     async fn open() -> Self {
+        let by_hand = "resolve = [\"narayana\"]\nsafety_interval = \"0s\"\n";
+        Self::open_with(by_hand, |_| String::new()).await
+    }
+
+    /// With a section `[transactions]` of these lines, and more in the file.
+    pub async fn open_with(transactions: &str, more: impl FnOnce(&Path) -> String) -> Self {
         let server = Postgres::start(PostgresOptions::new(16)).await;
         let [orders, inventory] = [
             server.database("orders").await,
@@ -51,17 +61,19 @@ impl Shop {
                     "[sinks.files]\ntype = \"file\"\ninputs = [\"whole\"]\npath = \"{}/all.jsonl\"\n",
                     folder.display()
                 )
-                + "[transactions]\nresolve = [\"narayana\"]\nsafety_interval = \"0s\"\n"
+                + &format!("[transactions]\n{transactions}")
+                + &more(folder)
         });
         Shop {
             orders,
             inventory,
             setup,
-            _server: server,
+            server,
+            name,
         }
     }
 
-    async fn start(&self) -> Pipeline {
+    pub async fn start(&self) -> Pipeline {
         let mut pipeline = self.setup.start_ready().await;
         pipeline.wait_streaming("orders").await;
         pipeline.wait_streaming("inventory").await;
@@ -69,7 +81,7 @@ impl Shop {
     }
 
     /// Prepares both branches of a transaction that writes its name into both.
-    async fn prepare(&self, name: &str) {
+    pub async fn prepare(&self, name: &str) {
         for (database, branch) in [(&self.orders, 1), (&self.inventory, 2)] {
             let gid = gid(name, branch);
             let work =
@@ -79,7 +91,7 @@ impl Shop {
     }
 
     /// Until the pipeline has read all that is prepared.
-    async fn read(&self, pipeline: &mut Pipeline, in_doubt: usize) {
+    pub async fn read(&self, pipeline: &mut Pipeline, in_doubt: usize) {
         pipeline
             .until(CATCH_UP, "what is in doubt to be read", async |pipeline| {
                 let (_, told) = pipeline
@@ -136,7 +148,7 @@ impl Shop {
     }
 
     /// The names that arrived, with the sources they came from.
-    fn arrived(&self) -> Vec<(String, String)> {
+    pub fn arrived(&self) -> Vec<(String, String)> {
         let records = lockstep_e2e::topics::read_file(&self.setup.folder().join("all.jsonl"));
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let rows = records.iter().map(|record| {
@@ -146,7 +158,7 @@ impl Shop {
         rows.collect()
     }
 
-    async fn caught_up(&self, pipeline: &mut Pipeline) {
+    pub async fn caught_up(&self, pipeline: &mut Pipeline) {
         for (name, database) in [("orders", &self.orders), ("inventory", &self.inventory)] {
             let end = end_of_log(database).await;
             pipeline.wait_visible(name, &end, CATCH_UP).await;
@@ -278,4 +290,63 @@ async fn an_end_under_the_same_name_before_counts_where_names_are_given_once() {
         assert_eq!((action, by), (&*expected, *rule), "{second}");
     }
     assert!(pipeline.terminate(CATCH_UP).await.success());
+}
+
+/// Of a branch that was rolled back, and of one that committed and changed nothing that is followed, nothing comes again once their source is
+/// confirmed past them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_read_of_siblings_is_known_after_a_kill() {
+    require_own!(Needs(16));
+    let shop = Shop::open().await;
+    let unseen = "CREATE TABLE unseen (id text PRIMARY KEY)";
+    shop.orders.execute(unseen).await;
+    let mut pipeline = shop.start().await;
+    shop.prepare("A").await;
+    let prepare = |table: &str, gid: &str| {
+        format!("BEGIN; INSERT INTO {table} VALUES ('{gid}'); PREPARE TRANSACTION '{gid}'")
+    };
+    shop.orders.execute(&prepare("unseen", &gid("B", 1))).await;
+    shop.inventory.execute(&prepare("t", &gid("B", 2))).await;
+    shop.read(&mut pipeline, 4).await;
+    for (word, gid) in [("ROLLBACK", gid("A", 1)), ("COMMIT", gid("B", 1))] {
+        shop.orders
+            .execute(&format!("{word} PREPARED '{gid}'"))
+            .await;
+    }
+    let end = end_of_log(&shop.orders).await;
+    shop.orders.execute("INSERT INTO t VALUES ('more')").await;
+    let confirmed = format!(
+        "SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = '{}_orders'",
+        shop.name
+    );
+    wait_for(CATCH_UP, "orders to be confirmed", async || {
+        match shop.orders.value(&confirmed).await.as_deref() {
+            Some("t") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    pipeline.kill9();
+
+    let mut pipeline = shop.start().await;
+    shop.read(&mut pipeline, 2).await;
+    let (branches, notes) = shop.resolve(Some(&mut pipeline), &["--apply"]).await;
+    assert_eq!((branches.len(), &*notes), (2, "[]"));
+    for (gid, action) in [(gid("A", 2), "rollback"), (gid("B", 2), "commit")] {
+        assert_eq!(told(&branches, &gid), [action, "evidence", "done"], "{gid}");
+    }
+    shop.caught_up(&mut pipeline).await;
+    let kept = shop.setup.state().join("sources/inventory/evidence.json");
+    wait_for(CATCH_UP, "nothing to be kept any more", async || {
+        let text = std::fs::read_to_string(&kept).map_err(|error| error.to_string())?;
+        let kept: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let is_empty = kept["branches"].as_array().is_some_and(Vec::is_empty);
+        is_empty.then_some(()).ok_or(text)
+    })
+    .await;
+    assert!(pipeline.terminate(CATCH_UP).await.success());
+    let arrived = shop.arrived();
+    let mut names: Vec<&str> = arrived.iter().map(|(id, _)| &**id).collect();
+    names.sort_unstable();
+    assert_eq!(names, [&*gid("B", 2), "more"]);
 }

@@ -28,16 +28,20 @@ const PURCHASES: u64 = 250;
 /// Articles: few, so that purchases wait for each other.
 const ARTICLES: u64 = 5;
 
-struct Shop {
-    orders: Database,
-    inventory: Database,
-    _servers: [Postgres; 2],
+/// Two databases of two servers.
+pub struct Shop {
+    pub orders: Database,
+    pub inventory: Database,
+    pub servers: [Postgres; 2],
 }
 
 impl Shop {
     async fn open() -> Self {
-        let [first, second] =
-            [16, 17].map(|version| Postgres::start(PostgresOptions::new(version)));
+        Self::open_on([16, 17].map(PostgresOptions::new)).await
+    }
+
+    pub async fn open_on(servers: [PostgresOptions; 2]) -> Self {
+        let [first, second] = servers.map(Postgres::start);
         let servers = [first.await, second.await];
         let orders = servers[0].database("orders").await;
         let inventory = servers[1].database("inventory").await;
@@ -53,12 +57,12 @@ impl Shop {
         Shop {
             orders,
             inventory,
-            _servers: servers,
+            servers,
         }
     }
 
     /// The part of a pipeline before its sinks, which read `whole`.
-    fn sources(&self, name: &str) -> String {
+    pub fn sources(&self, name: &str) -> String {
         let section = |of: &str, database: &Database, tables: &[&str]| {
             let slot = format!("{name}_{of}");
             let section = source(database.url(), &slot, tables);
@@ -70,7 +74,7 @@ impl Shop {
     }
 
     /// A pipeline with everything in one partition, so that the order in which it went on can be read.
-    fn pipeline(&self, name: &str, brokers: &str) -> String {
+    pub fn pipeline(&self, name: &str, brokers: &str) -> String {
         self.sources(name)
             + &format!(
                 "[sinks.events]\ntype = \"kafka\"\ninputs = [\"whole\"]\nbrokers = \"{brokers}\"\n\
@@ -140,7 +144,7 @@ impl Shop {
 
     /// Its pipeline, as soon as both databases are followed and the initial copies are durable: one that is made again is of two
     /// moments.
-    async fn start(&self, setup: &Setup) -> Pipeline {
+    pub async fn start(&self, setup: &Setup) -> Pipeline {
         let mut pipeline = setup.start_ready().await;
         pipeline.wait_streaming("orders").await;
         pipeline.wait_streaming("inventory").await;
@@ -170,7 +174,7 @@ impl Shop {
         pipeline
     }
 
-    async fn caught_up(&self, pipeline: &mut Pipeline) {
+    pub async fn caught_up(&self, pipeline: &mut Pipeline) {
         for (name, database) in [("orders", &self.orders), ("inventory", &self.inventory)] {
             let end = end_of_log(database).await;
             pipeline.wait_visible(name, &end, CATCH_UP).await;
@@ -178,7 +182,7 @@ impl Shop {
     }
 
     /// Numbers of what was bought, as the databases have them.
-    async fn bought(&self) -> BTreeSet<u64> {
+    pub async fn bought(&self) -> BTreeSet<u64> {
         let ask = "SELECT coalesce(string_agg(id::text, ' '), '') FROM";
         let orders = self.orders.value(&format!("{ask} orders")).await;
         let reserved = self.inventory.value(&format!("{ask} reservations")).await;
@@ -195,14 +199,14 @@ impl Shop {
 }
 
 /// What a record is about: its table and number.
-fn row(record: &Record) -> (String, u64) {
+pub fn row(record: &Record) -> (String, u64) {
     let table = record.value["source"]["table"].as_str().unwrap_or_default();
     let id = record.value["after"]["id"].as_u64();
     (table.to_owned(), id.unwrap_or_default())
 }
 
 /// Everything of a purchase stands together, with all its branches, once; and what belongs to one row is in its order.
-fn assert_whole(records: &[Record], bought: &BTreeSet<u64>) {
+pub fn assert_whole(records: &[Record], bought: &BTreeSet<u64>) {
     let stream: Vec<&Record> = records.iter().filter(|record| record.op() != "r").collect();
     assert_eq!(topics::repeated(records), Vec::<String>::new());
     let mut seen = BTreeSet::new();
@@ -246,7 +250,7 @@ fn assert_whole(records: &[Record], bought: &BTreeSet<u64>) {
 }
 
 /// Whoever reads the transactions alone finds each purchase once, with all that it did, as the topics of the tables have it.
-fn assert_each_is_one_record(records: &[Record], events: &[Record], bought: &BTreeSet<u64>) {
+pub fn assert_each_is_one_record(records: &[Record], events: &[Record], bought: &BTreeSet<u64>) {
     let mut written: BTreeMap<(String, String), &Record> = BTreeMap::new();
     for event in events.iter().filter(|event| event.op() != "r") {
         written.insert((event.id.clone(), event.op().to_owned()), event);
@@ -372,7 +376,7 @@ end
 return {ids(ARGV[1] .. ':orders:*'), ids(ARGV[1] .. ':reservations:*'), tostring(sold)}";
 
 /// Looks once, and returns the numbers of purchases.
-async fn look(redis: &Redis, prefix: &str) -> BTreeSet<u64> {
+pub async fn look(redis: &Redis, prefix: &str) -> BTreeSet<u64> {
     let reply = redis.command(&["EVAL", LOOK, "0", prefix]).await;
     let Ok(Reply::List(parts)) = reply else {
         panic!("{reply:?}");

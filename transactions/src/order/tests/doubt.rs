@@ -48,6 +48,7 @@ proptest! {
             world.play(event);
             for told in world.order.in_doubt() {
                 let global = world.prepared_as(told.source, told.prepared);
+                prop_assert!(world.order.in_doubt_as(&global).contains(&told));
                 let read = world.ended(&global, told.source, true);
                 // In this model a name is given once, and to one branch of a database.
                 for known in [&told.siblings, &told.namesakes] {
