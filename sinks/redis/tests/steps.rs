@@ -412,15 +412,9 @@ async fn a_step_whose_answer_is_lost_is_known_to_be_done() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_passes_a_step_that_is_refused() {
     lockstep_kit::require!(Redis);
-    let server = Server::shared().await;
-    let proxy = Proxy::start(server.address()).await;
+    let server = Server::start(RedisOptions::default()).await;
     let lab = Lab::single(server.url(), json!({ "value": "hash" })).await;
-    let through = lab.with(json!({ "url": format!("redis://{}", proxy.address()) }));
-    let (mut sink, table) = (through.open().await, lab.orders());
-    // Long enough that all are on their way before the first is answered.
-    for line in proxy.connections() {
-        line.latency(Duration::from_millis(500));
-    }
+    let (mut sink, table) = (lab.open().await, lab.orders());
     lab.ask(&["LPUSH", &lab.key("1"), "no hash"]).await;
     let poison = lab
         .make()
@@ -437,14 +431,28 @@ async fn nothing_passes_a_step_that_is_refused() {
         }
         batches.push(maker.stream());
     }
+    // None is answered before all have come.
+    lab.ask(&["CLIENT", "PAUSE", "30000", "WRITE"]).await;
     let mut durables = Vec::new();
     for batch in batches {
-        // The writer ends with the first refusal.
-        let Ok(durable) = sink.write(batch).await else {
-            break;
-        };
-        durables.push(durable);
+        durables.push(sink.write(batch).await.expect("taken"));
     }
+    wait_for(PATIENCE, "steps behind the first", async || {
+        let Value::BulkString(list) = lab.ask(&["CLIENT", "LIST"]).await else {
+            panic!("CLIENT LIST");
+        };
+        let list = String::from_utf8_lossy(&list).into_owned();
+        let waiting = list
+            .split_whitespace()
+            .filter_map(|word| word.strip_prefix("qbuf="));
+        let most = waiting.filter_map(|bytes| bytes.parse::<u64>().ok()).max();
+        match most {
+            Some(bytes) if bytes > 100_000 => Ok(()),
+            other => Err(format!("{other:?} bytes")),
+        }
+    })
+    .await;
+    lab.ask(&["CLIENT", "UNPAUSE"]).await;
     for (at, durable) in durables.into_iter().enumerate() {
         let error = durable.await.expect_err("refused, or behind it");
         let kind = match at {
