@@ -24,10 +24,12 @@ const SPACING: Duration = Duration::from_millis(5);
 /// One question at a time: it is for all that waits.
 pub(super) struct Fencing {
     shares: Vec<Arc<SourceShare>>,
-    asking: Option<BoxFuture<'static, (Ticket, Option<Vec<Lsn>>)>>,
+    asking: Option<BoxFuture<'static, (Ticket, Result<Vec<Lsn>>)>>,
     /// After one.
     pause: Option<Pin<Box<Sleep>>>,
     trouble: Trouble,
+    /// The last question had no answer, and somebody waits for one.
+    is_troubled: bool,
 }
 
 /// What happened.
@@ -45,6 +47,7 @@ impl Fencing {
             asking: None,
             pause: None,
             trouble,
+            is_troubled: false,
         }
     }
 
@@ -55,18 +58,18 @@ impl Fencing {
 
     /// Asks a question.
     pub fn ask(&mut self, ticket: Ticket) {
-        let (shares, trouble) = (self.shares.clone(), self.trouble.clone());
+        let shares = self.shares.clone();
         self.asking = Some(Box::pin(async move {
             let ends = try_join_all(shares.iter().map(|share| fence(share))).await;
-            match &ends {
-                Ok(_) => trouble.clear(),
-                Err(error) => {
-                    tracing::debug!(%error, "it is not known which branches there are");
-                    trouble.report(error.to_string());
-                }
-            }
-            (ticket, ends.ok())
+            (ticket, ends)
         }));
+    }
+
+    /// Nobody waits for an answer.
+    pub fn rest(&mut self) {
+        if std::mem::take(&mut self.is_troubled) {
+            self.trouble.clear();
+        }
     }
 
     /// The next thing to happen; pends while nothing is asked. Cancel-safe.
@@ -74,9 +77,20 @@ impl Fencing {
         if let Some(asking) = &mut self.asking {
             let (ticket, ends) = asking.await;
             self.asking = None;
-            let pause = if ends.is_none() { PAUSE } else { SPACING };
+            let pause = match &ends {
+                Ok(_) => {
+                    self.rest();
+                    SPACING
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "it is not known which branches there are");
+                    self.trouble.report(error.to_string());
+                    self.is_troubled = true;
+                    PAUSE
+                }
+            };
             self.pause = Some(Box::pin(sleep_until(Instant::now() + pause)));
-            return Happened::Answered(ticket, ends);
+            return Happened::Answered(ticket, ends.ok());
         }
         match &mut self.pause {
             Some(pause) => {

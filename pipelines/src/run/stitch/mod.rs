@@ -224,10 +224,11 @@ impl Stitch {
     /// What a transform says that stops the pipeline, or that what waits cannot be kept.
     pub async fn run(mut self) -> Result<()> {
         loop {
-            if self.fencing.may_ask()
-                && let Some(ticket) = self.order.wanted()
-            {
-                self.fencing.ask(ticket);
+            if self.fencing.may_ask() {
+                match self.order.wanted() {
+                    Some(ticket) => self.fencing.ask(ticket),
+                    None => self.fencing.rest(),
+                }
             }
             tokio::select! {
                 biased;

@@ -149,6 +149,15 @@ impl Shop {
         pipeline.wait_streaming("orders").await;
         pipeline.wait_streaming("inventory").await;
         self.caught_up(&mut pipeline).await;
+        // The sinks have them, and the sources have that on record.
+        let are_known = async |pipeline: &mut Pipeline| {
+            let log = pipeline.log();
+            let known = log.matches("the copy is durable in every sink").count();
+            (known == 2).then_some(()).ok_or(log)
+        };
+        pipeline
+            .until(CATCH_UP, "the copies to be durable", are_known)
+            .await;
         pipeline
     }
 
