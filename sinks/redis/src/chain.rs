@@ -76,7 +76,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// The step has been carried out.
-    pub(crate) fn is_done(self) {
+    pub(crate) fn carried_out(self) {
         // The writer may have ended: then nobody follows.
         let _ = self.done.send(());
     }
@@ -140,7 +140,7 @@ mod tests {
             !first.may_come_again().await,
             "it follows none of this writer"
         );
-        first.is_done();
+        first.carried_out();
         assert!(second.may_come_again().await);
         assert!(!second.may_come_again().await);
         drop(second);

@@ -57,7 +57,7 @@ impl Flush {
             let reply = replies.pop().unwrap_or(Value::Nil);
             match scripts::done(link, Script::Step, &reply)? {
                 Done::All(stale, gaps) => {
-                    place.is_done();
+                    place.carried_out();
                     return Ok(Tally { stale, gaps });
                 }
                 Done::Nothing(refused) => return Err(self.refused(link, &refused, &reply)),
