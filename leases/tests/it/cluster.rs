@@ -63,16 +63,6 @@ impl Cluster {
         NAMESPACE
     }
 
-    /// The lines of `[lease]`.
-    pub fn section(&self) -> String {
-        format!(
-            "type = \"kubernetes\"\nurl = \"{}\"\nnamespace = \"{NAMESPACE}\"\ntoken = \"{}\"\nca = \"{}\"",
-            self.server().url(),
-            self.token,
-            self.server().ca().display(),
-        )
-    }
-
     /// `/apis/…/leases`
     pub fn path(&self) -> String {
         format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases")

@@ -310,7 +310,7 @@ impl Arrived {
             ("counters", &self.counters),
             ("items", &self.items),
         ] {
-            let repeated = crate::topics::repeated(records);
+            let repeated = topics::repeated(records);
             wrong.extend(repeated.into_iter().map(|one| format!("{table}: {one}")));
         }
         // The ids could repeat nothing and yet be wrong; the rows themselves tell.

@@ -382,7 +382,13 @@ async fn a_lease_in_kubernetes() {
         let cluster = Cluster::shared().await;
         goes_on_under_failovers(Kept {
             provider: "Kubernetes",
-            lease: cluster.section(),
+            lease: format!(
+                "type = \"kubernetes\"\nurl = \"{}\"\nnamespace = \"{}\"\ntoken = \"{}\"\nca = \"{}\"",
+                cluster.server().url(),
+                cluster.namespace(),
+                cluster.token(),
+                cluster.server().ca().display(),
+            ),
             state,
         })
         .await;
