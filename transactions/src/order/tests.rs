@@ -645,6 +645,9 @@ fn one_that_was_rolled_back_in_part_is_told_and_waits_for_nobody() {
         if !rolled_back_first {
             assert_eq!(released(&mut order), Vec::<Vec<Unit>>::new());
             order.rolled_back(1, &name("g"), Lsn(10));
+            // Whether it was the only one there has to be asked now.
+            assert_eq!(released(&mut order), Vec::<Vec<Unit>>::new());
+            settle(&mut order, 40);
         }
         let steps = released(&mut order);
         assert_eq!(steps.len(), 1);

@@ -166,7 +166,9 @@ async fn row_16_a_slot_that_is_lost_while_in_doubt_waits_for_the_end_and_copies_
     let slot = format!("{name}_orders");
     wait_for(CATCH_UP, "the first one to be confirmed", async || {
         let is_open = is_unconfirmed(&shop.orders, &slot, &end_of_first).await;
-        (!is_open).then_some(()).ok_or("it is not".to_owned())
+        (!is_open)
+            .then_some(())
+            .ok_or_else(|| "it is not".to_owned())
     })
     .await;
     prepare(&shop, 2).await;

@@ -106,7 +106,9 @@ async fn is_told(pipeline: &mut Pipeline, manager: &str) {
     );
     let told = pipeline.until(CATCH_UP, &gauge, async |pipeline| {
         let told = metric(pipeline, &gauge).await;
-        (told == Some(1)).then_some(()).ok_or(format!("{told:?}"))
+        (told == Some(1))
+            .then_some(())
+            .ok_or_else(|| format!("{told:?}"))
     });
     told.await;
 }
@@ -119,7 +121,7 @@ async fn looks_again(pipeline: &mut Pipeline, outcome: &str) {
         let now = metric(pipeline, &looks).await;
         (now >= Some(before + LOOKS))
             .then_some(())
-            .ok_or(format!("{before} {now:?}"))
+            .ok_or_else(|| format!("{before} {now:?}"))
     });
     again.await;
 }
@@ -166,7 +168,9 @@ async fn what_a_dead_coordinator_has_left_behind_is_ended_for_those_that_are_nam
     shop.caught_up(&mut pipeline).await;
     wait_for(CATCH_UP, "the reservation to be committed", async || {
         let left = prepared(&shop).await;
-        left.is_empty().then_some(()).ok_or(format!("{left:?}"))
+        left.is_empty()
+            .then_some(())
+            .ok_or_else(|| format!("{left:?}"))
     })
     .await;
     shop.caught_up(&mut pipeline).await;
@@ -270,7 +274,9 @@ async fn a_standby_ends_nothing_until_it_is_its_turn() {
     says(&mut standby, "ready\n").await;
     let ended = standby.until(CATCH_UP, "the reservation to be committed", async |_| {
         let left = prepared(&shop).await;
-        left.is_empty().then_some(()).ok_or(format!("{left:?}"))
+        left.is_empty()
+            .then_some(())
+            .ok_or_else(|| format!("{left:?}"))
     });
     ended.await;
     shop.caught_up(&mut standby).await;
