@@ -49,7 +49,6 @@ pub(crate) struct Server {
     _handle: Option<Handle>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there are twelve of them")]
 enum Handle {
     Postgres { _server: Postgres },
     Redis { _server: Redis },
