@@ -4,6 +4,8 @@
 //! and an atomic addition per table and operation in it.
 
 mod lease;
+#[cfg(target_os = "linux")]
+mod process;
 mod resolver;
 
 use std::collections::HashMap;
@@ -149,7 +151,7 @@ impl Metrics {
         let build = make.gauges(names::BUILD_INFO)?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
-        make.add(Ok(Process::new()))?;
+        make.add(Ok(process::Process::new()))?;
         let int_gauge = |metric: Metric| IntGauge::new(metric.name, metric.help);
         Ok(Metrics {
             source_names: plan.sources.clone(),
@@ -376,31 +378,6 @@ impl StitchMetrics {
         self.waiting
             .set(i64::try_from(transactions).unwrap_or(i64::MAX));
         self.file.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-    }
-}
-
-/// The process's own memory, CPU and file descriptors, under their usual names.
-#[cfg(target_os = "linux")]
-#[derive(Clone)]
-struct Process(Arc<prometheus::process_collector::ProcessCollector>);
-
-#[cfg(target_os = "linux")]
-impl Process {
-    fn new() -> Self {
-        Process(Arc::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Collector for Process {
-    fn desc(&self) -> Vec<&prometheus::core::Desc> {
-        self.0.desc()
-    }
-
-    fn collect(&self) -> Vec<prometheus::proto::MetricFamily> {
-        self.0.collect()
     }
 }
 
