@@ -10,6 +10,7 @@ use lockstep_core::position::{Lsn, Position};
 use proptest::prelude::*;
 
 use crate::ends::{Fault, LogRow, Run, Server, Store, Witness, until};
+use crate::lifecycle::one_to_one;
 
 #[derive(Clone, Debug)]
 struct Script {
@@ -227,5 +228,28 @@ async fn a_sink_that_has_lost_what_it_confirmed_is_counted() {
     fail();
     all_of(6).await;
     counted(2);
+    run.stop().await.expect("stops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_too_late_for_a_sink_counts_it() {
+    let (server, store) = (Server::new("late", "a", &["t"]), Store::new("late"));
+    store.state().faults = [
+        Fault::Reject(ErrorKind::Busy),
+        Fault::Fenced,
+        Fault::Fenced,
+        Fault::Reject(ErrorKind::Unavailable),
+    ]
+    .into();
+    let end = server.fill("t", 1);
+    let run = Run::start(&one_to_one("late")).await;
+    until("confirmed", || server.state().confirmed == end).await;
+    let metrics = run.running.handle().metrics_text().expect("text");
+    for line in [
+        "lockstep_sink_fenced_total{sink=\"s\"} 2",
+        "lockstep_sink_errors_total{code=\"LS007\",sink=\"s\"} 3",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
     run.stop().await.expect("stops");
 }
