@@ -151,7 +151,16 @@ def main():
     rate, look = (float(told.get(name, 0)) for name in ("rate", "look"))
     death = Death(told.get("die", "nowhere:0"))
     buyers = [Buyer(told, number) for number in range(threads)]
-    recover(told["name"] + "/", *buyers[0].branches, buyers[0].log)
+    # Who buys under another number than before has left something too.
+    while True:
+        try:
+            recover(told["name"] + "/", *buyers[0].branches, buyers[0].log)
+            break
+        except psycopg.Error:
+            if look == 0:
+                raise
+            traceback.print_exc()
+            buyers[0].come_back()
     print("open", flush=True)
     tally = Tally()
     if look > 0:
