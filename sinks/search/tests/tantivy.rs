@@ -6,7 +6,8 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use lockstep_conformance::history::{Random, Row, cut, history, model};
 use lockstep_core::ErrorKind;
@@ -440,6 +441,8 @@ async fn any_crash_resumes_to_the_right_end() {
                 for durable in waiting.drain(..) {
                     durable.await.expect("durable");
                 }
+                // On a busy machine it would look once at the end.
+                copier.has_looked().await;
             }
         }
         for durable in waiting {
@@ -489,13 +492,17 @@ fn shown(rows: BTreeMap<String, Row>) -> BTreeMap<String, String> {
 /// Copies a folder whenever its list of segments changes.
 struct Copier {
     stop: Arc<AtomicBool>,
+    /// How often it has looked.
+    looks: Arc<AtomicU64>,
     thread: std::thread::JoinHandle<Vec<PathBuf>>,
 }
 
 impl Copier {
     fn start(from: &Path, into: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let looks = Arc::new(AtomicU64::new(0));
         let (from, into, stopped) = (from.to_owned(), into.to_owned(), Arc::clone(&stop));
+        let looked = Arc::clone(&looks);
         let thread = std::thread::spawn(move || {
             let mut copies = Vec::new();
             let mut last = Vec::new();
@@ -506,10 +513,27 @@ impl Copier {
                     last = copy(&from, &to);
                     copies.push(to);
                 }
+                looked.fetch_add(1, Ordering::Relaxed);
             }
             copies
         });
-        Copier { stop, thread }
+        Copier {
+            stop,
+            looks,
+            thread,
+        }
+    }
+
+    /// Waits until it has looked at what is there now: the second look from here on began behind this call.
+    async fn has_looked(&self) {
+        let wanted = self.looks.load(Ordering::Relaxed) + 2;
+        let look = async {
+            while self.looks.load(Ordering::Relaxed) < wanted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let looked = tokio::time::timeout(Duration::from_secs(60), look).await;
+        looked.expect("it looks all the time, unless it has panicked");
     }
 
     fn stop(self) -> Vec<PathBuf> {
