@@ -528,6 +528,10 @@ impl Order {
         let heads = self.sources.iter().filter_map(Source::first);
         let head = heads.filter(|id| self.look(*id) == Look::Free).min();
         while let Some(id) = self.candidates.first() {
+            // Nothing that is looked at from here on is older.
+            if head.is_some_and(|head| head < id) {
+                return head;
+            }
             let found = self.look(id);
             if found == Look::Free {
                 return Some(head.map_or(id, |head| head.min(id)));
