@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower::ServiceExt;
 
+use crate::client::STANDBY;
+
 /// An address that is taken and not served yet.
 pub struct Listener {
     listener: TcpListener,
@@ -146,13 +148,14 @@ async fn standby_metrics(State(seat): State<Seat>) -> Response {
     }
 }
 
+/// With a header by which a client knows to ask the next address of the same name.
 async fn standby() -> Response {
     let error = Error::new(
         ErrorKind::Unavailable,
         "this process does not run the pipeline: it is a standby, or starts",
     )
     .remedy("ask the one that holds the lease");
-    answer(Err(error))
+    ([(STANDBY, "true")], answer(Err(error))).into_response()
 }
 
 fn router(handle: Handle, token: Option<Secret>, standby: Option<Standby>) -> Router {
