@@ -462,4 +462,18 @@ mod tests {
         assert!(same(b"secret", b"secret"));
         assert!(!same(b"secre", b"secret") && !same(b"Secret", b"secret") && !same(b"", b"secret"));
     }
+
+    /// By which a client goes on to the next address of the same name.
+    #[tokio::test]
+    async fn a_standby_says_that_it_is_one() {
+        let asked = |path: &str| {
+            let request = Request::builder().uri(path).body(axum::body::Body::empty());
+            front(Seat::new(None), None).oneshot(request.expect("a request"))
+        };
+        let answer = asked("/api/status").await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.headers().contains_key(STANDBY), "{answer:?}");
+        let alive = asked("/healthz").await.expect("an answer");
+        assert!(!alive.headers().contains_key(STANDBY), "{alive:?}");
+    }
 }
