@@ -28,11 +28,14 @@ pub fn of_values(file: &str) -> String {
     let of_each = object(own["pipeline"].take());
     let mut pipeline = Map::new();
     let about = "The pipeline file: keys, or its text in YAML or JSON. The chart writes `admin` and `state.dir`.";
-    let either = json!([{ "$ref": "#/definitions/PipelineFile" }, { "type": "string" }]);
-    pipeline.insert(
-        "file".to_owned(),
-        json!({ "description": about, "anyOf": either }),
-    );
+    // A condition, so that a mistake is told once and not as one of two that did not fit.
+    let given = json!({
+        "description": about,
+        "type": ["object", "string"],
+        "if": { "type": "object" },
+        "then": { "$ref": "#/definitions/PipelineFile" },
+    });
+    pipeline.insert("file".to_owned(), given);
     pipeline.extend(of_each.clone());
     let mut release = object(own["release"].take());
     let pipelines = json!({

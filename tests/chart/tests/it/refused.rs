@@ -77,7 +77,7 @@ fn what_cannot_work_is_refused_with_a_remedy() {
         ),
         (
             "pipelines/shop/file",
-            Value::Null,
+            json!({}),
             &["shop.file", "--set-file"],
         ),
         (
