@@ -256,6 +256,20 @@ mod tests {
         assert!(error.message().starts_with("cannot ask"), "{error}");
     }
 
+    /// `localhost` is two addresses on most machines.
+    #[tokio::test]
+    async fn a_name_of_which_one_address_answers_is_asked_by_its_name() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let right = answers(StatusCode::OK, false, json!({ "ready": true }));
+        let port = serve(("127.0.0.1", 0), right).await.port();
+        let client = Client {
+            url: &format!("http://localhost:{port}"),
+            token: None,
+        };
+        let answer = client.get("/api/status").await.expect("an answer");
+        assert_eq!(answer["ready"], true);
+    }
+
     #[tokio::test]
     async fn a_refusal_of_the_one_that_runs_it_is_the_answer() {
         let body = json!({ "error": "LS003 stopping", "code": "LS003" });

@@ -367,15 +367,17 @@ async fn the_claim_stays_and_is_taken_up_again() {
     let values = [root().join("tests/chart/values/one.yaml")];
     cluster.helm("install", &values, &[]);
     let claims = "api/v1/{}/persistentvolumeclaims";
-    let claim = cluster.get(claims, "shop-lockstep-shop").await["metadata"]["uid"].clone();
+    let claim = cluster.get(claims, "shop-lockstep-shop").await;
     cluster.helm("uninstall", &[], &[]);
-    assert_eq!(
-        cluster.all().await,
-        ["persistentvolumeclaims shop-lockstep-shop"]
-    );
+    let left = ["persistentvolumeclaims shop-lockstep-shop"];
+    assert_eq!(cluster.all().await, left);
+    let kept = cluster.get(claims, "shop-lockstep-shop").await;
+    assert_eq!(kept["metadata"]["uid"], claim["metadata"]["uid"]);
+    // One that is deleted stays, too, where no controller looks whether it is in use.
+    assert_eq!(kept["metadata"]["deletionTimestamp"], Value::Null);
     cluster.helm("install", &values, &[]);
-    let again = cluster.get(claims, "shop-lockstep-shop").await["metadata"]["uid"].clone();
-    assert_eq!(claim, again);
+    let again = cluster.get(claims, "shop-lockstep-shop").await;
+    assert_eq!(again["metadata"]["uid"], claim["metadata"]["uid"]);
     cluster.helm("uninstall", &[], &[]);
 }
 
