@@ -34,6 +34,8 @@ pub enum Component {
     Managers,
     /// `dir()/helm/bin` has helm and kubectl, `dir()/helm/schemas` what objects of Kubernetes look like, by version.
     Helm,
+    /// Chromium and its driver: [`chromium`](crate::chromium).
+    Chromium,
 }
 
 /// The major versions of PostgreSQL that lockstep supports and the kit installs.
@@ -73,7 +75,7 @@ impl Component {
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
             Self::Kubernetes => Some("LOCKSTEP_TEST_KUBERNETES".into()),
-            Self::Debezium | Self::Managers | Self::Helm => None,
+            Self::Debezium | Self::Managers | Self::Helm | Self::Chromium => None,
         }
     }
 
@@ -97,6 +99,7 @@ impl Component {
             Self::Debezium => "debezium",
             Self::Managers => "managers",
             Self::Helm => "helm",
+            Self::Chromium => "chromium",
         }
     }
 
@@ -111,6 +114,7 @@ impl Component {
             | Self::Zookeeper
             | Self::Debezium => is_made(self.install_name()) && crate::java::program().is_some(),
             Self::Kubernetes | Self::Helm => is_made(self.install_name()),
+            Self::Chromium => on_path("chromium") && on_path("chromedriver") && is_made("axe"),
             Self::Managers => {
                 let is_there = is_made(self.install_name()) && is_made("psycopg");
                 is_there && crate::java::program().is_some() && on_path("python3")
@@ -155,6 +159,7 @@ impl fmt::Display for Component {
             Self::Debezium => f.write_str("Debezium"),
             Self::Managers => f.write_str("the transaction managers"),
             Self::Helm => f.write_str("Helm"),
+            Self::Chromium => f.write_str("Chromium"),
         }
     }
 }
