@@ -71,10 +71,10 @@ fn they_are_rendered_as_they_are() {
     copy(&chart(), &copied);
     let rules = "groups:\n  - name: lockstep\n    rules:\n      - alert: Lag\n        expr: lockstep_sink_lag_seconds > 60\n        annotations:\n          summary: \"{{ $labels.sink }} is {{ $value }} s behind\"\n";
     let dashboard = "{\n  \"title\": \"Lag of {{sink}}\"\n}\n";
-    std::fs::write(copied.join("files/rules.yaml"), rules).expect("written");
     let dashboards = copied.join("files/dashboards");
-    let _ = std::fs::remove_dir_all(&dashboards);
+    let _ = std::fs::remove_dir_all(copied.join("files"));
     std::fs::create_dir_all(&dashboards).expect("a folder");
+    std::fs::write(copied.join("files/rules.yaml"), rules).expect("written");
     std::fs::write(dashboards.join("one_pipeline.json"), dashboard).expect("written");
     let values = helm.values(&json!({ "metrics": {
         "prometheusRule": { "enabled": true, "labels": { "release": "prometheus" } },
