@@ -61,15 +61,13 @@ impl Ground {
                 + admin
         });
         let pipeline = setup.start_ready().await;
-        let mut ground = Ground {
+        Ground {
             database,
             redis,
             name,
             setup,
             pipeline,
-        };
-        ground.caught_up().await;
-        ground
+        }
     }
 
     async fn caught_up(&mut self) {
@@ -93,6 +91,7 @@ async fn every_view_shows_what_is_so_to_everybody_and_a_row_is_repaired_and_a_le
     let page = Browser::open(&ground.pipeline.url().await).await;
     page.shows("Pipeline").await;
     page.shows("ready").await;
+    ground.caught_up().await;
 
     // The graph has every node, with what flows.
     let update = "UPDATE orders SET total = total + 1";
