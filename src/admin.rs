@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower::ServiceExt;
 
+use crate::client::STANDBY;
 use crate::web::{self, Names};
 
 /// An address that is taken and not served yet.
@@ -150,13 +151,14 @@ async fn standby_metrics(State(seat): State<Seat>) -> Response {
     }
 }
 
+/// With a header by which a client knows to ask the next address of the same name.
 async fn standby() -> Response {
     let error = Error::new(
         ErrorKind::Unavailable,
         "this process does not run the pipeline: it is a standby, or starts",
     )
     .remedy("ask the one that holds the lease");
-    answer(Err(error))
+    ([(STANDBY, "true")], answer(Err(error))).into_response()
 }
 
 fn router(handle: Handle, token: Option<Secret>, standby: Option<Standby>) -> Router {
@@ -475,5 +477,19 @@ mod tests {
     fn tokens_compare_whole() {
         assert!(same(b"secret", b"secret"));
         assert!(!same(b"secre", b"secret") && !same(b"Secret", b"secret") && !same(b"", b"secret"));
+    }
+
+    /// By which a client goes on to the next address of the same name.
+    #[tokio::test]
+    async fn a_standby_says_that_it_is_one() {
+        let asked = |path: &str| {
+            let request = Request::builder().uri(path).body(axum::body::Body::empty());
+            front(Seat::new(None), None).oneshot(request.expect("a request"))
+        };
+        let answer = asked("/api/status").await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.headers().contains_key(STANDBY), "{answer:?}");
+        let alive = asked("/healthz").await.expect("an answer");
+        assert!(!alive.headers().contains_key(STANDBY), "{alive:?}");
     }
 }

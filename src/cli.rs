@@ -153,7 +153,11 @@ pub enum Command {
     #[command(subcommand)]
     Transactions(Transactions),
     /// Print the JSON Schema of the pipeline file.
-    Schema,
+    Schema {
+        /// As a Helm chart's values take it: in draft 7, with `${NAME}` and `${file:…}` where numbers and words may be.
+        #[arg(long)]
+        chart: bool,
+    },
     /// Say what an error means, why it comes, and what to do about it.
     Explain {
         /// The code that the error begins with, `LS004`; without one all are listed.
@@ -258,7 +262,7 @@ impl Command {
             }
             Command::DeadLetters(command) => crate::dead_letters::run(command, registry).await,
             Command::Transactions(command) => crate::transactions::run(command, registry).await,
-            Command::Schema => schema::schema(registry),
+            Command::Schema { chart } => schema::schema(registry, chart),
             Command::Explain { code } => explain::explain(code.as_deref()),
             #[cfg(feature = "search-embedded")]
             Command::Search {

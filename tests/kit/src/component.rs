@@ -32,6 +32,8 @@ pub enum Component {
     Debezium,
     /// Transaction managers: [`managers`](crate::managers).
     Managers,
+    /// `dir()/helm/bin` has helm and kubectl, `dir()/helm/schemas` what objects of Kubernetes look like, by version.
+    Helm,
     /// Chromium and its driver: [`chromium`](crate::chromium).
     Chromium,
 }
@@ -73,7 +75,7 @@ impl Component {
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
             Self::Kubernetes => Some("LOCKSTEP_TEST_KUBERNETES".into()),
-            Self::Debezium | Self::Managers | Self::Chromium => None,
+            Self::Debezium | Self::Managers | Self::Helm | Self::Chromium => None,
         }
     }
 
@@ -96,6 +98,7 @@ impl Component {
             Self::Kubernetes => "kubernetes",
             Self::Debezium => "debezium",
             Self::Managers => "managers",
+            Self::Helm => "helm",
             Self::Chromium => "chromium",
         }
     }
@@ -110,7 +113,7 @@ impl Component {
             | Self::Elasticsearch
             | Self::Zookeeper
             | Self::Debezium => is_made(self.install_name()) && crate::java::program().is_some(),
-            Self::Kubernetes => is_made(self.install_name()),
+            Self::Kubernetes | Self::Helm => is_made(self.install_name()),
             Self::Chromium => on_path("chromium") && on_path("chromedriver") && is_made("axe"),
             Self::Managers => {
                 let is_there = is_made(self.install_name()) && is_made("psycopg");
@@ -155,6 +158,7 @@ impl fmt::Display for Component {
             Self::Kubernetes => f.write_str("Kubernetes"),
             Self::Debezium => f.write_str("Debezium"),
             Self::Managers => f.write_str("the transaction managers"),
+            Self::Helm => f.write_str("Helm"),
             Self::Chromium => f.write_str("Chromium"),
         }
     }
