@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -62,6 +62,15 @@ pub struct Sample {
     pub labels: Labels,
     /// Its value now.
     pub value: f64,
+}
+
+/// One series of a query over some time.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// Its labels.
+    pub labels: Labels,
+    /// Seconds since the Unix epoch, and the value then.
+    pub points: Vec<(f64, f64)>,
 }
 
 /// An alert that is pending or fires.
@@ -188,6 +197,34 @@ impl Prometheus {
             value: number(&one["value"][1]),
         };
         Ok(samples.map(sample).collect())
+    }
+
+    /// The results of a query over the time since then, a value every second.
+    ///
+    /// # Errors
+    /// As [`Prometheus::query`].
+    pub async fn range(&self, expression: &str, since: SystemTime) -> Result<Vec<Range>, Error> {
+        let seconds = |time: SystemTime| {
+            let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+            since.as_secs()
+        };
+        let path = format!(
+            "/api/v1/query_range?start={}&end={}&step=1&query={}",
+            seconds(since),
+            seconds(SystemTime::now()),
+            percent_encoded(expression)
+        );
+        let data = self.ask(&path).await?;
+        let series = data["result"].as_array().into_iter().flatten();
+        let range = |one: &Value| {
+            let points = one["values"].as_array().into_iter().flatten();
+            let point = |point: &Value| (point[0].as_f64().unwrap_or_default(), number(&point[1]));
+            Range {
+                labels: labels(&one["metric"]),
+                points: points.map(point).collect(),
+            }
+        };
+        Ok(series.map(range).collect())
     }
 
     /// All alerts that are pending or fire.

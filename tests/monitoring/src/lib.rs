@@ -6,6 +6,7 @@
 pub mod consistency;
 pub mod model;
 pub mod overview;
+pub mod picture;
 pub mod pipeline;
 pub mod rules;
 

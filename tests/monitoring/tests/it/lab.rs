@@ -1,11 +1,13 @@
 //! A Prometheus with the shipped rules, in a hurry, and the dashboards' queries.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
 use lockstep_e2e::Pipeline;
 use lockstep_kit::prometheus::{Alert, Prometheus, PrometheusOptions, Target};
 use lockstep_monitoring::dashboards;
+use lockstep_monitoring::picture::{Series, draw};
 use lockstep_monitoring::rules::Rules;
 use regex::{Captures, Regex};
 
@@ -208,6 +210,26 @@ impl Lab {
             .filter(|alert| alert.fires)
             .map(|alert| format!("{:?}", alert.labels))
             .collect()
+    }
+
+    /// Draws all dashboards, of the time since then.
+    pub async fn draw(&self, folder: &Path, since: SystemTime) {
+        for (file, dashboard) in dashboards(&Rules::shipped()) {
+            let mut answers = BTreeMap::new();
+            for query in dashboard.panels().flat_map(|panel| &panel.queries) {
+                let expr = filled_in(&query.expr, &self.pipeline);
+                let ranges = self.prometheus.range(&expr, since).await;
+                let ranges = ranges.unwrap_or_else(|error| panic!("{error}"));
+                let series = ranges.into_iter().map(|range| Series {
+                    labels: range.labels,
+                    points: range.points,
+                });
+                answers.insert(query.expr.clone(), series.collect::<Vec<_>>());
+            }
+            let picture = draw(&dashboard, |query| answers[&query.expr].clone());
+            let path = folder.join(file).with_extension("svg");
+            std::fs::write(&path, picture).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        }
     }
 
     /// The value of a query with one result.

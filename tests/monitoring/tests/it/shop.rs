@@ -1,9 +1,10 @@
 //! A shop with all that a pipeline can have, two processes that are ready to run it, and a Prometheus: every panel has data, and
 //! each fault its alert.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lockstep_e2e::child::PATIENCE;
 use lockstep_e2e::{Pipeline, Setup};
@@ -243,6 +244,18 @@ queries = {{ orders = "SELECT id, amount FROM audit" }}
     }
 }
 
+/// Names a folder into which the dashboards of the healthy pipeline are drawn, of a minute and a half.
+const PICTURES_VARIABLE: &str = "LOCKSTEP_TEST_PICTURES";
+
+async fn draw(lab: &Lab) {
+    if let Some(folder) = std::env::var_os(PICTURES_VARIABLE) {
+        let time = Duration::from_secs(90);
+        let begun = SystemTime::now();
+        tokio::time::sleep(time).await;
+        lab.draw(Path::new(&folder), begun).await;
+    }
+}
+
 struct Buyers {
     stop: Arc<AtomicBool>,
     buying: JoinHandle<()>,
@@ -306,6 +319,7 @@ async fn every_panel_has_data_and_each_fault_its_alert() {
     let empty: Vec<_> = lab.wanted.values().map(|wanted| &wanted.panel).collect();
     println!("empty in a healthy pipeline: {empty:#?}");
     assert_eq!(lab.firing().await, [""; 0]);
+    draw(&lab).await;
 
     wrong_data(&shop, &mut lab, standby).await;
     in_doubt(&shop, &mut lab, &setup, &mut holder).await;
