@@ -44,6 +44,7 @@ const TABLES: &str = "\
     CREATE TABLE t (id int PRIMARY KEY, note text, once text) WITH (autovacuum_enabled = off);
     INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series(1, 100000) n;
     CREATE TABLE u (id int PRIMARY KEY);
+    INSERT INTO u SELECT generate_series(1, 1000);
     ANALYZE;
     CREATE PUBLICATION lockstep FOR TABLE t, u;
     CREATE SCHEMA aside;

@@ -126,7 +126,7 @@ shared = true
 [lease]
 type = "postgres"
 url = "{leases}"
-ttl = "3s"
+ttl = "4s"
 {orders}{inventory}
 [transforms.whole]
 type = "stitch"
@@ -163,6 +163,7 @@ name = "reservations-have-orders"
 rule = "exists_within"
 for_each = "inventory"
 key = ["order_id"]
+within = "1s"
 queries = {{ orders = "SELECT id AS order_id FROM orders", inventory = "SELECT order_id, sku FROM reservations" }}
 [[reconcile.invariants]]
 name = "nothing-below-zero"
