@@ -203,13 +203,18 @@ impl Lab {
         }
     }
 
-    /// What fires now.
-    pub async fn firing(&self) -> Vec<String> {
-        let alerts = self.alerts().await.into_iter();
-        alerts
-            .filter(|alert| alert.fires)
-            .map(|alert| format!("{:?}", alert.labels))
-            .collect()
+    /// Waits until none is pending or fires.
+    pub async fn calm(&self) {
+        let began = Instant::now();
+        loop {
+            let alerts = self.alerts().await;
+            if alerts.is_empty() {
+                println!("calm after {:?}", began.elapsed());
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "no calm: {alerts:#?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// Draws all dashboards, of the time since then.

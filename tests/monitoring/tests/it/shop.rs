@@ -142,6 +142,7 @@ brokers = "{brokers}"
 topic = "{name}.{{source}}.{{table}}"
 progress_topic = "{name}.progress"
 exactly_once = true
+properties = {{ "message.max.bytes" = "50000" }}
 [sinks.cache]
 type = "redis"
 inputs = ["once"]
@@ -319,7 +320,8 @@ async fn every_panel_has_data_and_each_fault_its_alert() {
     .await;
     let empty: Vec<_> = lab.wanted.values().map(|wanted| &wanted.panel).collect();
     println!("empty in a healthy pipeline: {empty:#?}");
-    assert_eq!(lab.firing().await, [""; 0]);
+    // In a hurry a first comparison of a table may seem late.
+    lab.calm().await;
     draw(&lab).await;
 
     wrong_data(&shop, &mut lab, standby).await;
@@ -345,10 +347,9 @@ async fn wrong_data(shop: &Shop, lab: &mut Lab, standby: Pipeline) {
     let ask = async |words: &[&str]| shop.redis.command(words).await.expect("Redis answers");
     let altered = ask(&["HSET", "orders:orders:100001", "customer", "Eve"]).await;
     assert_eq!(altered, Reply::Integer(0), "the row was there");
-    let pushed = ask(&["RPUSH", "orders:orders:900001", "not ours"]).await;
-    assert_eq!(pushed, Reply::Integer(1));
+    // Larger than a record may be.
     shop.orders
-        .execute("INSERT INTO orders VALUES (900001, 'Ada')")
+        .execute("INSERT INTO orders VALUES (900001, repeat('Ada', 30000))")
         .await;
     shop.inventory
         .execute("INSERT INTO reservations VALUES (900002, 900002, 'SKU-1')")
@@ -360,13 +361,13 @@ async fn wrong_data(shop: &Shop, lab: &mut Lab, standby: Pipeline) {
     shop.inventory
         .execute(&format!("ROLLBACK PREPARED '{}'", gid(9001, "Ag==")))
         .await;
-    let locker = shop.orders.client().await;
-    let lock = "BEGIN; LOCK TABLE audit IN ACCESS EXCLUSIVE MODE";
-    locker.batch_execute(lock).await.expect("it is locked");
+    shop.orders
+        .execute("ALTER TABLE audit RENAME amount TO total")
+        .await;
     lab.fire(&[
         ("LockstepStandbyMissing", "severity", "warning"),
         ("LockstepDrift", "table", "public.orders"),
-        ("LockstepDeadLetters", "place", "sinks.cache"),
+        ("LockstepDeadLetters", "place", "sinks.events"),
         (
             "LockstepInvariantViolated",
             "invariant",
@@ -380,7 +381,9 @@ async fn wrong_data(shop: &Shop, lab: &mut Lab, standby: Pipeline) {
         ("LockstepTransactionMixed", "stitch", "whole"),
     ])
     .await;
-    locker.batch_execute("ROLLBACK").await.expect("it is free");
+    shop.orders
+        .execute("ALTER TABLE audit RENAME total TO amount")
+        .await;
 }
 
 /// A coordinator that has left both its branches behind, until a person decides.
