@@ -95,7 +95,7 @@ fn log(rules: &Rules) -> Row {
                 .query("{{source}}", by("source", names::SOURCE_IN_PROGRESS)),
             Panel::new(Lines, "Bytes of them", "bytes", "What is kept of them, mostly on disk under [state].")
                 .query("{{source}}", by("source", names::SOURCE_IN_PROGRESS_BYTES)),
-            Panel::new(States, "Receives them", "short", "Whether transactions in progress are received (1) or not any more (0); the log says why it stopped. Empty with streaming = \"off\" and without two_phase.")
+            Panel::new(States, "Receives them", "short", "Whether transactions in progress are received (1) or not any more (0); the log says why it stopped. Empty with streaming = \"off\".")
                 .query("{{source}}", by("source", names::SOURCE_RECEIVES_IN_PROGRESS))
                 .bad_below(1.0)
                 .may_be_empty(),

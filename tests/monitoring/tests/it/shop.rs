@@ -105,7 +105,7 @@ impl Shop {
         let setup = Setup::new(name, |_| String::new());
         let source = |of: &str, database: &Database, tables: &str| {
             format!(
-                "[sources.{of}]\ntype = \"postgres\"\nurl = \"{}\"\nslot = \"{slots}_{of}\"\ntables = {tables}\ntwo_phase = true\n",
+                "[sources.{of}]\ntype = \"postgres\"\nurl = \"{}\"\nslot = \"{slots}_{of}\"\ntables = {tables}\ntwo_phase = true\nstreaming = \"on\"\n",
                 database.url()
             )
         };
