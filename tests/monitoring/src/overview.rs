@@ -59,8 +59,8 @@ fn now(rules: &Rules) -> Row {
         panels: vec![
             Panel::new(Stat, "Pipelines that run", "short", "How many pipelines some process runs. Good: as many as you have.")
                 .query("", runs),
-            none("Sources that do not stream", "short", "Good: 0. Behind each other number is an alert LockstepSourceDown.", &zeros(names::SOURCE_CONNECTED)),
-            none("Sinks that are not open", "short", "Good: 0. Behind each other number is an alert LockstepSinkDown.", &zeros(names::SINK_UP)),
+            none("Sources not streaming", "short", "Good: 0. Behind each other number is an alert LockstepSourceDown.", &zeros(names::SOURCE_CONNECTED)),
+            none("Sinks not open", "short", "Good: 0. Behind each other number is an alert LockstepSinkDown.", &zeros(names::SINK_UP)),
             Panel::new(Stat, "Greatest lag of a sink", "s", "How old the oldest change is that some sink has not made durable. Good: well below a second under load, 0 when idle; while it drains a backlog it falls.")
                 .query("", max(names::SINK_LAG_SECONDS))
                 .bad_from(lag),
@@ -68,7 +68,7 @@ fn now(rules: &Rules) -> Row {
                 .query("", max(names::SLOT_RETAINED_BYTES))
                 .bad_from(kept),
             none("Rows that differ", "short", "How many rows the last comparisons have proven to differ. Good: 0.", &sum(names::RECONCILE_DIFFERING)),
-            none("Keys that violate an invariant", "short", "Good: 0. Each is proven.", &sum(names::INVARIANT_VIOLATIONS)),
+            none("Violating keys", "short", "Keys that violate an invariant. Good: 0. Each is proven.", &sum(names::INVARIANT_VIOLATIONS)),
             none("Rows put aside", "short", "How many dead letters lie there now. Good: 0.", &sum(names::DEAD_LETTERS_KEPT)),
         ],
     }

@@ -63,7 +63,10 @@ pub fn draw(dashboard: &Dashboard, data: impl Fn(&Query) -> Vec<Series>) -> Stri
                 width: f64::from(panel.width) * COLUMN - 2.0 * GAP,
                 height: lines * LINE - 2.0 * GAP,
             };
-            let answers: Vec<Vec<Series>> = panel.queries.iter().map(&data).collect();
+            let mut answers: Vec<Vec<Series>> = panel.queries.iter().map(&data).collect();
+            if matches!(panel.kind, Kind::Stat | Kind::Table) {
+                keep_those_of_now(&mut answers);
+            }
             draw_panel(&mut body, place, panel, &answers);
             x += panel.width;
             height = height.max(lines * LINE);
@@ -80,6 +83,15 @@ pub fn draw(dashboard: &Dashboard, data: impl Fn(&Query) -> Vec<Series>) -> Stri
     let said = "Drawn from Prometheus' answers to the panels' queries, not by Grafana.";
     text(&mut out, 8.0, y + 20.0, 11, GREY, "normal", said);
     out + "</svg>\n"
+}
+
+/// Leaves out what ended before the last moment.
+fn keep_those_of_now(answers: &mut [Vec<Series>]) {
+    let end = |series: &Series| series.points.last().map_or(0.0, |point| point.0);
+    let now = answers.iter().flatten().map(end).fold(0.0, f64::max);
+    for all in answers {
+        all.retain(|series| end(series) >= now - 1.0);
+    }
 }
 
 fn panel_lines(panel: &Panel) -> f64 {
@@ -102,7 +114,8 @@ fn draw_panel(out: &mut String, place: Place, panel: &Panel, answers: &[Vec<Seri
         "<g><title>{}</title><rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" rx=\"3\" fill=\"#fff\" stroke=\"#d8dbde\"/>",
         escaped(&panel.description)
     );
-    text(out, x + 8.0, y + 18.0, 12, "#1f2328", "bold", panel.title);
+    let title = cut(panel.title, ((width - 12.0) / 6.6) as usize);
+    text(out, x + 8.0, y + 18.0, 12, "#1f2328", "bold", &title);
     let inner = Place {
         x: x + 8.0,
         y: y + 26.0,
@@ -256,7 +269,7 @@ fn draw_states(out: &mut String, place: Place, panel: &Panel, named: &[Named<'_>
             "normal",
             &cut(name, 22),
         );
-        let (from, room) = (place.x + 130.0, place.width - 134.0);
+        let (from, room) = (place.x + 140.0, place.width - 144.0);
         let width = room / series.points.len() as f64;
         for (at, point) in series.points.iter().enumerate() {
             let x = from + width * at as f64;

@@ -301,7 +301,7 @@ async fn every_panel_has_data_and_each_fault_its_alert() {
     let (shop, kafka) = tokio::join!(Shop::open(), Kafka::shared());
     let name = unique("shop");
     let setup = shop.setup(&name, &name, shop.leases.url(), kafka.bootstrap());
-    let mut lab = Lab::start(&name).await;
+    let mut lab = Lab::start("shop").await;
     let mut holder = setup.start();
     runs(&mut holder).await;
     for (source, database) in [("orders", &shop.orders), ("inventory", &shop.inventory)] {
