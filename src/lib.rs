@@ -25,6 +25,7 @@ mod search;
 mod snapshot;
 mod status;
 mod transactions;
+mod web;
 
 use std::process::ExitCode;
 

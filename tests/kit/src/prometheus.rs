@@ -199,19 +199,23 @@ impl Prometheus {
         Ok(samples.map(sample).collect())
     }
 
-    /// The results of a query over the time since then, a value every second.
+    /// The results of a query over the time between these, a value every second.
     ///
     /// # Errors
     /// As [`Prometheus::query`].
-    pub async fn range(&self, expression: &str, since: SystemTime) -> Result<Vec<Range>, Error> {
+    pub async fn range(
+        &self,
+        expression: &str,
+        [from, to]: [SystemTime; 2],
+    ) -> Result<Vec<Range>, Error> {
         let seconds = |time: SystemTime| {
             let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
             since.as_secs()
         };
         let path = format!(
             "/api/v1/query_range?start={}&end={}&step=1&query={}",
-            seconds(since),
-            seconds(SystemTime::now()),
+            seconds(from),
+            seconds(to),
             percent_encoded(expression)
         );
         let data = self.ask(&path).await?;

@@ -258,6 +258,11 @@ fn draw_lines(out: &mut String, place: Place, panel: &Panel, named: &[Named<'_>]
 
 fn draw_states(out: &mut String, place: Place, panel: &Panel, named: &[Named<'_>]) {
     let each = (place.height / named.len() as f64).min(34.0);
+    let times = || named.iter().flat_map(|(_, series)| &series.points);
+    let first = times().map(|point| point.0).fold(f64::INFINITY, f64::min);
+    let end = times().map(|point| point.0).fold(0.0, f64::max);
+    // A value every second.
+    let span = end - first + 1.0;
     for (number, (name, series)) in named.iter().enumerate() {
         let y = place.y + each * number as f64;
         text(
@@ -270,9 +275,9 @@ fn draw_states(out: &mut String, place: Place, panel: &Panel, named: &[Named<'_>
             &cut(name, 22),
         );
         let (from, room) = (place.x + 140.0, place.width - 144.0);
-        let width = room / series.points.len() as f64;
-        for (at, point) in series.points.iter().enumerate() {
-            let x = from + width * at as f64;
+        let width = room / span;
+        for point in &series.points {
+            let x = from + width * (point.0 - first);
             let fill = colour(point.1, panel.bad);
             let _ = writeln!(
                 out,

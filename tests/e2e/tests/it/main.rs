@@ -44,3 +44,4 @@ mod stitch;
 mod support;
 mod two_phase;
 mod two_phase_measures;
+mod web;

@@ -219,11 +219,12 @@ impl Lab {
 
     /// Draws all dashboards, of the time since then.
     pub async fn draw(&self, folder: &Path, since: SystemTime) {
+        let time = [since, SystemTime::now()];
         for (file, dashboard) in dashboards(&Rules::shipped()) {
             let mut answers = BTreeMap::new();
             for query in dashboard.panels().flat_map(|panel| &panel.queries) {
                 let expr = filled_in(&query.expr, &self.pipeline);
-                let ranges = self.prometheus.range(&expr, since).await;
+                let ranges = self.prometheus.range(&expr, time).await;
                 let ranges = ranges.unwrap_or_else(|error| panic!("{error}"));
                 let series = ranges.into_iter().map(|range| Series {
                     labels: range.labels,
