@@ -21,6 +21,9 @@ const EXTRAS = {
   sources: async () => { state.reloads = await get("snapshot"); },
 };
 
+// Others see what was compared beside the name of the view.
+const SELDOM = 5;
+let turns = 0;
 let before = null;
 
 function measure(status) {
@@ -53,6 +56,7 @@ export async function refresh(view) {
     measure(status);
     state.status = status;
     await EXTRAS[view]?.();
+    if (turns++ % SELDOM === 0 && view !== "reconcile") state.reconciles = await get("reconcile");
     state.problem = null;
     state.locked = false;
   } catch (error) {

@@ -13,14 +13,12 @@ pub(crate) async fn request(
     body: &str,
 ) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
-    // The server closes the connection at the end.
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
+    let answer = read(&mut stream).await?;
     let (head, body) = split(&answer, b"\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
     let head = String::from_utf8_lossy(head).to_lowercase();
     let status = head
@@ -34,6 +32,28 @@ pub(crate) async fn request(
     };
     let body = String::from_utf8(body).map_err(|_| io::ErrorKind::InvalidData)?;
     Ok((status, body))
+}
+
+/// An answer to its end, where it says how long it is: not every server closes the connection when it is asked to.
+async fn read(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    loop {
+        if stream.read_buf(&mut answer).await? == 0 {
+            return Ok(answer);
+        }
+        if let Some((head, body)) = split(&answer, b"\r\n\r\n")
+            && length(head).is_some_and(|length| body.len() >= length)
+        {
+            return Ok(answer);
+        }
+    }
+}
+
+fn length(head: &[u8]) -> Option<usize> {
+    let head = String::from_utf8_lossy(head).to_lowercase();
+    let mut lines = head.lines();
+    let length = lines.find_map(|line| line.strip_prefix("content-length:"))?;
+    length.trim().parse().ok()
 }
 
 /// What a body in chunks says; `None` when its end is missing.
