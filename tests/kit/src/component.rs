@@ -36,6 +36,8 @@ pub enum Component {
     Helm,
     /// Chromium and its driver: [`chromium`](crate::chromium).
     Chromium,
+    /// Prometheus, and promtool: [`prometheus`](crate::prometheus).
+    Prometheus,
 }
 
 /// The major versions of PostgreSQL that lockstep supports and the kit installs.
@@ -75,7 +77,9 @@ impl Component {
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
             Self::Kubernetes => Some("LOCKSTEP_TEST_KUBERNETES".into()),
-            Self::Debezium | Self::Managers | Self::Helm | Self::Chromium => None,
+            Self::Debezium | Self::Managers | Self::Helm | Self::Chromium | Self::Prometheus => {
+                None
+            }
         }
     }
 
@@ -100,6 +104,7 @@ impl Component {
             Self::Managers => "managers",
             Self::Helm => "helm",
             Self::Chromium => "chromium",
+            Self::Prometheus => "prometheus",
         }
     }
 
@@ -119,6 +124,7 @@ impl Component {
                 let is_there = is_made(self.install_name()) && is_made("psycopg");
                 is_there && crate::java::program().is_some() && on_path("python3")
             }
+            Self::Prometheus => on_path("prometheus") && on_path("promtool"),
         }
     }
 
@@ -160,6 +166,7 @@ impl fmt::Display for Component {
             Self::Managers => f.write_str("the transaction managers"),
             Self::Helm => f.write_str("Helm"),
             Self::Chromium => f.write_str("Chromium"),
+            Self::Prometheus => f.write_str("Prometheus"),
         }
     }
 }

@@ -140,7 +140,11 @@ async fn start_one(component: Component) -> Result<Server, Error> {
                 Handle::Kubernetes { _server: server },
             )
         }
-        Component::Debezium | Component::Managers | Component::Helm | Component::Chromium => {
+        Component::Debezium
+        | Component::Managers
+        | Component::Helm
+        | Component::Chromium
+        | Component::Prometheus => {
             unreachable!("not a server, and not among `all()`")
         }
     };

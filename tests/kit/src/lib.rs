@@ -37,6 +37,7 @@ pub mod opensearch;
 mod port;
 pub mod postgres;
 mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod random;
 pub mod redis;
