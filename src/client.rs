@@ -42,6 +42,19 @@ impl Client<'_> {
         self.send(client.get(self.address(path))).await
     }
 
+    /// GET of what a pipeline says of itself. A standby has no status; what it says instead comes as it is, with `error` in it.
+    ///
+    /// # Errors
+    /// When there is no answer, or one that is another error.
+    pub async fn status(&self) -> Result<Value, Error> {
+        let client = reqwest::Client::builder().timeout(TIMEOUT).build();
+        let client = client.map_err(|error| self.unreachable(error))?;
+        let (code, body) = self.ask(client.get(self.address("/api/status"))).await?;
+        let standby = serde_json::from_str(&body).ok();
+        let standby = standby.filter(|said: &Value| code == 503 && said["lease"].is_object());
+        standby.map_or_else(|| self.understood(code, &body), Ok)
+    }
+
     /// POST of JSON. Waits as long as the work takes.
     ///
     /// # Errors
@@ -57,31 +70,41 @@ impl Client<'_> {
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Value, Error> {
+        let (code, body) = self.ask(request).await?;
+        self.understood(code, &body)
+    }
+
+    async fn ask(&self, request: reqwest::RequestBuilder) -> Result<(u16, String), Error> {
         let request = match self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.unreachable(error))?;
+        let response = request.send().await;
+        let response = response.map_err(|error| self.unreachable(error))?;
+        let code = response.status().as_u16();
+        let body = response.text().await;
+        Ok((code, body.map_err(|error| self.unreachable(error))?))
+    }
+
+    fn understood(&self, code: u16, body: &str) -> Result<Value, Error> {
         let url = self.url;
-        match response.status().as_u16() {
-            200..=299 => response
-                .json()
-                .await
-                .map_err(|error| self.unreachable(error)),
+        match code {
+            200..=299 => serde_json::from_str(body).map_err(|error| {
+                Error::new(
+                    ErrorKind::Unavailable,
+                    format!("{url} answered what is no JSON"),
+                )
+                .source(error)
+                .remedy("is it lockstep that listens there?")
+            }),
             401 => Err(
                 Error::new(ErrorKind::Authentication, format!("{url} asks for a token"))
                     .remedy("give it with --token or LOCKSTEP_ADMIN_TOKEN"),
             ),
-            code => {
-                let body = response.text().await.unwrap_or_default();
-                Err(told(&body).unwrap_or_else(|| {
-                    Error::new(ErrorKind::Unavailable, format!("{url} answered {code}"))
-                        .remedy("is it lockstep that listens there?")
-                }))
-            }
+            code => Err(told(body).unwrap_or_else(|| {
+                Error::new(ErrorKind::Unavailable, format!("{url} answered {code}"))
+                    .remedy("is it lockstep that listens there?")
+            })),
         }
     }
 
