@@ -7,7 +7,7 @@ mod admin;
 mod check;
 mod cli;
 mod client;
-#[cfg(test)]
+#[cfg(all(test, feature = "search-embedded"))]
 mod command_line;
 mod completions;
 mod dead_letters;

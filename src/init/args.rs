@@ -22,8 +22,8 @@ pub struct Arguments {
     #[arg(long, value_name = "TABLES", value_delimiter = ',')]
     pub tables: Vec<String>,
     /// Where changes go: kafka=HOST:PORT, redis=URL, opensearch=URL, elasticsearch=URL, tantivy=FOLDER or file=FOLDER; a kind alone stands
-    /// for its usual address on this machine. May be repeated.
-    #[arg(long = "sink", value_name = "KIND=ADDRESS", value_delimiter = ',')]
+    /// for its usual address on this machine. Several with commas between them, or the option again.
+    #[arg(long = "sink", value_name = "KIND=ADDRESS")]
     pub sinks: Vec<String>,
     /// Name of the pipeline.
     #[arg(long)]

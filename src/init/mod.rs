@@ -99,7 +99,7 @@ fn person(arguments: &Arguments) -> Result<Option<Person>> {
     }
     Err(Error::new(
         ErrorKind::Invalid,
-        format!("there is no terminal to ask on, and {} is not given", missing.join(" and ")),
+        format!("there is no terminal to ask on; not given: {}", missing.join(", ")),
     )
     .remedy(
         "say it: --url postgres://user@host:5432/database --tables schema.table,… --sink kafka=HOST:PORT [--name NAME]; \
@@ -294,7 +294,7 @@ fn choose_sinks(
     };
     let question = "Where to? kafka=HOST:PORT, redis=URL, opensearch=URL, tantivy=FOLDER, file=FOLDER; several with commas";
     person.ask(question, Some(sinks::SUGGESTED), |answer| {
-        let words: Vec<String> = answer.split(',').map(str::to_owned).collect();
+        let words = [answer.to_owned()];
         let sinks = sinks::parse(&words, registry).map_err(|error| error.to_string())?;
         match sinks.is_empty() {
             true => Err("name one at least".to_owned()),

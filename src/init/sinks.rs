@@ -65,14 +65,30 @@ pub struct Surroundings {
 /// # Errors
 /// Of kind `Invalid`: a kind that there is not.
 pub fn parse(words: &[String], registry: &Registry) -> Result<Vec<Sink>> {
+    let mut wanted: Vec<(&str, String)> = Vec::new();
+    for word in words {
+        // What stands between the commas of one word; another word is another sink.
+        let mut is_first = true;
+        for part in word
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
+            match (part.split_once('='), wanted.last_mut()) {
+                // Another server of the same sink: brokers have commas between them as well.
+                (None, Some((_, address))) if !is_first && part.contains(':') => {
+                    *address += &format!(",{part}");
+                }
+                (Some((kind, address)), _) => wanted.push((kind.trim(), address.trim().to_owned())),
+                (None, _) => wanted.push((part, String::new())),
+            }
+            is_first = false;
+        }
+    }
     let mut names = BTreeSet::new();
-    let words = words.iter().map(|word| word.trim());
-    words
-        .filter(|word| !word.is_empty())
-        .map(|word| {
-            let (kind, address) = word.split_once('=').unwrap_or((word, ""));
-            one(kind.trim(), address.trim(), registry, &mut names)
-        })
+    wanted
+        .into_iter()
+        .map(|(kind, address)| one(kind, &address, registry, &mut names))
         .collect()
 }
 
@@ -213,6 +229,18 @@ mod tests {
                 .contains("\"out/{source}.{schema}.{table}.jsonl\"")
         );
         assert!(!all[0].needs_keys() && all[1].needs_keys() && !all[3].needs_keys());
+    }
+
+    #[test]
+    fn commas_stand_between_sinks_and_between_servers_of_one() {
+        let all = sinks(&["kafka=a:9092,b:9092, redis", "file=out"]).expect("sinks");
+        let told: Vec<(&str, &str)> = all.iter().map(|one| (one.kind, &*one.address)).collect();
+        let expected = [
+            ("kafka", "a:9092,b:9092"),
+            ("redis", "redis://127.0.0.1:6379"),
+            ("file", "out"),
+        ];
+        assert_eq!(told, expected);
     }
 
     #[test]

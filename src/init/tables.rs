@@ -255,7 +255,10 @@ mod tests {
             taken(&["orders", "stock"]),
             [vec!["public.orders"], vec!["public.stock"]]
         );
-        assert_eq!(taken(&["public.shared"]), [vec!["public.shared"], vec!["public.shared"]]);
+        assert_eq!(
+            taken(&["public.shared"]),
+            [vec!["public.shared"], vec!["public.shared"]]
+        );
         assert_eq!(
             taken(&["inventory.public.shared"]),
             [vec![], vec!["public.shared"]]
