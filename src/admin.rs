@@ -1,4 +1,4 @@
-//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/api/status`, `/api/visible`, `/api/snapshot`,
+//! The admin endpoint: the web page, `/metrics`, `/healthz`, `/readyz`, `/api/status`, `/api/file`, `/api/visible`, `/api/snapshot`,
 //! `/api/reconcile`, `/api/invariants`, `/api/transactions`, `/api/dead-letters`.
 //!
 //! `/healthz` and `/readyz` never ask for the token: probes cannot carry one, and they tell no names.
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -22,6 +22,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower::ServiceExt;
+
+use crate::web::{self, Names};
 
 /// An address that is taken and not served yet.
 pub struct Listener {
@@ -103,6 +105,7 @@ fn front(seat: Seat, token: Option<Secret>) -> Router {
         .fallback(standby)
         .layer(middleware::from_fn_with_state(token.clone(), require_token));
     let waiting = Router::new()
+        .merge(web::assets())
         .route("/", get(standby_index))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(standby_ready))
@@ -122,14 +125,15 @@ fn front(seat: Seat, token: Option<Secret>) -> Router {
     })
 }
 
-async fn standby_index() -> String {
-    format!(
+async fn standby_index(headers: HeaderMap) -> Response {
+    let text = format!(
         "lockstep {}, a standby: it waits for the lease of its pipeline\n\n\
          /healthz       the process is alive\n\
          /readyz        it is ready to take over\n\
          /metrics       for Prometheus\n",
         env!("CARGO_PKG_VERSION"),
-    )
+    );
+    web::page_or(&headers, text)
 }
 
 /// A standby is ready: for its turn. What it would need then it has not got yet, and does not know.
@@ -185,9 +189,13 @@ fn router(handle: Handle, token: Option<Secret>, standby: Option<Standby>) -> Ro
         std::future::ready(exposed(all))
     };
 
-    let guarded = Router::new()
-        .route("/metrics", get(metrics))
+    let names = match token {
+        Some(_) => Names::Any,
+        None => Names::Addresses,
+    };
+    let api = Router::new()
         .route("/api/status", get(status))
+        .route("/api/file", get(file))
         .route("/api/visible", get(visible))
         .route("/api/snapshot", get(reloads).post(reload))
         .route("/api/reconcile", get(reconciles).post(reconcile))
@@ -196,9 +204,12 @@ fn router(handle: Handle, token: Option<Secret>, standby: Option<Standby>) -> Ro
         .route("/api/dead-letters", get(dead_letters))
         .route("/api/dead-letters/{id}", get(dead_letter))
         .route("/api/dead-letters/replay", post(replay))
-        .route("/api/dead-letters/discard", post(discard))
+        .route("/api/dead-letters/discard", post(discard));
+    let guarded = web::guarded(api, names)
+        .route("/metrics", get(metrics))
         .layer(middleware::from_fn_with_state(token, require_token));
     Router::new()
+        .merge(web::assets())
         .route("/", get(index))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -242,13 +253,14 @@ fn same(given: &[u8], expected: &[u8]) -> bool {
             == 0
 }
 
-async fn index(State(handle): State<Handle>) -> String {
-    format!(
+async fn index(State(handle): State<Handle>, headers: HeaderMap) -> Response {
+    let text = format!(
         "lockstep {}, pipeline {}\n\n\
          /healthz       the process is alive\n\
          /readyz        every source streams, every sink confirms\n\
          /metrics       for Prometheus\n\
          /api/status    everything, as JSON\n\
+         /api/file      the pipeline file, without secrets\n\
          /api/visible   ?source=S&lsn=X: where commits up to X are durable\n\
          /api/snapshot  tables that are loaded again; POST {{\"source\": S, \"table\": T, \"where\": C}} loads one\n\
          /api/reconcile  comparisons of sinks with their sources; POST {{\"table\": T, \"sink\": S}} begins one\n\
@@ -257,7 +269,8 @@ async fn index(State(handle): State<Handle>) -> String {
          /api/dead-letters  rows put aside; /{{id}}; POST replay, discard\n",
         env!("CARGO_PKG_VERSION"),
         handle.status().pipeline,
-    )
+    );
+    web::page_or(&headers, text)
 }
 
 async fn ready(State(handle): State<Handle>) -> Response {
@@ -283,6 +296,10 @@ fn exposed(text: Result<String, Error>) -> Response {
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+async fn file(State(handle): State<Handle>) -> Response {
+    Json(handle.file()).into_response()
 }
 
 #[derive(Deserialize)]

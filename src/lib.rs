@@ -31,6 +31,7 @@ mod snapshot;
 mod status;
 mod terminal;
 mod transactions;
+mod web;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

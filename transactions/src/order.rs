@@ -125,6 +125,9 @@ pub struct Order {
     /// The same of what has committed, and had nothing that could go on.
     left_out: Recent,
     late: u64,
+    /// What work it was.
+    #[cfg(test)]
+    looks: std::cell::Cell<u64>,
 }
 
 #[derive(Debug)]
@@ -525,6 +528,10 @@ impl Order {
         let heads = self.sources.iter().filter_map(Source::first);
         let head = heads.filter(|id| self.look(*id) == Look::Free).min();
         while let Some(id) = self.candidates.first() {
+            // Nothing that is looked at from here on is older.
+            if head.is_some_and(|head| head < id) {
+                return head;
+            }
             let found = self.look(id);
             if found == Look::Free {
                 return Some(head.map_or(id, |head| head.min(id)));
@@ -547,6 +554,8 @@ impl Order {
 
     /// Whether it may go on, and if not, what for it waits.
     fn look(&self, id: u64) -> Look {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + 1);
         let Some(waiting) = self.units.get(&id) else {
             return Look::Incomplete;
         };
@@ -567,8 +576,7 @@ impl Order {
         if !waiting.prepared.is_empty() {
             return Look::InDoubt;
         }
-        let blocker = self.blockers(id).next();
-        blocker.map_or(Look::Free, Look::Behind)
+        self.last_blocker(id).map_or(Look::Free, Look::Behind)
     }
 
     /// Whether all its branches are known, and none is left that has not ended.
@@ -582,6 +590,16 @@ impl Order {
         members.into_iter().flatten().flat_map(move |member| {
             let held = self.sources[member.source].held_before(member.prepared, member.at);
             held.filter(move |other| *other != id)
+        })
+    }
+
+    /// One of [`Order::blockers`], of those that are likely to go on last.
+    fn last_blocker(&self, id: u64) -> Option<u64> {
+        let members = self.units.get(&id).map(|waiting| &waiting.unit.members);
+        let mut members = members.into_iter().flatten();
+        members.find_map(|member| {
+            let source = &self.sources[member.source];
+            source.last_held_before(member.prepared, member.at, id)
         })
     }
 

@@ -12,6 +12,7 @@ mod report;
 mod scan;
 mod settings;
 mod shape;
+mod shown;
 mod stitch;
 mod transactions;
 
@@ -81,6 +82,8 @@ pub struct Pipeline {
     pub dead_letters: DeadLettersTo,
     /// What to compare another reading of the file with.
     pub fingerprint: Fingerprint,
+    /// The file as it may be shown: without secrets, its variables not replaced.
+    pub shown: Value,
 }
 
 /// Where dead letters go.
@@ -135,6 +138,7 @@ fn check(
 ) -> Option<Pipeline> {
     let mut root = parse(path, report)?;
     environment::apply_overrides(&mut root, variables, report);
+    let shown = shown::shown(&root, registry);
     environment::substitute(&mut root, &KeyPath::root(), variables, report);
     let fingerprint = Fingerprint::of(&root);
     let settings: Settings = settings(root, report)?;
@@ -210,6 +214,7 @@ fn check(
         shutdown_timeout: settings.shutdown_timeout,
         plan,
         fingerprint,
+        shown,
     })
 }
 

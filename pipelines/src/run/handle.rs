@@ -11,6 +11,7 @@ use lockstep_core::source::{Reload, ReloadRequest, SourcePhase, SourceState};
 use lockstep_core::{Error, ErrorKind, Result};
 use prometheus::core::Collector;
 use prometheus::{Encoder, TextEncoder};
+use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -100,6 +101,8 @@ impl std::fmt::Debug for Handle {
 pub(super) struct Inner {
     /// Of the file as it is carried out.
     pub fingerprint: Mutex<Fingerprint>,
+    /// The same file without secrets.
+    pub shown: Mutex<Value>,
     pub pipeline: Arc<str>,
     pub started: Instant,
     pub budget: Budget,
@@ -165,7 +168,14 @@ impl Handle {
             share.replace(component);
         }
         *fingerprint = pipeline.fingerprint.clone();
+        *lock(&self.0.shown) = pipeline.shown.clone();
         Ok(changed)
+    }
+
+    /// The pipeline file as it is carried out, without secrets.
+    #[must_use]
+    pub fn file(&self) -> Value {
+        lock(&self.0.shown).clone()
     }
 
     /// Everything about the pipeline, as it is now.

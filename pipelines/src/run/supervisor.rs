@@ -141,6 +141,7 @@ async fn begin(
     let resolutions = Resolutions::new(&pipeline.state, metrics.resolver().actions);
     let handle = Handle::new(Inner {
         fingerprint: Mutex::new(pipeline.fingerprint.clone()),
+        shown: Mutex::new(pipeline.shown.clone()),
         pipeline: Arc::clone(&pipeline.name),
         started: Instant::now(),
         budget: Budget::new(pipeline.memory.bytes()),

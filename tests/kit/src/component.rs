@@ -32,6 +32,8 @@ pub enum Component {
     Debezium,
     /// Transaction managers: [`managers`](crate::managers).
     Managers,
+    /// Chromium and its driver: [`chromium`](crate::chromium).
+    Chromium,
 }
 
 /// The major versions of PostgreSQL that lockstep supports and the kit installs.
@@ -71,7 +73,7 @@ impl Component {
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
             Self::Kubernetes => Some("LOCKSTEP_TEST_KUBERNETES".into()),
-            Self::Debezium | Self::Managers => None,
+            Self::Debezium | Self::Managers | Self::Chromium => None,
         }
     }
 
@@ -94,6 +96,7 @@ impl Component {
             Self::Kubernetes => "kubernetes",
             Self::Debezium => "debezium",
             Self::Managers => "managers",
+            Self::Chromium => "chromium",
         }
     }
 
@@ -108,6 +111,7 @@ impl Component {
             | Self::Zookeeper
             | Self::Debezium => is_made(self.install_name()) && crate::java::program().is_some(),
             Self::Kubernetes => is_made(self.install_name()),
+            Self::Chromium => on_path("chromium") && on_path("chromedriver") && is_made("axe"),
             Self::Managers => {
                 let is_there = is_made(self.install_name()) && is_made("psycopg");
                 is_there && crate::java::program().is_some() && on_path("python3")
@@ -151,6 +155,7 @@ impl fmt::Display for Component {
             Self::Kubernetes => f.write_str("Kubernetes"),
             Self::Debezium => f.write_str("Debezium"),
             Self::Managers => f.write_str("the transaction managers"),
+            Self::Chromium => f.write_str("Chromium"),
         }
     }
 }

@@ -140,7 +140,7 @@ async fn start_one(component: Component) -> Result<Server, Error> {
                 Handle::Kubernetes { _server: server },
             )
         }
-        Component::Debezium | Component::Managers => {
+        Component::Debezium | Component::Managers | Component::Chromium => {
             unreachable!("not a server, and not among `all()`")
         }
     };

@@ -13,9 +13,9 @@ pub(crate) async fn request(
     body: &str,
 ) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
-    // 1.0: the server closes the connection at the end.
+    // The server closes the connection at the end.
     let request = format!(
-        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).await?;
@@ -28,7 +28,6 @@ pub(crate) async fn request(
         .nth(1)
         .and_then(|status| status.parse().ok())
         .ok_or(io::ErrorKind::InvalidData)?;
-    // Elasticsearch sends what may be long in chunks, in whatever version it was asked.
     let body = match head.contains("\r\ntransfer-encoding: chunked") {
         true => joined(body).ok_or(io::ErrorKind::UnexpectedEof)?,
         false => body.to_vec(),

@@ -22,6 +22,7 @@
 //! Functions here panic when something fails: the message says what, why and what to do.
 
 pub mod certificates;
+pub mod chromium;
 pub mod clock;
 pub mod component;
 pub mod connect;

@@ -22,8 +22,8 @@ pub(super) struct Source {
     next: u64,
     /// Those of them that are rows that were read.
     rows: BTreeSet<u64>,
-    /// Places of those that are transactions.
-    places: BTreeSet<Position>,
+    /// Units of those that are transactions, by their places.
+    places: BTreeMap<Position, u64>,
     /// Places of what went on although something before it has not, or may not have.
     ahead: BTreeSet<Position>,
 }
@@ -58,7 +58,7 @@ impl Source {
             held: BTreeMap::new(),
             next: 0,
             rows: BTreeSet::new(),
-            places: BTreeSet::new(),
+            places: BTreeMap::new(),
             ahead: reached.ahead,
         }
     }
@@ -74,7 +74,7 @@ impl Source {
     pub fn is_known(&self, place: Position, end: Lsn) -> bool {
         end <= self.from
             || place <= self.upto()
-            || self.places.contains(&place)
+            || self.places.contains_key(&place)
             || self.ahead.contains(&place)
     }
 
@@ -87,7 +87,7 @@ impl Source {
     /// A transaction has been read. Gives its number.
     pub fn hold(&mut self, place: Position, end: Lsn, unit: u64) -> u64 {
         let at = self.put(unit, place);
-        self.places.insert(place);
+        self.places.insert(place, unit);
         self.note(place, end);
         at
     }
@@ -147,6 +147,21 @@ impl Source {
         before.chain(rows).map(|held| held.unit)
     }
 
+    /// The last of [`Source::held_before`] but `unit`, transactions first: whoever waits for all of them is woken by few.
+    pub fn last_held_before(&self, lsn: Lsn, at: u64, unit: u64) -> Option<u64> {
+        let behind = Position {
+            commit: lsn,
+            ..Position::default()
+        };
+        let mut transactions = self.places.range(..behind).rev().map(|(_, of)| *of);
+        let last = transactions.find(|of| *of != unit);
+        last.or_else(|| {
+            let rows = self.rows.range(..at).rev();
+            let mut rows = rows.filter_map(|at| self.held.get(at));
+            rows.find(|held| held.unit != unit).map(|held| held.unit)
+        })
+    }
+
     pub fn go_on(&mut self, at: u64) {
         let Some(held) = self.held.remove(&at) else {
             return;
@@ -169,7 +184,9 @@ impl Source {
         }
         // What has not been read yet stays: it went on in an earlier life.
         let upto = self.upto();
-        self.ahead.retain(|place| *place > upto);
+        while self.ahead.first().is_some_and(|place| *place <= upto) {
+            self.ahead.pop_first();
+        }
     }
 
     fn before_all(&self) -> Passed {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod backlog;
 mod doubt;
 mod known;
 

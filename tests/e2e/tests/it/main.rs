@@ -46,3 +46,4 @@ mod support;
 mod terminal;
 mod two_phase;
 mod two_phase_measures;
+mod web;
