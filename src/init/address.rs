@@ -162,7 +162,7 @@ fn login(url: &str) -> Option<Login<'_>> {
     let at = start + url[start..end].rfind('@')?;
     let (user, password) = url[start..at]
         .split_once(':')
-        .unwrap_or((&url[start..at], ""));
+        .unwrap_or_else(|| (&url[start..at], ""));
     Some(Login {
         before: &url[..start],
         user,

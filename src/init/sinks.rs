@@ -124,7 +124,7 @@ fn one(
     };
     Ok(Sink {
         name: unique,
-        kind: *kind,
+        kind,
         is: *is,
         address: address.to_owned(),
         server,
