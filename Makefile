@@ -19,7 +19,7 @@ demo:
 	tests/kit/install postgres redis kafka $(if $(FULL),opensearch)
 	cargo build --release -p lockstep -p lockstep-kit
 	$(KIT) run --with pg15,pg17,redis,kafka$(if $(FULL),$(comma)opensearch) -- sh -c '\
-		exec $(LOCKSTEP) demo \
+		exec env LOCKSTEP_LOG_FORMAT="$${LOCKSTEP_LOG_FORMAT:-text}" $(LOCKSTEP) demo \
 		--orders-url "$${LOCKSTEP_TEST_PG15_URL%/*}/orders" \
 		--inventory-url "$${LOCKSTEP_TEST_PG17_URL%/*}/inventory" \
 		--redis-url "$$LOCKSTEP_TEST_REDIS_URL" --kafka "$$LOCKSTEP_TEST_KAFKA" \

@@ -102,6 +102,7 @@ impl Seat {
 fn front(seat: Seat, token: Option<Secret>) -> Router {
     let waiting = Router::new()
         .route("/metrics", get(standby_metrics))
+        .route("/api/status", get(standby_status))
         .fallback(standby)
         .layer(middleware::from_fn_with_state(token.clone(), require_token));
     let waiting = Router::new()
@@ -153,15 +154,37 @@ async fn standby_metrics(State(seat): State<Seat>) -> Response {
 
 /// With a header by which a client knows to ask the next address of the same name.
 async fn standby() -> Response {
-    let error = Error::new(
+    ([(STANDBY, "true")], answer(Err(not_running()))).into_response()
+}
+
+/// The error, and how this one stands to the lease.
+async fn standby_status(State(seat): State<Seat>) -> Response {
+    let mut body = told_as(&not_running());
+    if let Some(standby) = &seat.standby {
+        body["pipeline"] = standby.pipeline().into();
+        body["lease"] = json!(standby.role());
+    }
+    let header = [(STANDBY, "true")];
+    (StatusCode::SERVICE_UNAVAILABLE, header, Json(body)).into_response()
+}
+
+fn not_running() -> Error {
+    Error::new(
         ErrorKind::Unavailable,
         "this process does not run the pipeline: it is a standby, or starts",
     )
-    .remedy("ask the one that holds the lease");
-    ([(STANDBY, "true")], answer(Err(error))).into_response()
+    .remedy("ask the one that holds the lease")
 }
 
 fn router(handle: Handle, token: Option<Secret>, standby: Option<Standby>) -> Router {
+    let of_lease = standby.clone();
+    let status = move |State(handle): State<Handle>| {
+        let mut status = json!(handle.status());
+        if let Some(standby) = &of_lease {
+            status["lease"] = json!(standby.role());
+        }
+        std::future::ready(Json(status).into_response())
+    };
     let metrics = move |State(handle): State<Handle>| {
         let lease = standby.as_ref().map(Standby::metrics_text);
         let lease = lease.unwrap_or_else(|| Ok(String::new()));
@@ -276,10 +299,6 @@ fn exposed(text: Result<String, Error>) -> Response {
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
-}
-
-async fn status(State(handle): State<Handle>) -> Response {
-    Json(handle.status()).into_response()
 }
 
 async fn file(State(handle): State<Handle>) -> Response {
@@ -465,8 +484,11 @@ fn answer(result: Result<Value, Error>) -> Response {
 }
 
 fn told(status: StatusCode, error: &Error) -> Response {
-    let body = json!({ "error": error.to_string(), "code": error.kind().code() });
-    (status, Json(body)).into_response()
+    (status, Json(told_as(error))).into_response()
+}
+
+fn told_as(error: &Error) -> Value {
+    json!({ "error": error.to_string(), "code": error.kind().code() })
 }
 
 #[cfg(test)]

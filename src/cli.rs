@@ -1,6 +1,8 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lockstep_core::source::ReloadRequest;
@@ -12,14 +14,35 @@ use crate::here::Here;
 use crate::progress::Bars;
 use crate::reconcile::Wanted;
 use crate::transactions::Transactions;
-use crate::{Outcome, check, demo, explain, reconcile, run, schema, snapshot, status};
+use crate::{
+    Outcome, check, completions, demo, explain, init, man, reconcile, run, schema, snapshot, status,
+};
+
+/// What holds for every subcommand.
+const AFTER: &str = "\
+Exit codes:
+  0    done; all is as it should be
+  1    failed, or not as it should be
+  2    the command line or the pipeline file is wrong
+  3    reconcile: something differs, or an invariant does not hold
+  130  told to stop before the end
+
+Environment:
+  LOCKSTEP_LOG           what is logged, such as `debug` or `info,lockstep_postgres=debug`
+  LOCKSTEP_LOG_FORMAT    how log lines look, as --log-format
+  LOCKSTEP_ADMIN_URL     the admin endpoint that is asked
+  LOCKSTEP_ADMIN_TOKEN   its token
+  LOCKSTEP__A__B         overrides a.b of the pipeline file
+  NO_COLOR               no colours
+  CLICOLOR_FORCE         colours also where there is no terminal
+  LC_ALL, LC_CTYPE, LANG whether letters beyond ASCII are understood";
 
 /// Keeps Kafka, Redis and search in lockstep with PostgreSQL.
 #[derive(Debug, Parser)]
-#[command(name = "lockstep", version, propagate_version = true)]
+#[command(name = "lockstep", version, propagate_version = true, after_long_help = AFTER)]
 pub struct Cli {
     /// How log lines look; LOCKSTEP_LOG sets what is logged, `info` by default.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "LOCKSTEP_LOG_FORMAT")]
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto, env = "LOCKSTEP_LOG_FORMAT")]
     pub log_format: LogFormat,
     /// What to do.
     #[command(subcommand)]
@@ -29,6 +52,8 @@ pub struct Cli {
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
+    /// `text` on a terminal, `json` elsewhere.
+    Auto,
     /// For people.
     Text,
     /// One JSON object a line.
@@ -52,6 +77,8 @@ pub enum Command {
         /// The pipeline file: TOML, YAML or JSON.
         file: PathBuf,
     },
+    /// Write a pipeline file: ask what it is to join, or read it off a database.
+    Init(Box<init::Arguments>),
     /// Check a pipeline file, then look at every server it names; exit 1 if `run` would not work.
     Check {
         /// The pipeline file.
@@ -63,7 +90,7 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
-    /// Ask a running pipeline how it is.
+    /// Ask a running pipeline how it is; exit 1 when it is not ready.
     Status {
         /// Its admin endpoint.
         #[arg(
@@ -75,6 +102,13 @@ pub enum Command {
         /// Its token, when it asks for one.
         #[arg(long, env = "LOCKSTEP_ADMIN_TOKEN", hide_env_values = true)]
         token: Option<String>,
+        /// Look again and again, until `q` or Ctrl-C: a table that stays in place on a terminal, a block behind the other elsewhere, a
+        /// line behind the other as JSON.
+        #[arg(long, short)]
+        watch: bool,
+        /// How often to look.
+        #[arg(long, default_value = status::DEFAULT_INTERVAL, value_name = "TIME", value_parser = status::interval, requires = "watch")]
+        interval: Duration,
         /// How the answer looks.
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
@@ -98,6 +132,9 @@ pub enum Command {
         /// Return when the request is taken, instead of when all rows are durable in every sink.
         #[arg(long)]
         no_wait: bool,
+        /// How the answer looks.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
         /// The pipeline's admin endpoint, where it is not the one that the file says.
         #[arg(long, env = "LOCKSTEP_ADMIN_URL")]
         url: Option<String>,
@@ -162,6 +199,9 @@ pub enum Command {
     Explain {
         /// The code that the error begins with, `LS004`; without one all are listed.
         code: Option<String>,
+        /// How the answer looks.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
     },
     /// Search an embedded index, also while a pipeline writes it.
     #[cfg(feature = "search-embedded")]
@@ -179,12 +219,56 @@ pub enum Command {
     },
     /// The shop, end to end.
     Demo(Box<demo::args::DemoArgs>),
+    /// Print what a shell completes the command line by.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print a page of the manual, or write all of them into a folder.
+    Man {
+        /// The subcommand that the page is about, such as `dead-letters list`; the command itself when not given.
+        subcommand: Vec<String>,
+        /// Write every page into this folder instead, as `lockstep.1`, `lockstep-run.1` and so on.
+        #[arg(long, value_name = "FOLDER", conflicts_with = "subcommand")]
+        folder: Option<PathBuf>,
+    },
+}
+
+/// Whether arguments that are not understood ask for answers as JSON.
+pub fn asks_for_json(arguments: &[OsString]) -> bool {
+    let mut behind_format = false;
+    arguments.iter().any(|argument| {
+        let found = argument == "--format=json" || (behind_format && argument == "json");
+        behind_format = argument == "--format";
+        found
+    })
 }
 
 impl Command {
     /// Whether progress may be drawn on the terminal.
     pub fn draws(&self) -> bool {
         matches!(self, Command::Run { .. })
+    }
+
+    /// How the answer is to look, and an error as well.
+    pub fn format(&self) -> Format {
+        match self {
+            Command::Check { format, .. }
+            | Command::Status { format, .. }
+            | Command::Snapshot { format, .. }
+            | Command::Reconcile { format, .. }
+            | Command::Explain { format, .. } => *format,
+            #[cfg(feature = "search-embedded")]
+            Command::Search { format, .. } => *format,
+            Command::Init(arguments) => arguments.format,
+            Command::DeadLetters(command) => command.format(),
+            Command::Transactions(command) => command.format(),
+            Command::Demo(arguments) => arguments.format,
+            Command::Run { .. }
+            | Command::Schema { .. }
+            | Command::Completions { .. }
+            | Command::Man { .. } => Format::Table,
+        }
     }
 
     /// Runs it.
@@ -194,13 +278,25 @@ impl Command {
                 let pipeline = load(&file, registry)?;
                 run::run(&pipeline, progress, || load(&file, registry)).await
             }
+            Command::Init(arguments) => init::init(&arguments, registry).await,
             Command::Check {
                 file,
                 offline,
                 format,
             } => check::check(&file, registry, offline, format).await,
-            Command::Status { url, token, format } => {
-                status::status(&url, token.as_deref(), format).await
+            Command::Status {
+                url,
+                token,
+                watch,
+                interval,
+                format,
+            } => {
+                let token = token.as_deref();
+                let client = Client { url: &url, token };
+                match watch {
+                    true => status::watch(&client, interval, format).await,
+                    false => status::status(&client, format).await,
+                }
             }
             Command::Snapshot {
                 file,
@@ -209,6 +305,7 @@ impl Command {
                 condition,
                 truncate,
                 no_wait,
+                format,
                 url,
             } => {
                 let pipeline = load(&file, registry)?;
@@ -220,7 +317,7 @@ impl Command {
                     condition,
                     truncate,
                 };
-                snapshot::snapshot(&client, source, request, !no_wait).await
+                snapshot::snapshot(&client, source, request, !no_wait, format).await
             }
             Command::Reconcile {
                 file,
@@ -263,7 +360,7 @@ impl Command {
             Command::DeadLetters(command) => crate::dead_letters::run(command, registry).await,
             Command::Transactions(command) => crate::transactions::run(command, registry).await,
             Command::Schema { chart } => schema::schema(registry, chart),
-            Command::Explain { code } => explain::explain(code.as_deref()),
+            Command::Explain { code, format } => explain::explain(code.as_deref(), format),
             #[cfg(feature = "search-embedded")]
             Command::Search {
                 path,
@@ -272,6 +369,8 @@ impl Command {
                 format,
             } => crate::search::search(&path, &query.join(" "), limit, format),
             Command::Demo(args) => demo::command::demo(&args, registry).await,
+            Command::Completions { shell } => completions::completions(shell),
+            Command::Man { subcommand, folder } => man::man(&subcommand, folder.as_deref()),
         }
     }
 }

@@ -46,6 +46,20 @@ impl Client<'_> {
         self.ask(builder, |http| http.get(self.address(path))).await
     }
 
+    /// GET of what a pipeline says of itself. A standby has no status; what it says instead, where nobody else answers, comes as it is, with `error` in it.
+    ///
+    /// # Errors
+    /// When there is no answer, or one that is another error.
+    pub async fn status(&self) -> Result<Value, Error> {
+        let builder = || reqwest::Client::builder().timeout(TIMEOUT);
+        let request = |http: &reqwest::Client| http.get(self.address("/api/status"));
+        match self.ask_each(self.doors().await, builder, request).await? {
+            Said::Answer(status) => Ok(status),
+            Said::Standby(_, said) if said["lease"].is_object() => Ok(said),
+            Said::Standby(error, _) | Said::Nothing(error) => Err(error),
+        }
+    }
+
     /// POST of JSON. Waits as long as the work takes.
     ///
     /// # Errors
@@ -62,7 +76,7 @@ impl Client<'_> {
         request: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
     ) -> Result<Value, Error> {
         let doors = self.doors().await;
-        self.ask_each(doors, builder, request).await
+        self.ask_each(doors, builder, request).await?.answer()
     }
 
     /// Where to knock: each address of the host's name. One that the HTTP client is left to find where there is nothing to choose.
@@ -86,13 +100,13 @@ impl Client<'_> {
         }
     }
 
-    /// The first answer of one that runs the pipeline. Nothing is sent twice: only who cannot be connected to, or is a standby, is passed over.
+    /// The first answer of one that runs the pipeline, or why there is none. Nothing is sent twice: only who cannot be connected to, or is a standby, is passed over.
     async fn ask_each(
         &self,
         doors: Vec<Option<(String, SocketAddr)>>,
         builder: impl Fn() -> reqwest::ClientBuilder,
         request: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
-    ) -> Result<Value, Error> {
+    ) -> Result<Said, Error> {
         let (mut unreachable, mut standby) = (None, None);
         for door in doors {
             let builder = match door {
@@ -101,16 +115,15 @@ impl Client<'_> {
             };
             let client = builder.build().map_err(|error| self.unreachable(error))?;
             match self.send(request(&client)).await? {
-                Said::Answer(answer) => return Ok(answer),
-                Said::Standby(error) => standby = Some(error),
-                Said::Nothing(error) => unreachable = Some(error),
+                said @ Said::Answer(_) => return Ok(said),
+                said @ Said::Standby(..) => standby = Some(said),
+                said @ Said::Nothing(_) => unreachable = Some(said),
             }
         }
-        // Perhaps it is the one that runs it.
-        let error = unreachable.or(standby);
-        Err(error.unwrap_or_else(|| {
-            Error::new(ErrorKind::Unavailable, format!("cannot ask {}", self.url))
-        }))
+        // Who cannot be reached is perhaps the one that runs it.
+        unreachable
+            .or(standby)
+            .ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("cannot ask {}", self.url)))
     }
 
     fn address(&self, path: &str) -> String {
@@ -146,7 +159,10 @@ impl Client<'_> {
                         .remedy("is it lockstep that listens there?")
                 });
                 match standby {
-                    true => Ok(Said::Standby(error)),
+                    true => {
+                        let said = serde_json::from_str(&body).unwrap_or_default();
+                        Ok(Said::Standby(error, said))
+                    }
                     false => Err(error),
                 }
             }
@@ -163,10 +179,19 @@ impl Client<'_> {
 /// What came of one request.
 enum Said {
     Answer(Value),
-    /// Of one that does not run the pipeline.
-    Standby(Error),
+    /// Of one that does not run the pipeline: as an error, and as it is.
+    Standby(Error, Value),
     /// Nobody is there.
     Nothing(Error),
+}
+
+impl Said {
+    fn answer(self) -> Result<Value, Error> {
+        match self {
+            Said::Answer(answer) => Ok(answer),
+            Said::Standby(error, _) | Said::Nothing(error) => Err(error),
+        }
+    }
 }
 
 /// The error in an answer; its code says whose mistake it is.
@@ -231,7 +256,8 @@ mod tests {
         let doors = addresses.iter().map(|at| Some((HOST.to_owned(), *at)));
         let builder = || reqwest::Client::builder().no_proxy();
         let request = |http: &reqwest::Client| http.get(client.address("/api/status"));
-        client.ask_each(doors.collect(), builder, request).await
+        let said = client.ask_each(doors.collect(), builder, request).await;
+        said?.answer()
     }
 
     #[tokio::test]

@@ -94,6 +94,18 @@ pub struct Those {
     all: bool,
 }
 
+impl DeadLetters {
+    /// How the answer is to look.
+    pub fn format(&self) -> Format {
+        match self {
+            DeadLetters::List { at, .. }
+            | DeadLetters::Show { at, .. }
+            | DeadLetters::Replay { at, .. }
+            | DeadLetters::Discard { at, .. } => at.format,
+        }
+    }
+}
+
 impl Which {
     fn selection(self, ids: Vec<u64>) -> Selection {
         Selection {
@@ -139,7 +151,7 @@ async fn list(at: &At, selection: Selection, registry: &Registry) -> Outcome {
     };
     match at.format {
         Format::Json => output::print(&format!("{:#}\n", json!(heads))),
-        Format::Table => output::print(&table(&heads, paint())),
+        Format::Table => output::print(&table(&heads, output::paint())),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -153,7 +165,7 @@ async fn show(at: &At, id: u64, registry: &Registry) -> Outcome {
     };
     match at.format {
         Format::Json => output::print(&format!("{:#}\n", json!(letter))),
-        Format::Table => output::print(&details(&letter, paint())),
+        Format::Table => output::print(&details(&letter, output::paint())),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -265,12 +277,6 @@ fn read<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Error> {
             .source(error)
             .remedy("use the command of the version that runs")
     })
-}
-
-fn paint() -> Paint {
-    Paint {
-        color: output::colours(),
-    }
 }
 
 fn age(micros: i64) -> String {

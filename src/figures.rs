@@ -62,6 +62,27 @@ pub fn of(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", count(number), if number == 1 { one } else { many })
 }
 
+/// A text in lines of so many columns at most, broken between words; a word that is longer has a line of its own.
+#[must_use]
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for paragraph in text.lines() {
+        let mut line = String::new();
+        for word in paragraph.split(' ') {
+            let wide = line.chars().count() + 1 + word.chars().count() > width;
+            if wide && !line.is_empty() {
+                lines.push(std::mem::take(&mut line));
+            }
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        lines.push(line);
+    }
+    lines
+}
+
 /// Colours of a terminal, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Paint {
@@ -86,6 +107,12 @@ impl Paint {
     #[must_use]
     pub fn good(self, text: &str) -> String {
         self.wrap("1;32", text)
+    }
+
+    /// What deserves a look.
+    #[must_use]
+    pub fn attention(self, text: &str) -> String {
+        self.wrap("1;33", text)
     }
 
     /// What is wrong.
@@ -142,6 +169,18 @@ impl Table {
     /// Adds a row that should not be as it is.
     pub fn bad_row(&mut self, cells: Vec<String>) {
         self.rows.push((cells, Look::Bad));
+    }
+
+    /// The same without the last column, if it is not wanted.
+    #[must_use]
+    pub fn without_last(mut self, unwanted: bool) -> Self {
+        if unwanted {
+            self.heading.pop();
+            for (row, _) in &mut self.rows {
+                row.pop();
+            }
+        }
+        self
     }
 
     /// Whether there is no row.
@@ -214,6 +253,15 @@ mod tests {
         );
         assert_eq!(rate(4_321.4), "4,321/s");
         assert_eq!(of(1, "row", "rows"), "1 row");
+    }
+
+    #[test]
+    fn lines_break_between_words() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("a enormously b", 5), ["a", "enormously", "b"]);
+        assert_eq!(wrap("one\ntwo", 80), ["one", "two"]);
+        assert_eq!(wrap("", 80), Vec::<String>::new());
+        assert_eq!(wrap("one two", usize::MAX), ["one two"]);
     }
 
     #[test]

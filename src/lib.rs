@@ -7,13 +7,18 @@ mod admin;
 mod check;
 mod cli;
 mod client;
+#[cfg(all(test, feature = "search-embedded"))]
+mod command_line;
+mod completions;
 mod dead_letters;
 pub mod demo;
 mod explain;
 mod figures;
 mod here;
+mod init;
 mod invariants;
 mod logging;
+mod man;
 mod output;
 mod postgres;
 mod progress;
@@ -24,14 +29,19 @@ mod schema;
 mod search;
 mod snapshot;
 mod status;
+mod terminal;
 mod transactions;
 mod web;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 use lockstep_core::{Error, ErrorKind};
 use lockstep_pipelines::Registry;
+use serde_json::json;
+
+use crate::cli::Format;
 
 /// What a subcommand ends with.
 type Outcome = Result<ExitCode, Error>;
@@ -63,7 +73,12 @@ pub fn builtin() -> Registry {
 /// The whole command: reads the arguments, runs the subcommand, prints an error, and says how it went.
 #[must_use]
 pub fn main(registry: Registry) -> ExitCode {
-    let cli = cli::Cli::parse();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match cli::Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return refused(&error, &arguments),
+    };
+    let format = cli.command.format();
     // Every TLS user of the process takes this provider: one implementation, ring.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let progress = progress::Bars::new(cli.command.draws());
@@ -74,7 +89,8 @@ pub fn main(registry: Registry) -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            return fail(&Error::new(ErrorKind::Storage, "cannot start the runtime").source(error));
+            let error = Error::new(ErrorKind::Storage, "cannot start the runtime").source(error);
+            return fail(&error, format);
         }
     };
     let outcome = runtime.block_on(cli.command.run(&registry, &progress));
@@ -82,14 +98,36 @@ pub fn main(registry: Registry) -> ExitCode {
     runtime.shutdown_background();
     match outcome {
         Ok(code) => code,
-        Err(error) => fail(&error),
+        Err(error) => fail(&error, format),
     }
 }
 
-fn fail(error: &Error) -> ExitCode {
-    output::error(&format!("error: {error}"));
-    let code = error.kind().code();
-    output::error(&format!("`lockstep explain {code}` says more"));
+/// Help and the version are answers; anything else that the arguments end with is an error.
+fn refused(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    if error.use_stderr() && cli::asks_for_json(arguments) {
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+        let told = json!({ "code": "usage", "message": text, "remedy": null });
+        output::error(&json!({ "error": told }).to_string());
+        return ExitCode::from(USAGE);
+    }
+    // A closed pipe has nobody to tell.
+    let _ = error.print();
+    match error.use_stderr() {
+        true => ExitCode::from(USAGE),
+        false => ExitCode::SUCCESS,
+    }
+}
+
+fn fail(error: &Error, format: Format) -> ExitCode {
+    match format {
+        Format::Json => output::error(&json!({ "error": output::error_json(error) }).to_string()),
+        Format::Table => {
+            output::error(&format!("error: {error}"));
+            let code = error.kind().code();
+            output::error(&format!("`lockstep explain {code}` says more"));
+        }
+    }
     match error.kind() {
         ErrorKind::Config | ErrorKind::Invalid => ExitCode::from(USAGE),
         _ => ExitCode::FAILURE,

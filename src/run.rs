@@ -7,6 +7,7 @@ use lockstep_core::{Error, ErrorKind};
 use lockstep_pipelines::{Handle, Pipeline, Standby};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::Outcome;
 use crate::admin::{self, Seat};
@@ -66,10 +67,11 @@ pub async fn run(
         true => None,
         false => Some(hear(SignalKind::hangup())?),
     };
+    let span = tracing::error_span!("pipeline", pipeline = %pipeline.name);
     let ended = tokio::select! {
         ended = running.wait() => ended,
         () = bars.follow(handle.clone()) => Ok(()),
-        () = adopt(&handle, hangup, reread) => Ok(()),
+        () = adopt(&handle, hangup, reread).instrument(span) => Ok(()),
     };
     if let Some(server) = server {
         server.abort();

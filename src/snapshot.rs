@@ -10,6 +10,7 @@ use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_pipelines::Pipeline;
 use serde_json::{Value, json};
 
+use crate::cli::Format;
 use crate::client::Client;
 use crate::figures::count;
 use crate::{Outcome, output};
@@ -23,6 +24,7 @@ pub async fn snapshot(
     source: Option<String>,
     request: ReloadRequest,
     wait: bool,
+    format: Format,
 ) -> Outcome {
     let table = request.table.clone();
     let mut body = json!({ "table": request.table, "source": source });
@@ -35,9 +37,14 @@ pub async fn snapshot(
     let taken = endpoint.post("/api/snapshot", &body).await?;
     let (source, id) = (taken["source"].as_str().unwrap_or_default(), &taken["id"]);
     if !wait {
-        output::print(&format!(
-            "{source}: {table} is loaded again, request {id}\n"
-        ));
+        match format {
+            Format::Json => {
+                output::print_json(&told(source, &table, id, &json!({ "state": "taken" })))
+            }
+            Format::Table => output::print(&format!(
+                "{source}: {table} is loaded again, request {id}\n"
+            )),
+        }
         return Ok(ExitCode::SUCCESS);
     }
     // On a terminal only.
@@ -53,7 +60,10 @@ pub async fn snapshot(
         match one["state"].as_str() {
             Some("done") => {
                 bar.finish_and_clear();
-                output::print(&done(&table, one));
+                match format {
+                    Format::Json => output::print_json(&told(source, &table, id, one)),
+                    Format::Table => output::print(&done(&table, one)),
+                }
                 return Ok(ExitCode::SUCCESS);
             }
             Some("failed") => {
@@ -81,6 +91,18 @@ pub fn endpoint(pipeline: &Pipeline, url: Option<String>) -> Result<(String, Opt
     })?;
     let url = url.unwrap_or_else(|| format!("http://{}", admin.listen));
     Ok((url, admin.token.as_ref()))
+}
+
+/// For programs: which load it is, and how far it has come.
+fn told(source: &str, table: &str, id: &Value, one: &Value) -> Value {
+    json!({
+        "source": source,
+        "table": table,
+        "id": id,
+        "state": one["state"],
+        "rows": one["rows"],
+        "superseded": one["superseded"],
+    })
 }
 
 fn done(table: &str, one: &Value) -> String {

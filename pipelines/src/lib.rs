@@ -19,6 +19,7 @@ pub use file::{Mistake, Mistakes, Pipeline};
 pub use lockstep_reconciler as reconciler;
 pub use registry::Registry;
 pub use run::{
-    DoubtfulBranch, Doubts, Evaluation, Handle, InvariantRequest, InvariantsView, Offline,
-    Reconcile, ReconcileRequest, Report, Reports, Running, Share, Standby, start, start_holding,
+    DoubtfulBranch, Doubts, Evaluation, Handle, InvariantRequest, InvariantsView, LeaseRole,
+    Offline, Reconcile, ReconcileRequest, Report, Reports, Role, Running, Share, Standby, start,
+    start_holding,
 };

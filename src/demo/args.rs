@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use lockstep_core::config::Secret;
 
+use crate::cli::Format;
+
 use super::load::{DEFAULT_CONNECTIONS, Import, LoadOptions, Rate};
 use super::pipeline::{Ends, Search};
 use super::shop::{DEFAULT_CUSTOMERS, DEFAULT_ORDERS, DEFAULT_PRODUCTS, ShopOptions};
@@ -84,6 +86,9 @@ pub struct DemoArgs {
     /// Where the pipeline keeps its file, its state and the embedded index; a temporary folder when not given.
     #[arg(long, value_name = "FOLDER")]
     pub folder: Option<PathBuf>,
+    /// How the summary looks. As JSON it is all that is printed, and nothing stays up behind it.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
 }
 
 fn positive(text: &str) -> Result<f64, String> {

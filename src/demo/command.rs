@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::answer;
 use super::args::DemoArgs;
 use super::compare::{Compared, Copy, compare};
 use super::load::{Load, LoadReport};
@@ -24,7 +25,7 @@ use super::shop::{INVENTORY_TABLES, ORDERS_TABLES, Shop};
 use super::summary::{Both, SinkSummary, Summary, Verdict};
 use super::view::{CopyMoment, DEFAULT_LINE_EVERY, Moment, Screen, SinkMoment, View};
 use crate::admin::Seat;
-use crate::figures::Paint;
+use crate::cli::Format;
 use crate::{Outcome, admin, cli, output, run};
 
 /// How long the sinks may take to catch up after the load.
@@ -42,13 +43,14 @@ pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
     let stop = CancellationToken::new();
     run::stop_on_signals(stop.clone())?;
 
-    output::print("Filling the shop's two databases …\n");
+    let say = Say(args.format);
+    say.print("Filling the shop's two databases …\n");
     let shop = Shop::create(&args.orders_url, &args.inventory_url, args.shop());
     let Some(shop) = stop.run_until_cancelled(shop).await.transpose()? else {
-        return Ok(stopped());
+        return Ok(say.stopped());
     };
     let pipeline = write_and_load(&ends, folder.path(), registry)?;
-    output::print(&format!(
+    say.print(&format!(
         "The pipeline file:\n\n{}\n",
         indent(&pipeline::shown(&ends))
     ));
@@ -72,7 +74,7 @@ pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
         Ok(None) => {
             drain.cancel();
             ended.await?;
-            return Ok(stopped());
+            return Ok(say.stopped());
         }
         Err(error) => {
             drain.cancel();
@@ -80,7 +82,8 @@ pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
             return ended.await.and(Err(error));
         }
     };
-    let stays = output::is_terminal() && !stop.is_cancelled();
+    let is_shown = args.format == Format::Table;
+    let stays = is_shown && output::is_terminal() && !stop.is_cancelled();
     let look = Look {
         ends: &ends,
         admin: address.filter(|_| stays),
@@ -91,10 +94,10 @@ pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
         look: look.places(),
         ..summary
     };
-    let paint = Paint {
-        color: output::colours(),
-    };
-    output::print(&format!("\n{}\n", summary.render(paint)));
+    match args.format {
+        Format::Json => output::print_json(&answer::json(&summary)),
+        Format::Table => output::print(&format!("\n{}\n", summary.render(output::paint()))),
+    }
     if stays {
         output::print("Everything stays up until Ctrl-C.\n");
         tokio::select! {
@@ -111,13 +114,28 @@ pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
     })
 }
 
-/// Says so, and what is left.
-fn stopped() -> ExitCode {
-    output::print(
-        "\nStopped before the end: nothing was compared. What the demo made so far (databases, slots, topics, keys) is \
-         left as it is.\n",
-    );
-    ExitCode::from(STOPPED)
+/// What is said beside the summary: nothing to programs.
+#[derive(Clone, Copy)]
+struct Say(Format);
+
+impl Say {
+    fn print(self, text: &str) {
+        if self.0 == Format::Table {
+            output::print(text);
+        }
+    }
+
+    /// Says so, and what is left.
+    fn stopped(self) -> ExitCode {
+        match self.0 {
+            Format::Json => output::print_json(&serde_json::json!({ "verdict": "stopped" })),
+            Format::Table => output::print(
+                "\nStopped before the end: nothing was compared. What the demo made so far (databases, slots, topics, keys) is \
+                 left as it is.\n",
+            ),
+        }
+        ExitCode::from(STOPPED)
+    }
 }
 
 /// Where everything local is: chosen, or temporary and gone with this value.
@@ -215,7 +233,7 @@ async fn tell(
         watch(handle.clone(), move || {
             counter().event(super::load::Event::Purchase)
         }),
-        screen(),
+        screen(args.format),
     );
     stop.run_until_cancelled(load.finished()).await;
     // Also when told to stop: cut short, the load could leave an order in one database and not in the other.
@@ -267,14 +285,15 @@ fn so_far(ends: &Ends, handle: &Handle, report: &LoadReport, elapsed: Duration) 
     }
 }
 
-fn screen() -> Screen {
-    if output::is_terminal() {
-        Screen::Terminal
-    } else {
-        Screen::Lines {
-            out: Box::new(std::io::stdout()),
-            every: DEFAULT_LINE_EVERY,
-        }
+fn screen(format: Format) -> Screen {
+    let lines = |out: Box<dyn std::io::Write + Send>| Screen::Lines {
+        out,
+        every: DEFAULT_LINE_EVERY,
+    };
+    match (format, output::is_terminal()) {
+        (Format::Json, _) => lines(Box::new(std::io::sink())),
+        (Format::Table, true) => Screen::Terminal,
+        (Format::Table, false) => lines(Box::new(std::io::stdout())),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The shop: two databases, a load that shops in them, and what `lockstep demo` shows of it.
 
+mod answer;
 pub mod args;
 pub mod command;
 pub mod compare;

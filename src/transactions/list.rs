@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{age, ask, databases, now_micros};
 use crate::cli::{Format, load};
-use crate::figures::{Paint, Table};
+use crate::figures::Table;
 use crate::{Outcome, output};
 
 /// Runs it.
@@ -106,9 +106,7 @@ fn table(found: &[Found], now_micros: i64) -> String {
             ]);
         }
     }
-    table.render(Paint {
-        color: output::colours(),
-    })
+    table.render(output::paint())
 }
 
 #[cfg(test)]

@@ -35,6 +35,16 @@ pub enum Transactions {
     Resolve(resolve::Arguments),
 }
 
+impl Transactions {
+    /// How the answer is to look.
+    pub fn format(&self) -> Format {
+        match self {
+            Transactions::List { format, .. } => *format,
+            Transactions::Resolve(arguments) => arguments.format(),
+        }
+    }
+}
+
 /// Runs it.
 pub async fn run(command: Transactions, registry: &Registry) -> Outcome {
     match command {

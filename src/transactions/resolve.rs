@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::evidence::{self, Logs};
 use super::{Databases, age, ask, databases, now_micros};
 use crate::cli::{Format, load};
-use crate::figures::{Paint, Table};
+use crate::figures::Table;
 use crate::reconcile::asker;
 use crate::{Outcome, output};
 
@@ -45,6 +45,13 @@ pub struct Arguments {
     /// How the answer looks.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
+}
+
+impl Arguments {
+    /// How the answer is to look.
+    pub fn format(&self) -> Format {
+        self.format
+    }
 }
 
 /// A decision by hand.
@@ -269,9 +276,7 @@ fn table(told: &[Told], consulted: &Consulted, now_micros: i64, applied: bool) -
             false => table.bad_row(cells),
         }
     }
-    let mut text = table.render(Paint {
-        color: output::colours(),
-    });
+    let mut text = table.render(output::paint());
     for note in &consulted.notes {
         text += &format!("{note}\n");
     }

@@ -22,6 +22,7 @@ use lockstep_pg::wire::{Connection, Mode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
+use tracing::Instrument as _;
 
 use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
@@ -117,7 +118,7 @@ impl Copy {
         });
         let mut tasks = JoinSet::new();
         for _ in 0..workers {
-            tasks.spawn(work(Arc::clone(&shared)));
+            tasks.spawn(work(Arc::clone(&shared)).in_current_span());
         }
         while let Some(done) = tasks.join_next().await {
             // Dropping the set on an error ends the other workers.

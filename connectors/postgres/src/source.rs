@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::catalog::{Catalog, Described, Published, require_identity};
 use crate::config::{OnSlotLost, PostgresConfig, Streaming};
@@ -355,7 +356,7 @@ impl PostgresSource {
             batches: sender,
             shutdown: shutdown.clone(),
         };
-        let driver = tokio::spawn(driver.run(start));
+        let driver = tokio::spawn(driver.run(start).in_current_span());
         Ok(PostgresSource {
             info,
             tables: schemas,
@@ -432,7 +433,7 @@ impl Driver {
         let (tell, mut told) = mpsc::channel(1);
         // Ends with this future.
         let mut watching = JoinSet::new();
-        watching.spawn(watch::run(
+        let watch = watch::run(
             self.target.clone(),
             self.slot.clone(),
             self.context.clone(),
@@ -446,7 +447,8 @@ impl Driver {
                 self.tables.iter().map(|(_, _, schema)| &**schema),
                 &self.context.state,
             ),
-        ));
+        );
+        watching.spawn(watch.in_current_span());
         // Of the source's own end: the stream says goodbye, and another follows.
         self.shutdown = self.shutdown.child_token();
         let stop = self.shutdown.clone();
@@ -476,7 +478,8 @@ impl Driver {
                     self.truncate(consistent_point).await?;
                 }
                 let recorder = Recorder::new(&self.context.state, consistent_point);
-                beside.spawn(recorder.clone().keep(self.context.feedback.clone()));
+                let kept = recorder.clone().keep(self.context.feedback.clone());
+                beside.spawn(kept.in_current_span());
                 self.copy(keeper, snapshot, consistent_point, recorder)
                     .await?;
                 consistent_point
@@ -498,7 +501,7 @@ impl Driver {
             throttle: Arc::clone(&self.throttle),
             horizons: self.horizons,
         };
-        beside.spawn(reader.run(self.asked));
+        beside.spawn(reader.run(self.asked).in_current_span());
         let stream = Stream {
             target: self.target,
             source: self.info,
@@ -527,9 +530,11 @@ impl Driver {
         };
         let (done, ended) = tokio::sync::oneshot::channel();
         let name = format!("source-{}", stream.source.name);
+        let span = tracing::Span::current();
         std::thread::Builder::new()
             .name(name.chars().take(15).collect())
             .spawn(move || {
+                let _entered = span.entered();
                 let _ = done.send(stream.run());
             })
             .map_err(|error| {

@@ -157,7 +157,11 @@ pub(super) fn substitute(
     }
 }
 
-fn replace(text: &str, variables: &Variables) -> Result<String, String> {
+/// A text with `${NAME}` and `${file:/path}` replaced, and `$${` by `${`, as any text of a pipeline file.
+///
+/// # Errors
+/// What is not there, or cannot be read.
+pub fn replace(text: &str, variables: &Variables) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("${") {

@@ -23,13 +23,13 @@ use config::{FileFormat, Source as _};
 use lockstep_core::config::{ByteSize, Duration};
 use serde_json::{Map, Value};
 
-pub use environment::{Variables, process_variables};
+pub use environment::{Variables, process_variables, replace};
 pub use mistake::{Mistake, Mistakes, nearest};
 pub use path::{KeyPath, PathPart};
 pub use settings::{
     Admin, DEFAULT_ADMIN_LISTEN, DEFAULT_MAX_LETTER_BYTES, DEFAULT_MAX_LETTERS, DEFAULT_MEMORY,
     DEFAULT_RESOLVE_EVERY, DEFAULT_SHUTDOWN_TIMEOUT, EmbeddedLetters, InvariantSection, Later,
-    OnError, Reconciling, Section, Settings, SinkPolicy, State, TwoPhase,
+    OnError, Reconciling, Section, Settings, SinkPolicy, State, TwoPhase, is_name,
 };
 pub use transactions::Resolving;
 
@@ -148,7 +148,7 @@ fn check(
         ("sinks", &settings.sinks),
     ];
     for (section, nodes) in sections {
-        for name in nodes.keys().filter(|name| !settings::is_name(name)) {
+        for name in nodes.keys().filter(|name| !is_name(name)) {
             let message = "a name is made of lower-case letters, digits, `_` and `-`";
             report.mistake(KeyPath::keys(&[section, name]), message);
         }
@@ -350,7 +350,7 @@ fn settings(root: Value, report: &mut Report) -> Option<Settings> {
         // Look into the sections as well, so that all mistakes are reported at once.
         None => sections_only(root)?,
     };
-    if report.len() == before && !settings::is_name(&settings.name) {
+    if report.len() == before && !is_name(&settings.name) {
         let message = format!(
             "`{}` is not a name; use lower-case letters, digits, `_` and `-`",
             settings.name

@@ -275,7 +275,8 @@ fn default_admin_listen() -> String {
 }
 
 /// Whether `name` may name a pipeline or a node.
-pub(super) fn is_name(name: &str) -> bool {
+#[must_use]
+pub fn is_name(name: &str) -> bool {
     !name.is_empty()
         && name.bytes().all(|byte| {
             byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')

@@ -12,6 +12,7 @@ use lockstep_core::sink::{Sink, SinkContext, Trouble};
 use lockstep_core::{Error, ErrorKind, Result};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument as _;
 
 use super::letter::{Letter, Record};
 use crate::registry::SinkComponent;
@@ -51,7 +52,7 @@ impl Queue {
             waiting: Arc::clone(&waiting),
             sink: None,
         };
-        tokio::spawn(writer.run(inbox));
+        tokio::spawn(writer.run(inbox).in_current_span());
         Queue {
             orders,
             waiting,

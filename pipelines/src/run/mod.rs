@@ -43,7 +43,7 @@ pub use handle::{Handle, Running};
 pub use invariants::{Evaluation, InvariantRequest, InvariantsView};
 pub use reconcile::{Reconcile, ReconcileRequest, Share};
 pub use replay::{Offline, Reports};
-pub use standby::Standby;
+pub use standby::{LeaseRole, Role, Standby};
 pub use stitch::{DoubtfulBranch, Doubts};
 pub(crate) use supervisor::directory;
 pub use supervisor::{start, start_holding};

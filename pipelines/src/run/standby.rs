@@ -9,6 +9,7 @@ use lockstep_core::error::{At, Policy};
 use lockstep_core::folder::{self, Folder};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_leases::{Documents, Held, Leases, Records, Right};
+use serde::Serialize;
 use tokio::time::sleep;
 
 use super::backoff::Backoff;
@@ -95,6 +96,23 @@ impl Standby {
         Ok(held)
     }
 
+    /// How it stands to the lease, for people and programs.
+    #[must_use]
+    pub fn role(&self) -> LeaseRole {
+        let inner = &self.0;
+        let right = inner.right.get();
+        LeaseRole {
+            role: match right {
+                Some(right) if right.is_valid_now() => Role::Holder,
+                Some(_) => Role::Lost,
+                None => Role::Standby,
+            },
+            process: inner.holder.clone(),
+            token: right.map(|right| right.token().0),
+            left_seconds: right.and_then(Right::left).map(|left| left.as_secs_f64()),
+        }
+    }
+
     /// The measures of the lease, for Prometheus.
     ///
     /// # Errors
@@ -103,6 +121,31 @@ impl Standby {
         let inner = &self.0;
         lease_text(&inner.leases.figures(), inner.right.get())
     }
+}
+
+/// How a process stands to the lease of its pipeline.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeaseRole {
+    /// In a word.
+    pub role: Role,
+    /// The process, for people to read.
+    pub process: String,
+    /// The number that its writes carry, once it has had the lease.
+    pub token: Option<u64>,
+    /// Seconds before the lease is lost unless it is renewed; `None` for one who does not hold it.
+    pub left_seconds: Option<f64>,
+}
+
+/// See [`LeaseRole`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Runs the pipeline.
+    Holder,
+    /// Waits for its turn.
+    Standby,
+    /// Held it, and does not any more: it is about to end.
+    Lost,
 }
 
 /// The state of a pipeline, as whoever runs it from now on finds it.

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use super::aside::Aside;
 use super::flow::Flow;
@@ -51,7 +52,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of kind `Storage` when the state cannot be opened, of kind `Setup` when another process uses it, and what transforms
 /// say when they open theirs.
 pub async fn start(pipeline: &Pipeline, shutdown: CancellationToken) -> Result<Running> {
-    begin(pipeline, Estate::own(pipeline)?, None, shutdown).await
+    begin(pipeline, Estate::own(pipeline)?, None, shutdown)
+        .instrument(named(pipeline))
+        .await
 }
 
 /// As [`start`], by the right of a lease: takes over what the former holder knew, lets go when the pipeline has ended in order, and
@@ -64,8 +67,16 @@ pub async fn start_holding(
     held: Held,
     shutdown: CancellationToken,
 ) -> Result<Running> {
-    let estate = Estate::taken_over(pipeline, &Permit::from(held.right())).await?;
-    begin(pipeline, estate, Some(held), shutdown).await
+    let begun = async {
+        let estate = Estate::taken_over(pipeline, &Permit::from(held.right())).await?;
+        begin(pipeline, estate, Some(held), shutdown).await
+    };
+    begun.instrument(named(pipeline)).await
+}
+
+/// What every log line of the pipeline says. Spans of this kind have one field each, and are there at every level.
+fn named(pipeline: &Pipeline) -> Span {
+    tracing::error_span!("pipeline", pipeline = %pipeline.name)
 }
 
 async fn begin(
@@ -167,12 +178,12 @@ async fn begin(
     };
     supervisor.spawn(pipeline)?;
     handle.inner().reconciler.go_on();
-    tokio::spawn(invariants.run());
+    tokio::spawn(invariants.run().in_current_span());
     if let Some(section) = pipeline.reconcile.clone() {
         let reconciler = handle.inner().reconciler.clone();
-        tokio::spawn(reconciler.run(section));
+        tokio::spawn(reconciler.run(section).in_current_span());
     }
-    let finished = tokio::spawn(supervisor.run());
+    let finished = tokio::spawn(supervisor.run().in_current_span());
     Ok(Running::new(handle, finished))
 }
 
@@ -377,10 +388,12 @@ impl Supervisor {
                 metrics: inner.metrics.source(index),
                 draining: self.draining.clone(),
             });
-            let task = self.tasks.spawn(async move {
+            let span = tracing::error_span!("source", source = %share.name);
+            let run = async move {
                 let (source, result) = pump.run().await;
                 Ended::Pump(index, source, result)
-            });
+            };
+            let task = self.tasks.spawn(run.instrument(span));
             self.names
                 .insert(task.id(), (Kind::Pump, format!("sources.{}", share.name)));
             self.pumps += 1;
@@ -404,17 +417,16 @@ impl Supervisor {
                 draining: self.draining.clone(),
                 abort: self.abort.clone(),
             });
-            let task = self
-                .tasks
-                .spawn(async move { Ended::Lane(lane.run().await) });
+            let span = tracing::error_span!("sink", sink = %state.name);
+            let run = async move { Ended::Lane(lane.run().await) };
+            let task = self.tasks.spawn(run.instrument(span));
             self.names
                 .insert(task.id(), (Kind::Lane, format!("sinks.{}", state.name)));
             self.lanes += 1;
         }
         let (keeper, enough) = (self.keeper.clone(), self.enough.clone());
-        let task = self
-            .tasks
-            .spawn(async move { Ended::Keeper(keeper.run(enough).await) });
+        let run = async move { Ended::Keeper(keeper.run(enough).await) };
+        let task = self.tasks.spawn(run.in_current_span());
         self.names.insert(
             task.id(),
             (Kind::Keeper, "the keeper of positions".to_owned()),
@@ -440,10 +452,11 @@ impl Supervisor {
             metrics: inner.metrics.resolver(),
             draining: self.draining.clone(),
         });
-        let task = self.tasks.spawn(async move {
+        let run = async move {
             resolver.run().await;
             Ended::Resolver
-        });
+        };
+        let task = self.tasks.spawn(run.in_current_span());
         let name = "the resolver of what is in doubt".to_owned();
         self.names.insert(task.id(), (Kind::Resolver, name));
     }
@@ -478,9 +491,8 @@ impl Supervisor {
         })
         .at(place.clone())?;
         let of = place.clone();
-        let task = self
-            .tasks
-            .spawn(async move { Ended::Stitch(stitch.run().await.at(of)) });
+        let run = async move { Ended::Stitch(stitch.run().await.at(of)) };
+        let task = self.tasks.spawn(run.in_current_span());
         self.names.insert(task.id(), (Kind::Stitch, place));
         self.stitches += 1;
         Ok(stitched.sources.iter().copied().zip(doors).collect())

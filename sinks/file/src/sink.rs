@@ -59,16 +59,20 @@ impl SinkFactory for FileSinkFactory {
         };
         let (ready, opened) = oneshot::channel();
         let config = config.clone();
+        let span = tracing::Span::current();
         std::thread::Builder::new()
             .name(format!("file-{}", context.name))
-            .spawn(move || match writer(&config, &context, shared) {
-                Ok((writer, positions)) => {
-                    if ready.send(Ok(positions)).is_ok() {
-                        writer.run(&inbox);
+            .spawn(move || {
+                let _entered = span.entered();
+                match writer(&config, &context, shared) {
+                    Ok((writer, positions)) => {
+                        if ready.send(Ok(positions)).is_ok() {
+                            writer.run(&inbox);
+                        }
                     }
+                    // Whoever opened may have gone.
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-                // Whoever opened may have gone.
-                Err(error) => drop(ready.send(Err(error))),
             })
             .map_err(|error| {
                 Error::new(ErrorKind::Storage, "the sink's thread cannot be started").source(error)

@@ -53,16 +53,20 @@ impl SinkFactory for KafkaSinkFactory {
         };
         let (ready, opened) = oneshot::channel();
         let config = Arc::new(config.clone());
+        let span = tracing::Span::current();
         std::thread::Builder::new()
             .name(format!("kafka-{}", context.name))
-            .spawn(move || match open::open(&config, &context, &shared) {
-                Ok((worker, positions)) => {
-                    if ready.send(Ok(positions)).is_ok() {
-                        worker.run(&inbox);
+            .spawn(move || {
+                let _entered = span.entered();
+                match open::open(&config, &context, &shared) {
+                    Ok((worker, positions)) => {
+                        if ready.send(Ok(positions)).is_ok() {
+                            worker.run(&inbox);
+                        }
                     }
+                    // Whoever opened may have gone.
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-                // Whoever opened may have gone.
-                Err(error) => drop(ready.send(Err(error))),
             })
             .map_err(|error| {
                 Error::new(ErrorKind::Storage, "the sink's thread cannot be started").source(error)

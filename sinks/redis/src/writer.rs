@@ -23,6 +23,7 @@ use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::fold::{Part, Write, fold, is_independent};
 use lockstep_redis::Link;
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use crate::chain::Chain;
 use crate::flush::{Flush, Limits, Tally};
@@ -446,7 +447,7 @@ pub(crate) struct Task(pub(crate) tokio::task::JoinHandle<()>);
 
 impl Task {
     pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
-        Task(tokio::spawn(task))
+        Task(tokio::spawn(task.in_current_span()))
     }
 
     /// Waits for its end.

@@ -159,7 +159,7 @@ impl Setup {
             .arg(program())
             .args(arguments);
         command.current_dir(self.folder()).stdin(Stdio::null());
-        command.env("NO_COLOR", "1").env_remove("LOCKSTEP_LOG");
+        as_expected(&mut command);
         command
     }
 
@@ -262,7 +262,7 @@ impl Setup {
         command.args(["--pdeathsig=KILL", "--", "script", "-qefc", &line]);
         command.arg(&log).current_dir(self.folder());
         command.stdin(Stdio::piped()).stdout(Stdio::null());
-        command.env("NO_COLOR", "1").env_remove("LOCKSTEP_LOG");
+        as_expected(&mut command);
         let child = command
             .spawn()
             .expect("setpriv (util-linux) and script (bsdutils) can be started");
@@ -273,6 +273,15 @@ impl Setup {
             address: None,
         }
     }
+}
+
+/// Whatever runs the tests: lines for people, by the letters that tests look for.
+fn as_expected(command: &mut Command) {
+    command
+        .env("LOCKSTEP_LOG_FORMAT", "text")
+        .env_remove("LOCKSTEP_LOG");
+    command.env("NO_COLOR", "1").env_remove("CLICOLOR_FORCE");
+    command.env("LC_ALL", "C.UTF-8");
 }
 
 /// One word for a shell.
@@ -551,6 +560,18 @@ impl Pipeline {
         let keyboard = self.child.stdin.as_mut().expect("a terminal");
         keyboard.write_all(b"\x03").expect("the terminal is there");
         keyboard.flush().expect("the terminal is there");
+    }
+
+    /// Types on the terminal that it was started on.
+    ///
+    /// # Panics
+    /// When there is none, or it is gone.
+    pub fn types(&mut self, text: &str) {
+        let keyboard = self.child.stdin.as_mut().expect("a terminal");
+        let typed = keyboard.write_all(text.as_bytes());
+        typed
+            .and_then(|()| keyboard.flush())
+            .expect("the terminal is there");
     }
 
     /// SIGTERM; returns how it ended.

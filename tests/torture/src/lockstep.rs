@@ -58,6 +58,8 @@ impl Lockstep {
             None => Command::new(program),
         };
         command.arg("run").arg(folder.join("pipeline.toml"));
+        // Its log is read here, and by people.
+        command.env("LOCKSTEP_LOG_FORMAT", "text");
         if let Some(clock) = clock {
             command.envs(clock.variables());
         }

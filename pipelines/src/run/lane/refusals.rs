@@ -105,9 +105,9 @@ impl Lane {
                 rests.push((index, Arc::new(batch.with_changes(rest))));
             }
         }
-        if letters.is_empty() {
+        let Some(first) = letters.first().map(|letter| letter.head.clone()) else {
             return Ok(false);
-        }
+        };
         let rows = letters.len();
         self.parts.aside.keep(letters).await?;
         for (index, rest) in rests {
@@ -116,7 +116,8 @@ impl Lane {
         self.parts.metrics.failed(error.kind().code());
         self.parts.state.view().errors += 1;
         tracing::warn!(
-            sink = %self.parts.state.name, rows, %error,
+            sink = %self.parts.state.name, rows, source = first.source, table = first.table, key = first.keys.join(" → "),
+            position = %first.position, reason = first.reason, %error,
             "refused for good: put aside among the dead letters, the rest goes on"
         );
         Ok(true)

@@ -13,6 +13,7 @@ use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 use super::client::Client;
 use super::config::Config;
@@ -137,7 +138,7 @@ impl SearchSink {
         let writer = Writer::new(client, config, inbox, indexes, progress, fault_of);
         Ok(SearchSink {
             inbox: sender,
-            task: tokio::spawn(writer.run()),
+            task: tokio::spawn(writer.run().in_current_span()),
             store,
             visible: places,
             fault,

@@ -131,9 +131,11 @@ impl EmbeddedSink {
             .build()
             .map_err(failed)?;
         let thread_fault = Arc::clone(&fault);
+        let span = tracing::Span::current();
         std::thread::Builder::new()
             .name("tantivy".to_owned())
             .spawn(move || {
+                let _entered = span.entered();
                 let engine = match Engine::open(&config) {
                     Ok(engine) => engine,
                     // The one who asked may be gone, and then nobody needs the engine.

@@ -117,7 +117,7 @@ async fn a_table_without_a_key_fails_the_check_of_a_sink_that_needs_one_and_of_n
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     let cache = section(&ended.stdout, "sinks.cache").join("\n");
     assert!(
-        cache.contains("✗ table public.log") && cache.contains("ADD PRIMARY KEY"),
+        cache.contains("✗ fail  table public.log") && cache.contains("ADD PRIMARY KEY"),
         "{cache}"
     );
     assert!(!cache.contains("public.t "), "{cache}");

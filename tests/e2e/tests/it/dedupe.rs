@@ -207,7 +207,12 @@ async fn a_store_that_has_forgotten_ends_the_run_and_a_check_looks_at_it() {
     assert_eq!(checked.code(), Some(0), "{checked:?}");
     let told = |words: &[&str]| words.iter().all(|word| checked.stdout.contains(word));
     assert!(
-        told(&["✓ store", redis.url(), "! persistence", "✓ keys"]),
+        told(&[
+            "✓ ok    store",
+            redis.url(),
+            "! look  persistence",
+            "✓ ok    keys"
+        ]),
         "{checked:?}"
     );
 
@@ -246,5 +251,5 @@ async fn a_store_that_has_forgotten_ends_the_run_and_a_check_looks_at_it() {
     redis.kill();
     let checked = setup.lockstep("check", &[]).await;
     assert_eq!(checked.code(), Some(1), "{checked:?}");
-    assert!(checked.stdout.contains("✗ store"), "{checked:?}");
+    assert!(checked.stdout.contains("✗ fail  store"), "{checked:?}");
 }
