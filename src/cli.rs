@@ -191,7 +191,7 @@ pub enum Command {
     Transactions(Transactions),
     /// Print the JSON Schema of the pipeline file.
     Schema {
-        /// As a Helm chart's values take it: in draft 7, with `${NAME}` and `${file:…}` where numbers and words may be.
+        /// As a Helm chart's values take it: in draft 7, with `${NAME}` and `${file:PATH}` where numbers and words may be.
         #[arg(long)]
         chart: bool,
     },
