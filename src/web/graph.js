@@ -4,7 +4,7 @@ import { s } from "./dom.js";
 import { bytes, duration, rate } from "./format.js";
 import { rateOf, state } from "./state.js";
 
-const WIDTH = 212, HEIGHT = 84, GAP = 26;
+const WIDTH = 224, HEIGHT = 84, GAP = 26;
 // A sink that is this far behind, and one that is far too far.
 const LATE = 5, TOO_LATE = 60;
 
