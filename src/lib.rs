@@ -22,6 +22,7 @@ mod man;
 mod output;
 mod postgres;
 mod progress;
+mod quoted;
 mod reconcile;
 mod run;
 mod schema;

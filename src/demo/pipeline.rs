@@ -1,6 +1,5 @@
 //! The pipeline file of the demo, as one would write it by hand.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,7 @@ use lockstep_core::config::Secret;
 use super::compare::Rules;
 use super::load::ADDED_COLUMN;
 use super::shop::{INVENTORY_TABLES, ORDERS_TABLES};
+use crate::quoted;
 
 /// Name of the pipeline.
 pub const NAME: &str = "shop";
@@ -149,20 +149,8 @@ fn path_string(path: &Path) -> String {
     string(&path.display().to_string())
 }
 
-/// A basic string of TOML that the pipeline file's own `${NAME}` leaves alone.
 fn string(value: &str) -> String {
-    let mut out = String::from("\"");
-    for c in value.replace("${", "$${").chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            c if c.is_control() => {
-                let _ = write!(out, "\\u{:04X}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
+    quoted::string(&quoted::literal(value))
 }
 
 #[cfg(test)]

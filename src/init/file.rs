@@ -8,6 +8,7 @@ use super::sinks::{Sink, Surroundings};
 use super::source::Source;
 use super::tables::Choice;
 use crate::figures::{bytes, count};
+use crate::quoted::{literal, string};
 
 /// Where comments begin, behind keys that are not longer.
 const COMMENTS: usize = 40;
@@ -208,32 +209,11 @@ fn list(values: impl IntoIterator<Item = String>) -> String {
     format!("[{}]", values.join(", "))
 }
 
-/// A text in which the pipeline file finds no `${NAME}`.
-fn literal(text: &str) -> String {
-    text.replace("${", "$${")
-}
-
 /// A name in a comment, which must not end before it does.
 fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()
-}
-
-/// A basic string of TOML. `${NAME}` stays what it is.
-pub fn string(value: &str) -> String {
-    let mut out = String::from("\"");
-    for c in value.chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            c if c.is_control() => {
-                let _ = write!(out, "\\u{:04X}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 #[cfg(test)]

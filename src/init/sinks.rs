@@ -7,7 +7,8 @@ use lockstep_pipelines::Registry;
 use lockstep_pipelines::file::nearest;
 
 use super::address::{Password, Server};
-use super::file::{line, string};
+use super::file::line;
+use crate::quoted::string;
 
 /// What is taken when nobody says where changes go: it needs no server.
 pub const SUGGESTED: &str = "file=changes";
