@@ -142,6 +142,15 @@ pub struct Transaction {
     pub global: Option<Arc<Global>>,
 }
 
+impl Transaction {
+    /// Whether it is a branch that has not committed: its `commit` is the place where it was prepared, and its time is that.
+    #[must_use]
+    pub fn is_early(&self) -> bool {
+        let prepared = self.prepared.as_ref();
+        prepared.is_some_and(|prepared| prepared.lsn == self.commit)
+    }
+}
+
 /// A transaction of several databases, all of whose branches go on together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Global {
@@ -163,6 +172,8 @@ pub enum Branch {
     RolledBack(Arc<Prepared>),
     /// One that was prepared has committed, and no change of it follows: it has changed nothing that is read.
     Empty(Arc<Prepared>),
+    /// All changes of one have come that is prepared and was asked for ([`Transaction::is_early`]). They come again when it commits.
+    Early(Arc<Prepared>),
 }
 
 /// Prefix of the logical message in which a transaction says what it is a branch of.
@@ -307,8 +318,26 @@ impl Batch {
     pub fn progress_at(&self, change: &Change) -> Progress {
         let position = self.position(change);
         match &self.standing {
+            Some(standing) if self.is_early(change) => standing.with_early(position),
             Some(standing) => standing.with(position),
             None => position.into(),
+        }
+    }
+
+    /// Whether a change is of a branch that goes on before it commits.
+    #[inline]
+    #[must_use]
+    pub fn is_early(&self, change: &Change) -> bool {
+        self.transaction(change).is_early()
+    }
+
+    /// Whether a change is there where this much is.
+    #[must_use]
+    pub fn is_held(&self, change: &Change, held: &Progress) -> bool {
+        let position = self.position(change);
+        match self.is_early(change) {
+            true => held.holds_early(position),
+            false => held.holds(position),
         }
     }
 
@@ -418,6 +447,14 @@ impl Batch {
             ..transaction.clone()
         });
         batch.transactions = Arc::new(transactions.collect());
+        batch
+    }
+
+    /// The same, beside something else.
+    #[must_use]
+    pub fn with_standing(&self, standing: Standing) -> Batch {
+        let mut batch = self.share(self.schemas.clone(), self.changes.clone());
+        batch.standing = Some(Arc::new(standing));
         batch
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A source sends transactions in the order of their commits, and where they go on in that order one [`Position`] says it all.
 //! Where transactions of several databases go on as wholes, one may go on while another that committed before it waits for
-//! its other branches: then what has gone on *ahead* is named one by one.
+//! its other branches: then what has gone on *ahead* is named one by one. And a branch may go on *early*, before it has committed
+//! itself, since another one has: then it is named by the place where it was prepared, until its commit has passed.
 
 use std::fmt;
 
@@ -13,12 +14,14 @@ use crate::position::{Lsn, Position};
 
 /// What is there of a source.
 ///
-/// Written as `{"commit": "16/B374D848", "ordinal": 12}`, with `"ahead": [{…}]` where there is something.
+/// Written as `{"commit": "16/B374D848", "ordinal": 12}`, with `"ahead": [{…}]` and `"early": [{…}]` where there is something.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "Written", try_from = "Written")]
 pub struct Progress {
     upto: Position,
     ahead: Vec<Position>,
+    /// By the places where they were prepared.
+    early: Vec<Position>,
 }
 
 /// What a batch stands beside: which changes before its own have gone on, where those are not all.
@@ -28,6 +31,8 @@ pub struct Standing {
     pub upto: Option<Position>,
     /// Changes behind that, in the order of their positions: the last one of each transaction that has gone on.
     pub ahead: Vec<Position>,
+    /// Changes of branches that have gone on before they committed: the last one of each, at the place where it was prepared.
+    pub early: Vec<Position>,
 }
 
 impl Progress {
@@ -35,16 +40,21 @@ impl Progress {
     #[must_use]
     pub fn new(upto: Position, ahead: impl IntoIterator<Item = Position>) -> Self {
         let mut ahead: Vec<Position> = ahead.into_iter().filter(|held| *held > upto).collect();
-        ahead.sort_unstable();
-        // Of one transaction the furthest counts. A message outside of transactions, at the place of a commit, is none of it.
-        ahead.dedup_by(|later, held| {
-            let same = held.commit == later.commit && held.ordinal > 0;
-            if same {
-                held.ordinal = later.ordinal;
-            }
-            same
-        });
-        Progress { upto, ahead }
+        furthest(&mut ahead);
+        Progress {
+            upto,
+            ahead,
+            early: Vec::new(),
+        }
+    }
+
+    /// And of branches that have not committed, or whose commit has not passed, everything up to each of `early`, which are at the
+    /// places where they were prepared.
+    #[must_use]
+    pub fn and_early(mut self, early: impl IntoIterator<Item = Position>) -> Self {
+        self.early.extend(early);
+        furthest(&mut self.early);
+        self
     }
 
     /// Everything at or below it is there.
@@ -60,18 +70,22 @@ impl Progress {
         &self.ahead
     }
 
-    /// Whether a change is there.
+    /// What has gone on before it committed: the last change of each branch, at the place where it was prepared.
+    #[must_use]
+    pub fn early(&self) -> &[Position] {
+        &self.early
+    }
+
+    /// Whether a change is there that has committed.
     #[must_use]
     pub fn holds(&self, position: Position) -> bool {
-        if position <= self.upto {
-            return true;
-        }
-        // The first at or behind it is the one of its own transaction, if there is one.
-        let at = self.ahead.partition_point(|held| *held < position);
-        let held = self.ahead.get(at);
-        held.is_some_and(|held| {
-            held.commit == position.commit && (position.ordinal > 0 || held.ordinal == 0)
-        })
+        position <= self.upto || is_in(&self.ahead, position)
+    }
+
+    /// Whether a change is there of a branch that goes on before it commits, by its place in what was prepared.
+    #[must_use]
+    pub fn holds_early(&self, position: Position) -> bool {
+        is_in(&self.early, position)
     }
 
     /// Whether everything that `other` has is there.
@@ -90,8 +104,30 @@ impl Progress {
     #[must_use]
     pub fn with(&self, other: &Progress) -> Progress {
         let ahead = self.ahead.iter().chain(&other.ahead).copied();
-        Progress::new(self.upto.max(other.upto), ahead)
+        let early = self.early.iter().chain(&other.early).copied();
+        Progress::new(self.upto.max(other.upto), ahead).and_early(early)
     }
+}
+
+/// Of one transaction the furthest counts. A message outside of transactions, at the place of a commit, is none of it.
+fn furthest(places: &mut Vec<Position>) {
+    places.sort_unstable();
+    places.dedup_by(|later, held| {
+        let same = held.commit == later.commit && held.ordinal > 0;
+        if same {
+            held.ordinal = later.ordinal;
+        }
+        same
+    });
+}
+
+fn is_in(places: &[Position], position: Position) -> bool {
+    // The first at or behind it is the one of its own transaction, if there is one.
+    let at = places.partition_point(|held| *held < position);
+    let held = places.get(at);
+    held.is_some_and(|held| {
+        held.commit == position.commit && (position.ordinal > 0 || held.ordinal == 0)
+    })
 }
 
 impl From<Position> for Progress {
@@ -99,15 +135,19 @@ impl From<Position> for Progress {
         Progress {
             upto,
             ahead: Vec::new(),
+            early: Vec::new(),
         }
     }
 }
 
 impl fmt::Display for Progress {
-    /// `16/B374D848#12`, and behind `+` what is ahead.
+    /// `16/B374D848#12`, behind `+` what is ahead, and behind `~` what went on early.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.upto)?;
-        self.ahead.iter().try_for_each(|held| write!(f, "+{held}"))
+        self.ahead
+            .iter()
+            .try_for_each(|held| write!(f, "+{held}"))?;
+        self.early.iter().try_for_each(|held| write!(f, "~{held}"))
     }
 }
 
@@ -117,6 +157,16 @@ impl Standing {
     pub fn with(&self, position: Position) -> Progress {
         let upto = self.upto.unwrap_or(position);
         Progress::new(upto, self.ahead.iter().copied().chain([position]))
+            .and_early(self.early.iter().copied())
+    }
+
+    /// The same for a change of a branch that has not committed, at its place in what was prepared. What has gone on before it is to be
+    /// said: `upto` is there.
+    #[must_use]
+    pub fn with_early(&self, position: Position) -> Progress {
+        let upto = self.upto.unwrap_or_default();
+        Progress::new(upto, self.ahead.iter().copied())
+            .and_early(self.early.iter().copied().chain([position]))
     }
 
     /// The same, where `held` is there as well.
@@ -125,7 +175,15 @@ impl Standing {
         Standing {
             upto: self.upto.map(|upto| upto.max(held.upto)),
             ahead: self.ahead.iter().chain(&held.ahead).copied().collect(),
+            early: self.early.clone(),
         }
+    }
+
+    /// The same, where these have gone on early as well.
+    #[must_use]
+    pub fn and_early(mut self, early: impl IntoIterator<Item = Position>) -> Standing {
+        self.early.extend(early);
+        self
     }
 }
 
@@ -136,6 +194,8 @@ struct Written {
     ordinal: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     ahead: Vec<Place>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    early: Vec<Place>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -154,6 +214,7 @@ impl From<Progress> for Written {
             commit: progress.upto.commit.to_string(),
             ordinal: progress.upto.ordinal,
             ahead: progress.ahead.iter().map(place).collect(),
+            early: progress.early.iter().map(place).collect(),
         }
     }
 }
@@ -168,22 +229,28 @@ impl TryFrom<Written> for Progress {
                 ordinal,
             })
         };
-        let ahead = written.ahead.iter();
-        let ahead = ahead.map(|place| position(&place.commit, place.ordinal));
-        Ok(Progress::new(
-            position(&written.commit, written.ordinal)?,
-            ahead.collect::<Result<Vec<_>>>()?,
-        ))
+        let all = |places: &[Place]| -> Result<Vec<Position>> {
+            let places = places.iter();
+            let places = places.map(|place| position(&place.commit, place.ordinal));
+            places.collect()
+        };
+        let upto = position(&written.commit, written.ordinal)?;
+        Ok(Progress::new(upto, all(&written.ahead)?).and_early(all(&written.early)?))
     }
 }
 
 impl Progress {
-    /// Sixteen hex digits, a slash and the ordinal: `00000016b374d848/12`; what is ahead in the same form, behind `+` each.
+    /// Sixteen hex digits, a slash and the ordinal: `00000016b374d848/12`; what is ahead in the same form, behind `+` each, and what went on
+    /// early, behind `~` each.
     #[must_use]
     pub fn to_hex(&self) -> String {
         let mut text = hex(self.upto);
         for held in &self.ahead {
             text.push('+');
+            text.push_str(&hex(*held));
+        }
+        for held in &self.early {
+            text.push('~');
             text.push_str(&hex(*held));
         }
         text
@@ -201,11 +268,14 @@ impl Progress {
                 ordinal: ordinal.parse().ok()?,
             })
         };
-        let positions: Option<Vec<Position>> = text.split('+').map(position).collect();
-        let mut positions = positions.into_iter().flatten();
-        match positions.next() {
-            Some(upto) => Ok(Progress::new(upto, positions)),
-            None => Err(Error::new(
+        let mut parts = text.split('~');
+        let ahead = parts.next().unwrap_or_default().split('+').map(position);
+        let ahead: Option<Vec<Position>> = ahead.collect();
+        let early: Option<Vec<Position>> = parts.map(position).collect();
+        let mut ahead = ahead.into_iter().flatten();
+        match (ahead.next(), early) {
+            (Some(upto), Some(early)) => Ok(Progress::new(upto, ahead).and_early(early)),
+            _ => Err(Error::new(
                 ErrorKind::Invalid,
                 format!("`{text}` does not say how far a source has come"),
             )),
@@ -279,8 +349,8 @@ mod tests {
     #[test]
     fn a_batch_adds_to_what_it_stands_beside() {
         let gapless = Standing {
-            upto: None,
             ahead: vec![at(15, 9), at(40, 2)],
+            ..Standing::default()
         };
         assert_eq!(
             gapless.with(at(20, 1)),
@@ -289,6 +359,7 @@ mod tests {
         let behind_a_gap = Standing {
             upto: Some(at(10, 9)),
             ahead: vec![at(15, 9)],
+            early: Vec::new(),
         };
         let expected = Progress::new(at(10, 9), [at(15, 9), at(20, 1)]);
         assert_eq!(behind_a_gap.with(at(20, 1)), expected);
@@ -298,8 +369,39 @@ mod tests {
     }
 
     #[test]
+    fn what_went_on_early_is_there_by_where_it_was_prepared() {
+        let standing = Standing {
+            upto: Some(at(30, 9)),
+            ahead: vec![at(45, 2)],
+            early: vec![at(20, 3)],
+        };
+        // The place of its PREPARE lies behind what is there, and before it.
+        for prepared in [at(25, 4), at(40, 4)] {
+            let progress = standing.with_early(prepared);
+            assert_eq!(progress.upto(), at(30, 9));
+            assert_eq!(progress.ahead(), [at(45, 2)]);
+            assert_eq!(progress.early(), [at(20, 3), prepared]);
+            assert!(progress.holds_early(at(prepared.commit.0, 2)));
+            assert!(!progress.holds_early(at(prepared.commit.0, 5)));
+            assert!(!progress.holds_early(at(30, 1)), "has committed");
+            assert!(
+                !progress.holds(at(41, 1)),
+                "is early, and no place before it"
+            );
+        }
+        // It stays there when what goes on passes its place.
+        let later = standing.with(at(90, 1));
+        assert_eq!(later.early(), [at(20, 3)]);
+        assert_eq!(standing.with_early(at(20, 7)).early(), [at(20, 7)]);
+        let other = Progress::from(at(95, 1));
+        assert!(other.covers(&later), "its commit may have passed");
+        assert_eq!(other.with(&later).early(), [at(20, 3)]);
+    }
+
+    #[test]
     fn both_forms_are_read_back_and_the_ones_of_before() {
-        let progress = Progress::new(at(0x16_B374_D848, 12), [at(0x16_B374_D900, u64::MAX)]);
+        let progress = Progress::new(at(0x16_B374_D848, 12), [at(0x16_B374_D900, u64::MAX)])
+            .and_early([at(0x16_B374_D800, 4), at(0x16_B374_D8F0, u64::MAX)]);
         let text = serde_json::to_string(&progress).expect("writable");
         assert_eq!(
             serde_json::from_str::<Progress>(&text).expect(&text),
@@ -316,7 +418,7 @@ mod tests {
             Progress::parse_hex("000000000000000a/3").expect("readable"),
             at(10, 3).into()
         );
-        for wrong in ["", "x/1", "1", "1/2+", "1/2+x"] {
+        for wrong in ["", "x/1", "1", "1/2+", "1/2+x", "1/2~", "1/2~3/4+5/6"] {
             assert!(Progress::parse_hex(wrong).is_err(), "{wrong}");
         }
         assert!(serde_json::from_str::<Progress>(r#"{"commit": "x", "ordinal": 3}"#).is_err());

@@ -147,6 +147,12 @@ pub trait SinkFactory: Send + Sync + 'static {
         true
     }
 
+    /// Whether the position that [`Sink::resume`] tells is kept in one step with the data, so that nothing is there twice.
+    #[must_use]
+    fn is_exact(_config: &Self::Config) -> bool {
+        true
+    }
+
     /// Whether what it writes is kept on this machine, so that a process on another one cannot go on with it.
     #[must_use]
     fn keeps_here() -> bool {

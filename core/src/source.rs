@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Prepared};
 use crate::check::Finding;
 use crate::error::Result;
 use crate::feedback::Feedback;
@@ -69,6 +69,16 @@ pub trait Fences: Send + Sync {
     /// # Errors
     /// When the server cannot be asked. It may be asked again.
     async fn fence(&self) -> Result<Lsn>;
+
+    /// Asks for the changes of a branch that is prepared, if the server lists it still. They come soon, as a transaction that
+    /// [is early](crate::batch::Transaction::is_early), and behind them [`crate::batch::Branch::Early`]; nothing comes when the branch has ended
+    /// before, nor when the stream is interrupted. When they are asked for again, they may come again. False when they do not come.
+    ///
+    /// # Errors
+    /// When the server cannot be asked. It may be asked again.
+    async fn early(&self, _prepared: &Arc<Prepared>) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// Reads rows to compare sinks with, while the stream goes on.

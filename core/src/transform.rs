@@ -141,6 +141,9 @@ pub struct Stitching {
     pub one_phase: Vec<String>,
     /// Bytes of what waits that are kept in memory; the rest is kept in a file.
     pub memory: usize,
+    /// How long a transaction that has committed in one database waits for another one before it goes on with what is prepared there; `None`:
+    /// until it has committed there, too.
+    pub hold_max: Option<std::time::Duration>,
 }
 
 /// What a transform is given.
@@ -180,6 +183,12 @@ pub trait TransformFactory: Send + Sync + 'static {
     /// such thing.
     fn stitches(_config: &Self::Config) -> Option<Stitching> {
         None
+    }
+
+    /// Whether it remembers changes by their places: one that comes under another place when its transaction commits
+    /// ([`crate::batch::Transaction::is_early`]) would be another one to it.
+    fn remembers_places() -> bool {
+        false
     }
 
     /// Whether what it must remember is kept on this machine, so that a process on another one cannot go on with it.

@@ -344,9 +344,11 @@ pub(crate) struct StitchMetrics {
 impl StitchMetrics {
     /// One goes on, of these branches.
     pub fn goes_on(&self, unit: &Unit, branches: &[Commit]) {
+        let is_early = unit.members.iter().any(|member| member.early);
         let outcome = match (unit.mixed, unit.late) {
             (true, _) => "mixed",
             (false, true) => "late",
+            (false, false) if is_early => "early",
             (false, false) => "whole",
         };
         self.count(branches, outcome);
@@ -354,6 +356,12 @@ impl StitchMetrics {
         if let (Some(first), Some(last), 2..) = (times.clone().min(), times.max(), branches.len()) {
             self.skew.observe(last.saturating_sub(first) as f64 / 1e6);
         }
+    }
+
+    /// One that went on early was rolled back in part.
+    pub fn undone(&self, branch: &Prepared) {
+        let labels = &[&self.name, manager(branch), "mixed"];
+        self.transactions.with_label_values(labels).inc();
     }
 
     /// One is too large to go on at once.
@@ -470,7 +478,7 @@ impl SourceMetrics {
     /// What else has become of branches: those that have something to go on with are counted with it.
     pub fn ended(&self, branch: &Branch) {
         match branch {
-            Branch::Prepared(_) => {}
+            Branch::Prepared(_) | Branch::Early(_) => {}
             Branch::RolledBack(prepared) => self.count_branch(manager(prepared), "rolled_back"),
             Branch::Empty(prepared) => self.count_branch(manager(prepared), "committed"),
         }

@@ -45,6 +45,8 @@ pub trait TransformComponent: Send + Sync {
     async fn preflight(&self, pipeline: &str, name: &str) -> Vec<Finding>;
     /// See [`TransformFactory::stitches`].
     fn stitches(&self) -> Option<Stitching>;
+    /// See [`TransformFactory::remembers_places`].
+    fn remembers_places(&self) -> bool;
     /// See [`TransformFactory::keeps_here`].
     fn keeps_here(&self) -> bool;
 }
@@ -65,6 +67,9 @@ pub trait SinkComponent: Send + Sync {
 
     /// See [`SinkFactory::resumes_exactly`].
     fn resumes_exactly(&self) -> bool;
+
+    /// See [`SinkFactory::is_exact`].
+    fn is_exact(&self) -> bool;
 
     /// See [`SinkFactory::keeps_here`].
     fn keeps_here(&self) -> bool;
@@ -247,6 +252,10 @@ impl<F: TransformFactory> TransformComponent for TypedTransform<F> {
         F::stitches(&self.0)
     }
 
+    fn remembers_places(&self) -> bool {
+        F::remembers_places()
+    }
+
     fn keeps_here(&self) -> bool {
         F::keeps_here(&self.0)
     }
@@ -278,6 +287,10 @@ impl<F: SinkFactory> SinkComponent for TypedSink<F> {
 
     fn resumes_exactly(&self) -> bool {
         F::resumes_exactly()
+    }
+
+    fn is_exact(&self) -> bool {
+        F::is_exact(&self.0)
     }
 
     fn keeps_here(&self) -> bool {

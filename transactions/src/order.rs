@@ -20,6 +20,11 @@
 //! a time, can make circles, and branches that come when the others have gone on. What is in a circle goes on together; a late branch
 //! goes on by itself, and is counted. Nothing waits for ever.
 //!
+//! **Early.** A branch whose transaction has committed elsewhere will commit, and its rows are there since its PREPARE. Once all branches are
+//! known, they can go on with those that have committed, if somebody asks for them ([`Order::undecided`], [`Order::shown`]): behind all that committed
+//! before their PREPARE. What was said above holds for them, with a commit that is still to come. When it comes, it goes on
+//! by itself, in its place, for those who keep rows under the place of their commit.
+//!
 //! **Rows that were read at a place of a log**, to be compared or loaded again, go on behind all that committed before it and before all
 //! that committed behind it: a [`Unit`] of their own. Where no order has such a place, they go on anywhere, and are told
 //! ([`Unit::displaced`]).
@@ -27,6 +32,7 @@
 mod candidates;
 mod circle;
 mod doubt;
+mod early;
 mod recent;
 mod source;
 
@@ -80,6 +86,8 @@ pub struct Member {
     pub place: Position,
     /// Where it was prepared: whatever committed before that in its source goes before it. Of what was not prepared, its commit.
     pub prepared: Lsn,
+    /// It has not committed: it stands where it was prepared, and comes again when it has.
+    pub early: bool,
     at: u64,
 }
 
@@ -124,6 +132,10 @@ pub struct Order {
     rolled_back: Recent,
     /// The same of what has committed, and had nothing that could go on.
     left_out: Recent,
+    /// Branches that have gone on, and not ended: sources and places of their PREPARE.
+    early: BTreeMap<(usize, Lsn), early::Gone>,
+    /// Units that were found to wait for nothing but the end of a branch, since it was asked for last.
+    undecided: Vec<u64>,
     late: u64,
     /// What work it was.
     #[cfg(test)]
@@ -135,6 +147,8 @@ struct Waiting {
     unit: Unit,
     /// Branches that are prepared, and have not ended: sources and places.
     prepared: Vec<(usize, Lsn)>,
+    /// Those of them that can go on as they are.
+    shown: Vec<(usize, Lsn)>,
     /// Sources where a branch was rolled back.
     rolled_back: Vec<usize>,
     /// Sources where a branch has committed that had nothing that could go on.
@@ -182,11 +196,15 @@ impl Order {
         true
     }
 
-    /// A branch that was prepared at `lsn` was rolled back.
-    pub fn rolled_back(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) {
+    /// A branch that was prepared at `lsn` was rolled back. False when it had gone on: somebody has decided by hand, too late.
+    pub fn rolled_back(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) -> bool {
         self.rolled_back.put(global, source);
+        self.sources[source].ended(lsn);
+        if self.early.remove(&(source, lsn)).is_some() {
+            return false;
+        }
         let Some(id) = self.find(global, source, lsn) else {
-            return;
+            return true;
         };
         if let Some(waiting) = self.units.get_mut(&id) {
             waiting.end_branch(source, lsn);
@@ -198,10 +216,15 @@ impl Order {
         }
         self.candidates.look_at(id);
         self.drop_if_empty(id);
+        true
     }
 
     /// A branch that was prepared at `lsn` has committed, and there is nothing of it that could go on.
     pub fn left_out(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) {
+        self.sources[source].ended(lsn);
+        if self.early.remove(&(source, lsn)).is_some() {
+            self.left_out.put(global, source);
+        }
         let Some(id) = self.find(global, source, lsn) else {
             return;
         };
@@ -226,6 +249,7 @@ impl Order {
                 place,
                 at,
                 prepared,
+                early: false,
             });
         }
         at
@@ -239,6 +263,8 @@ impl Order {
             end,
             branch,
         } = committed;
+        let was_prepared = branch.as_ref().map(|(_, lsn)| *lsn);
+        let branch = branch.filter(|(global, lsn)| !self.has_gone_early(source, global, *lsn));
         let prepared = branch.as_ref().map_or(place.commit, |(_, lsn)| *lsn);
         let has_gone_on = self.sources[source].is_known(place, end);
         let id = match branch {
@@ -264,17 +290,19 @@ impl Order {
         };
         let waiting = id.and_then(|id| Some((id, self.units.get_mut(&id)?)));
         let Some((id, waiting)) = waiting else {
+            was_prepared.inspect(|lsn| self.sources[source].ended(*lsn));
             self.sources[source].passed(place, end);
             self.is_read(source);
             return false;
         };
-        let at = self.sources[source].hold(place, end, id);
+        let at = self.sources[source].hold(place, end, id, was_prepared);
         self.held += usize::from(waiting.unit.members.is_empty());
         waiting.unit.members.push(Member {
             source,
             place,
             at,
             prepared,
+            early: false,
         });
         if waiting.unit.global.is_some() {
             if waiting.fences == Fences::None {
@@ -394,6 +422,7 @@ impl Order {
     /// A source reads another log from now on: nothing that was told of it counts any more. Nothing of it may be held.
     pub fn forget(&mut self, source: usize) {
         self.sources[source] = Source::new(Reach::default());
+        self.early.retain(|(of, _), _| *of != source);
         self.named
             .iter()
             .for_each(|id| self.candidates.look_at(*id));
@@ -425,6 +454,7 @@ impl Order {
             ahead: ahead
                 .filter(|ahead| *ahead > before && is_else(ahead))
                 .collect(),
+            early: Vec::new(),
         }
     }
 
@@ -476,6 +506,7 @@ impl Order {
         let waiting = Waiting {
             unit,
             prepared: Vec::new(),
+            shown: Vec::new(),
             rolled_back: Vec::new(),
             left_out: Vec::new(),
             fences: Fences::None,
@@ -537,18 +568,21 @@ impl Order {
                 return Some(head.map_or(id, |head| head.min(id)));
             }
             if matches!(found, Look::InDoubt | Look::Behind(_)) {
-                self.note_known(id);
+                self.note_known(id, &found);
             }
             self.candidates.put_aside(id, &found);
         }
         head
     }
 
-    fn note_known(&mut self, id: u64) {
+    fn note_known(&mut self, id: u64, found: &Look) {
         let waiting = self.units.get_mut(&id);
         if let Some(waiting) = waiting.filter(|waiting| !waiting.is_known) {
             waiting.is_known = true;
             self.known.extend(waiting.unit.members.first());
+            if *found == Look::InDoubt {
+                self.undecided.push(id);
+            }
         }
     }
 
@@ -573,7 +607,7 @@ impl Order {
                 return Look::Unread(at, *end);
             }
         }
-        if !waiting.prepared.is_empty() {
+        if !waiting.is_shown() {
             return Look::InDoubt;
         }
         self.last_blocker(id).map_or(Look::Free, Look::Behind)
@@ -586,29 +620,33 @@ impl Order {
 
     /// What is held and goes before it.
     fn blockers(&self, id: u64) -> impl Iterator<Item = u64> {
-        let members = self.units.get(&id).map(|waiting| &waiting.unit.members);
-        members.into_iter().flatten().flat_map(move |member| {
-            let held = self.sources[member.source].held_before(member.prepared, member.at);
+        let waiting = self.units.get(&id);
+        let places = waiting.into_iter().flat_map(Waiting::places);
+        places.flat_map(move |(source, prepared, at)| {
+            let held = self.sources[source].held_before(prepared, at);
             held.filter(move |other| *other != id)
         })
     }
 
     /// One of [`Order::blockers`], of those that are likely to go on last.
     fn last_blocker(&self, id: u64) -> Option<u64> {
-        let members = self.units.get(&id).map(|waiting| &waiting.unit.members);
-        let mut members = members.into_iter().flatten();
-        members.find_map(|member| {
-            let source = &self.sources[member.source];
-            source.last_held_before(member.prepared, member.at, id)
+        let waiting = self.units.get(&id);
+        let mut places = waiting.into_iter().flat_map(Waiting::places);
+        places.find_map(|(source, prepared, at)| {
+            self.sources[source].last_held_before(prepared, at, id)
         })
     }
 
     fn go_on(&mut self, id: u64) -> Option<Unit> {
+        let waiting = self.remove(id)?;
+        let ended = waiting.ended();
         let Waiting {
             mut unit,
             rolled_back,
+            shown,
+            prepared,
             ..
-        } = self.remove(id)?;
+        } = waiting;
         unit.mixed |= !rolled_back.is_empty();
         self.late += u64::from(unit.late);
         for member in &unit.members {
@@ -617,6 +655,8 @@ impl Order {
                 self.gone.put(global, member.source);
             }
         }
+        let early = prepared.iter().filter(|branch| shown.contains(branch));
+        self.go_early(&mut unit, early, &ended);
         Some(unit)
     }
 }
@@ -635,6 +675,20 @@ impl Fences {
 impl Waiting {
     fn end_branch(&mut self, source: usize, lsn: Lsn) {
         self.prepared.retain(|branch| *branch != (source, lsn));
+    }
+
+    /// Whether all of its branches have ended, or can go on as they are.
+    fn is_shown(&self) -> bool {
+        let mut prepared = self.prepared.iter();
+        prepared.all(|branch| self.shown.contains(branch))
+    }
+
+    /// What has committed before these places of sources goes before it, and rows that were read before these numbers.
+    fn places(&self) -> impl Iterator<Item = (usize, Lsn, u64)> {
+        let members = self.unit.members.iter();
+        let members = members.map(|member| (member.source, member.prepared, member.at));
+        let early = self.prepared.iter();
+        members.chain(early.map(|(source, lsn)| (*source, *lsn, u64::MAX)))
     }
 
     fn is_in(&self, source: usize) -> bool {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use lockstep_core::batch::Batch;
-use lockstep_core::config::ByteSize;
+use lockstep_core::config::{ByteSize, Duration};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::transform::{Stitching, Transform, TransformContext, TransformFactory};
 use lockstep_core::{Error, ErrorKind, Result};
@@ -17,6 +17,17 @@ use serde::Deserialize;
 
 /// Default of [`StitchConfig::memory`]: 32 MB.
 pub const DEFAULT_MEMORY: ByteSize = ByteSize(32_000_000);
+
+/// When a transaction goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// When all its branches have committed.
+    #[default]
+    Complete,
+    /// When one of them has committed, and all are known: the others have been prepared, and will commit.
+    Decision,
+}
 
 /// `type = "stitch"`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -30,6 +41,13 @@ pub struct StitchConfig {
     /// logical message what it is a branch of. All others need `two_phase = true`. Default: none.
     #[serde(default)]
     pub one_phase: Vec<String>,
+    /// When a transaction goes on: `complete`, when all its branches have committed, or `decision`, when one has and the others are prepared.
+    /// Default: `complete`.
+    #[serde(default)]
+    pub mode: Mode,
+    /// In the mode `complete`, how long a transaction that has committed in one database waits for another one before it goes on with what is
+    /// prepared there. Default: until it has committed there, too.
+    pub hold_max: Option<Duration>,
     /// Bytes of waiting transactions that are kept in memory, a quarter of the pipeline's `memory` at most; more go to a file in the state
     /// directory. Default: 32 MB.
     #[serde(default = "default_memory")]
@@ -51,6 +69,13 @@ impl TransformFactory for Stitch {
         if let Some(pattern) = &config.gids {
             Pattern::new(pattern)?;
         }
+        if config.mode == Mode::Decision && config.hold_max.is_some() {
+            let cause = "in the mode `decision` nothing is held that `hold_max` could bound";
+            return Err(
+                Error::new(ErrorKind::Config, format!("`hold_max`: {cause}"))
+                    .remedy("leave one of the two out"),
+            );
+        }
         if config.memory.0 == 0 {
             return Err(Error::new(ErrorKind::Config, "`memory` is nothing")
                 .remedy("leave it out, or write a size such as 32MB"));
@@ -67,6 +92,10 @@ impl TransformFactory for Stitch {
             gids: config.gids.clone(),
             one_phase: config.one_phase.clone(),
             memory: config.memory.bytes(),
+            hold_max: match config.mode {
+                Mode::Complete => config.hold_max.map(|hold| hold.0),
+                Mode::Decision => Some(std::time::Duration::ZERO),
+            },
         })
     }
 }

@@ -294,6 +294,20 @@ impl Assembler {
         }
     }
 
+    /// It has not ended: what has been taken in of it shows it as it was prepared, and everybody else goes by what he went by.
+    ///
+    /// # Errors
+    /// Of kind `Protocol`, when none began.
+    pub fn end_early(&mut self) -> Result<()> {
+        if self.streamed.take().is_none() {
+            return Err(protocol("a transaction is left that did not begin"));
+        }
+        if self.current.take().is_some() {
+            self.builder.end_transaction();
+        }
+        Ok(())
+    }
+
     fn commit(&mut self, commit: Lsn, end: Lsn) -> Result<()> {
         match self.current.take() {
             Some(current) if current.transaction.commit == commit => {

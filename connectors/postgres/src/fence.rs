@@ -1,9 +1,10 @@
-//! Where the log ends, for those who wait until it has been read up to there.
+//! Where the log ends, for those who wait until it has been read up to there; and what is prepared, for those who do not wait for its commit.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as Lock, PoisonError};
 
 use async_trait::async_trait;
+use lockstep_core::batch::Prepared;
 use lockstep_core::error::Result;
 use lockstep_core::position::Lsn;
 use lockstep_core::source::Fences;
@@ -17,10 +18,16 @@ use lockstep_pg::wire::target::Target;
 const ASK: &str =
     "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), '0/0')::int8";
 
-/// How far somebody waits for the stream to come.
+/// Whether a branch is prepared still. What the server has sent of one may have been rolled back while it was decoded, and then is not all of it.
+const LISTS: &str = "SELECT 1 FROM pg_catalog.pg_prepared_xacts \
+    WHERE gid = $1 AND database = pg_catalog.current_database()";
+
+/// How far somebody waits for the stream to come, and what he asks it for.
 #[derive(Debug, Default)]
 pub struct Wanted {
     lsn: AtomicU64,
+    /// Branches whose rows are asked for, by where they were prepared.
+    early: Lock<Vec<Lsn>>,
     changed: Notify,
 }
 
@@ -33,6 +40,18 @@ impl Wanted {
     /// Pends until somebody waits for a place. For one reader. Cancel-safe.
     pub async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// Branches whose rows are asked for, once each.
+    pub fn early(&self) -> Vec<Lsn> {
+        std::mem::take(&mut *self.early.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn want_early(&self, lsn: Lsn) {
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        early.push(lsn);
+        drop(early);
+        self.changed.notify_one();
     }
 
     fn want(&self, lsn: Lsn) {
@@ -57,21 +76,38 @@ impl Fence {
             wanted,
         }
     }
+
+    async fn client(&self, open: &mut Option<Client>) -> Result<Client> {
+        match open.take().filter(|client| !client.is_closed()) {
+            Some(client) => Ok(client),
+            None => sql::connect(&self.target).await,
+        }
+    }
 }
 
 #[async_trait]
 impl Fences for Fence {
     async fn fence(&self) -> Result<Lsn> {
         let mut open = self.client.lock().await;
-        let client = match open.take().filter(|client| !client.is_closed()) {
-            Some(client) => client,
-            None => sql::connect(&self.target).await?,
-        };
+        let client = self.client(&mut open).await?;
         let row = sql::query_one(&client, "ask where the log ends", ASK, &[]).await?;
         // Not put back when the question failed, or was given up: the next one has a connection of its own.
         *open = Some(client);
         let lsn = Lsn(row.get::<_, i64>(0) as u64);
         self.wanted.want(lsn);
         Ok(lsn)
+    }
+
+    async fn early(&self, prepared: &Arc<Prepared>) -> Result<bool> {
+        let mut open = self.client.lock().await;
+        let client = self.client(&mut open).await?;
+        let doing = "ask whether a branch is prepared still";
+        let rows = sql::query(&client, doing, LISTS, &[&&*prepared.gid]).await?;
+        *open = Some(client);
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        self.wanted.want_early(prepared.lsn);
+        Ok(true)
     }
 }

@@ -4,6 +4,7 @@
 //! both sides more than the change. After a short read the thread naps; as soon as the socket runs dry, what there is
 //! goes on. A stream that was idle is read at once, and a transaction that it then sends goes on with its commit.
 
+mod early;
 mod replay;
 mod report;
 mod settle;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use lockstep_core::batch::{Batch, Branch};
+use lockstep_core::batch::{Batch, Branch, Transaction};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
@@ -323,7 +324,10 @@ impl Receiver {
                     let read = read?;
                     self.take_in(read).await?;
                 }
-                () = wanted.changed() => self.hurry().await?,
+                () = wanted.changed() => {
+                    self.show_early().await?;
+                    self.hurry().await?;
+                }
                 () = tokio::time::sleep(HURRY), if is_wanted => self.hurry().await?,
                 _ = self.tick.tick() => {
                     self.housekeeping().await?;
@@ -390,6 +394,7 @@ impl Receiver {
                 break;
             }
         }
+        self.show_early().await?;
         self.tell_passed().await?;
         if self.kept_at.elapsed() >= KEEP {
             self.housekeeping().await?;
@@ -561,9 +566,10 @@ impl Receiver {
 
     /// Waits for room in the budget and in the channel.
     async fn hand_on(&mut self, batch: Batch) -> Result<()> {
-        // What is written outside transactions has no commit that another log could lack.
+        // What is written outside transactions has no commit that another log could lack, nor has what is prepared.
         let mut transactions = batch.transactions().iter();
-        if let Some(last) = transactions.rfind(|transaction| transaction.xid != 0) {
+        let has_commit = |one: &&Transaction| one.xid != 0 && !one.is_early();
+        if let Some(last) = transactions.rfind(has_commit) {
             let received = self.received.max(last.commit);
             let Stream {
                 ledger,

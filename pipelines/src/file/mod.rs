@@ -174,7 +174,7 @@ fn check(
         }
     };
     let components = transforms.in_order(plan.transforms.iter().map(|node| &node.name))?;
-    let stitch = stitch::declared(&plan, &sources, &components, report);
+    let stitch = stitch::declared(&plan, &sources, &components, &sinks, report);
     if stitch.is_some() {
         // Where branches are waited for, whoever operates it has to see what becomes of them.
         resolving.every.get_or_insert(DEFAULT_RESOLVE_EVERY.0);

@@ -9,7 +9,7 @@ use super::mistake::nearest;
 use super::path::KeyPath;
 use super::report::Report;
 use crate::plan::{Consumer, Plan, Producer};
-use crate::registry::{SourceComponent, TransformComponent};
+use crate::registry::{SinkComponent, SourceComponent, TransformComponent};
 
 /// Sources whose transactions go on together.
 #[derive(Clone, Debug)]
@@ -27,6 +27,7 @@ pub(super) fn declared(
     plan: &Plan,
     components: &Nodes<dyn SourceComponent>,
     transforms: &[Arc<dyn TransformComponent>],
+    sinks: &Nodes<dyn SinkComponent>,
     report: &mut Report,
 ) -> Option<Stitched> {
     let declared = plan.transforms.iter().zip(transforms);
@@ -57,6 +58,9 @@ pub(super) fn declared(
         .map(|source| &*plan.sources[*source])
         .collect();
     are_told_of(&node.name, &names, &stitching.one_phase, components, report);
+    if stitching.hold_max.is_some() {
+        can_go_early(plan, &node.name, transforms, sinks, report);
+    }
     let others = plan.transforms.iter().map(|node| ("transforms", node));
     let others = others.chain(plan.sinks.iter().map(|node| ("sinks", node)));
     let is_other = |(_, other): &(&str, &Consumer)| !std::ptr::eq(*other, node);
@@ -118,6 +122,40 @@ fn are_told_of(
                  `one_phase = [\"{name}\"]` in `[transforms.{stitch}]`"
             );
             report.mistake(path, &message).hint = Some(hint);
+        }
+    }
+}
+
+/// What goes on before it commits comes again under another place when it has. Whoever would take it for something else then cannot be behind it.
+fn can_go_early(
+    plan: &Plan,
+    stitch: &str,
+    transforms: &[Arc<dyn TransformComponent>],
+    sinks: &Nodes<dyn SinkComponent>,
+    report: &mut Report,
+) {
+    let hint = format!(
+        "leave `mode` and `hold_max` of `[transforms.{stitch}]` out: transactions wait until all of their branches have committed"
+    );
+    for (node, component) in plan.transforms.iter().zip(transforms) {
+        if component.remembers_places() {
+            let path = KeyPath::keys(&["transforms", &node.name]);
+            let message = format!(
+                "`{stitch}` lets branches go on before they commit, and this would take them for repeats when they come again with their commit"
+            );
+            report.mistake(path, &message).hint = Some(hint.clone());
+        }
+    }
+    let declared = sinks.declared.iter().zip(&sinks.components);
+    for (node, sink) in declared {
+        let Some(sink) = sink else { continue };
+        if !sink.keeps_rows() && !sink.is_exact() {
+            let path = KeyPath::keys(&["sinks", &node.name]);
+            let message = format!(
+                "`{stitch}` lets branches go on before they commit, and this sink, which keeps every change, could not tell that it has them when \
+                 they come again with their commit"
+            );
+            report.mistake(path, &message).hint = Some(hint.clone());
         }
     }
 }

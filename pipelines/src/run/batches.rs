@@ -26,6 +26,12 @@ pub(super) fn progress(batch: &Batch) -> Option<Progress> {
     }
 }
 
+/// Whether it is of a branch that goes on before it commits: a batch is all of such, or has none.
+pub(super) fn is_early(batch: &Batch) -> bool {
+    let first = batch.changes().first();
+    batch.phase == Phase::Stream && first.is_some_and(|first| batch.is_early(first))
+}
+
 /// Whether all that a sink holds has gone on before a batch of the stream.
 pub(super) fn is_past(batch: &Batch, held: &Progress) -> bool {
     let standing = batch.standing.as_ref().and_then(|standing| standing.upto);

@@ -214,10 +214,11 @@ impl Flow {
         Ok(entries)
     }
 
-    /// Tells every lane how far the source has come with what has been sent.
-    pub fn passed(&self, through: Lsn) {
+    /// Tells every lane how far the source has come with what has been sent, and up to where nothing of it is in doubt.
+    pub fn passed(&self, through: Lsn, settled: Option<Lsn>) {
         for outlet in &self.outlets {
-            let entry = Entry::new(self.source, None, Some(through));
+            let mut entry = Entry::new(self.source, None, Some(through));
+            entry.settled = settled;
             outlet.lane.inbox.push(entry);
         }
     }

@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub through: Option<Lsn>,
     /// Once this entry and all before it are durable, the source may count this mark.
     pub mark: Option<u64>,
+    /// Once this entry and all before it are durable, whatever was prepared in the source before this has ended and is there.
+    pub settled: Option<Lsn>,
     /// When its oldest change was committed (or came, for the initial copy), microseconds since the Unix epoch.
     pub since: i64,
     /// The source reads another log or other tables from here on.
@@ -57,6 +59,7 @@ impl Entry {
             batch,
             through,
             mark: None,
+            settled: None,
             since,
             renewal: None,
             check: None,
@@ -96,6 +99,7 @@ pub(super) fn ride<'a>(entry: &Entry, mut queue: impl Iterator<Item = &'a mut En
         Some(queued) if queued.renewal.is_none() => {
             queued.through = queued.through.max(entry.through);
             queued.mark = queued.mark.max(entry.mark);
+            queued.settled = queued.settled.max(entry.settled);
             true
         }
         _ => false,

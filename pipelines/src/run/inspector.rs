@@ -182,6 +182,10 @@ mod tests {
             true
         }
 
+        fn is_exact(&self) -> bool {
+            true
+        }
+
         fn keeps_here(&self) -> bool {
             false
         }

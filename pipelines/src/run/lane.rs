@@ -8,6 +8,7 @@
 //! are replayed go the same way as batches: as entries of the queue, while the inbox waits.
 
 mod comparing;
+mod early;
 mod opening;
 mod refusals;
 mod writing;
@@ -37,6 +38,7 @@ use super::permit::Permit;
 use crate::metrics::SinkMetrics;
 use crate::registry::SinkComponent;
 use crate::status::SinkPhase;
+use early::EarlyBranches;
 
 /// Batches that may be written and not durable. The memory budget is the real bound; this one keeps a sink that never
 /// answers from being handed ever more tiny batches.
@@ -74,6 +76,8 @@ pub(super) struct Lane {
     proved: BTreeMap<usize, Progress>,
     /// By source index: what the sink has confirmed.
     durable: BTreeMap<usize, Progress>,
+    /// What has gone on before it committed.
+    early: EarlyBranches,
     /// By name of the source: whose log it reads.
     logs: BTreeMap<Arc<str>, SourceIdentity>,
     /// Comparisons that are asked for, in their place. Nothing more is taken before they are done.
@@ -150,6 +154,7 @@ impl Lane {
             resume: BTreeMap::new(),
             proved: BTreeMap::new(),
             durable: BTreeMap::new(),
+            early: EarlyBranches::default(),
             logs: BTreeMap::new(),
             checks: VecDeque::new(),
             renewals: Vec::new(),
@@ -295,6 +300,7 @@ impl Lane {
                 self.resume.remove(&source);
                 self.durable.remove(&source);
                 self.proved.remove(&source);
+                self.early.forget(source);
                 self.parts.state.view().through.remove(&source);
             }
             self.parts.state.announce(source, renewal.announced);

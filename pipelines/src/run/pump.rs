@@ -300,7 +300,8 @@ impl Pump {
                 Rest::Nothing => batch.with_changes(Vec::new()),
             },
         };
-        if !batch.changes().is_empty() && batch.phase != Phase::Check {
+        let is_counted = batch.phase != Phase::Check && !batches::is_early(&batch);
+        if !batch.changes().is_empty() && is_counted {
             self.parts.metrics.received(&batch);
         }
         let last = batches::last_position(&batch);
@@ -345,7 +346,9 @@ struct Edge {
 impl Edge {
     fn pass(&mut self, batch: &Batch) {
         // What was written outside transactions has no end of its own.
-        let last = batch.transactions().last().filter(|last| last.xid != 0);
+        // What is prepared has none yet.
+        let last = batch.transactions().last();
+        let last = last.filter(|last| last.xid != 0 && !last.is_early());
         if let Some(last) = last.filter(|_| batch.phase == Phase::Stream) {
             self.commit = last.commit;
         }

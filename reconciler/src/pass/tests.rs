@@ -85,6 +85,7 @@ impl World {
                 ordinal,
                 held: Held::Missing { key: "gone".into() },
                 aside: false,
+                early: false,
             });
         }
         let held_as = row.to_string();
@@ -107,6 +108,7 @@ impl World {
             ordinal,
             held,
             aside: false,
+            early: false,
         })
     }
 }

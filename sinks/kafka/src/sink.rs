@@ -39,6 +39,10 @@ impl SinkFactory for KafkaSinkFactory {
         config.check()
     }
 
+    fn is_exact(config: &KafkaConfig) -> bool {
+        config.exactly_once
+    }
+
     async fn open(config: &KafkaConfig, context: SinkContext) -> Result<Box<dyn Sink>> {
         config.check()?;
         let (orders, inbox) = channel();

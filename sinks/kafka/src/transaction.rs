@@ -34,6 +34,8 @@ pub(crate) struct Transaction {
 struct Last {
     source: Arc<SourceInfo>,
     position: Position,
+    /// It has not committed: see [`Batch::is_early`].
+    early: bool,
     standing: Option<Arc<Standing>>,
 }
 
@@ -74,7 +76,7 @@ impl Transaction {
         let position = batch.position(change);
         match self.last.iter_mut().find(|last| same(&last.source)) {
             Some(last) => {
-                last.position = position;
+                (last.position, last.early) = (position, batch.is_early(change));
                 let is_known = match (&last.standing, &batch.standing) {
                     (None, None) => true,
                     (Some(known), Some(standing)) => Arc::ptr_eq(known, standing),
@@ -87,6 +89,7 @@ impl Transaction {
             None => self.last.push(Last {
                 source: Arc::clone(source),
                 position,
+                early: batch.is_early(change),
                 standing: batch.standing.clone(),
             }),
         }
@@ -133,6 +136,7 @@ impl Transaction {
         for last in &self.last {
             let source = &last.source;
             let reached = match &last.standing {
+                Some(standing) if last.early => standing.with_early(last.position),
                 Some(standing) => standing.with(last.position),
                 None => Progress::from(last.position),
             };

@@ -203,7 +203,7 @@ async fn show(link: &Link, names: &Names, fence: Option<&Fence>, latest: &[Reach
 fn visible_text(epoch: u16, progress: &Progress) -> Vec<u8> {
     let version = |position| Version::new(epoch, Phase::Stream, position);
     let mut text = version(progress.upto()).as_bytes().to_vec();
-    for held in progress.ahead() {
+    for held in progress.ahead().iter().chain(progress.early()) {
         text.push(b'+');
         text.extend_from_slice(version(*held).as_bytes());
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lockstep_core::batch::{Batch, BatchBuilder, Cell, OldImage, Op, Phase, Transaction};
+use lockstep_core::batch::{Batch, BatchBuilder, Cell, OldImage, Op, Phase, Prepared, Transaction};
 use lockstep_core::position::{Lsn, Position, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
 
@@ -172,6 +172,26 @@ impl Feed {
 
     /// As `begin`, for a transaction of which an earlier batch had the first changes.
     pub fn continued(&mut self, commit: u64, ordinal: u64) -> &mut Self {
+        self.begin_with(commit, ordinal, None)
+    }
+
+    /// The following changes belong to a branch that was prepared at `lsn` and has not committed.
+    pub fn prepare(&mut self, at: u64) -> &mut Self {
+        let prepared = Prepared {
+            gid: "g".into(),
+            lsn: lsn(at),
+            micros: 1_700_000_000_000_000,
+            marker: None,
+        };
+        self.begin_with(at, 0, Some(Arc::new(prepared)))
+    }
+
+    fn begin_with(
+        &mut self,
+        commit: u64,
+        ordinal: u64,
+        prepared: Option<Arc<Prepared>>,
+    ) -> &mut Self {
         self.commit = commit;
         self.ordinal = ordinal;
         self.builder.begin(Transaction {
@@ -180,7 +200,7 @@ impl Feed {
             xid: 1,
             origin: None,
             previous_commit: None,
-            prepared: None,
+            prepared,
             global: None,
         });
         self

@@ -53,6 +53,8 @@ pub enum Broken {
     Doubles,
     /// What went on ahead of something else counts as everything before it.
     ForgetsAhead,
+    /// What went on before it committed is not noted.
+    ForgetsEarly,
     /// What belongs together is written one after the other.
     WritesApart,
     /// Whoever has an older token writes all the same.
@@ -129,6 +131,7 @@ impl MemorySink {
             let held = batch.progress_at(last);
             let held = match self.broken {
                 Broken::ForgetsAhead => held.last().into(),
+                Broken::ForgetsEarly => Holds::new(held.upto(), held.ahead().iter().copied()),
                 _ => held,
             };
             self.lock().progress.insert(name, held);

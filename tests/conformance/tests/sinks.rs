@@ -55,6 +55,7 @@ catches! {
     forgotten_work: answers_that_get_lost_change_nothing of of_rows that ForgetsProgress,
     work_done_twice: answers_that_get_lost_change_nothing of of_events that Doubles,
     forgotten_gaps: what_went_on_ahead_is_known_when_it_is_opened_again of of_rows that ForgetsAhead,
+    forgotten_branches: what_went_on_early_is_known_when_it_is_opened_again of of_rows that ForgetsEarly,
     branches_apart: branches_that_are_written_together_stay_together of of_rows that WritesApart,
     any_token: who_has_an_older_token_writes_nothing of of_rows that TakesAnyToken,
     branches_seen_apart: whoever_looks_sees_branches_together of of_rows that WritesApart,

@@ -33,14 +33,32 @@ impl Order {
     /// All branches that are prepared, as far as is read.
     #[must_use]
     pub fn in_doubt(&self) -> Vec<InDoubt> {
-        self.prepared_of(self.named.iter())
+        let mut all = self.prepared_of(self.named.iter());
+        all.extend(self.gone_early(|_| true));
+        all
     }
 
     /// Those of them that have this name.
     #[must_use]
     pub fn in_doubt_as(&self, global: &Arc<str>) -> Vec<InDoubt> {
         let units = self.by_name.get(global);
-        self.prepared_of(units.into_iter().flatten())
+        let mut all = self.prepared_of(units.into_iter().flatten());
+        all.extend(self.gone_early(|of| of == global));
+        all
+    }
+
+    /// Of those that have gone on before they ended.
+    fn gone_early(&self, is_asked: impl Fn(&Arc<str>) -> bool) -> impl Iterator<Item = InDoubt> {
+        let gone = self
+            .early
+            .iter()
+            .filter(move |(_, gone)| is_asked(&gone.global));
+        gone.map(|((source, prepared), gone)| InDoubt {
+            source: *source,
+            prepared: *prepared,
+            siblings: gone.siblings.clone(),
+            namesakes: self.namesakes(&gone.global, *source),
+        })
     }
 
     fn prepared_of<'a>(&self, units: impl Iterator<Item = &'a u64>) -> Vec<InDoubt> {
@@ -94,7 +112,7 @@ impl Order {
 }
 
 impl Waiting {
-    fn ended(&self) -> Ended {
+    pub(super) fn ended(&self) -> Ended {
         let members = self.unit.members.iter().map(|member| member.source);
         let mut ended = Ended {
             committed: members.chain(self.left_out.iter().copied()).collect(),

@@ -24,6 +24,8 @@ pub(super) struct Source {
     rows: BTreeSet<u64>,
     /// Units of those that are transactions, by their places.
     places: BTreeMap<Position, u64>,
+    /// Places where branches were prepared that have not ended, or whose commit has not gone on.
+    open: BTreeSet<Lsn>,
     /// Places of what went on although something before it has not, or may not have.
     ahead: BTreeSet<Position>,
 }
@@ -34,6 +36,8 @@ struct Held {
     place: Position,
     /// Everything that ended before it.
     before: Passed,
+    /// Where it was prepared, of a branch.
+    prepared: Option<Lsn>,
 }
 
 /// A place of the log: everything that ended up to there.
@@ -59,6 +63,7 @@ impl Source {
             next: 0,
             rows: BTreeSet::new(),
             places: BTreeMap::new(),
+            open: BTreeSet::new(),
             ahead: reached.ahead,
         }
     }
@@ -67,7 +72,21 @@ impl Source {
     pub fn is_prepared(&mut self, lsn: Lsn) -> bool {
         let is_news = lsn > self.prepared;
         self.prepared = self.prepared.max(lsn);
+        if is_news {
+            self.open.insert(lsn);
+        }
         is_news
+    }
+
+    /// A branch that was prepared at `lsn` has ended, and nothing of it goes on any more.
+    pub fn ended(&mut self, lsn: Lsn) {
+        self.open.remove(&lsn);
+    }
+
+    /// Whatever was prepared before this place has ended, and gone on.
+    pub fn settled(&self) -> Lsn {
+        let through = self.before_all().end;
+        self.open.first().map_or(through, |open| through.min(*open))
     }
 
     /// Whether a transaction that is read is held, or has gone on.
@@ -85,8 +104,8 @@ impl Source {
     }
 
     /// A transaction has been read. Gives its number.
-    pub fn hold(&mut self, place: Position, end: Lsn, unit: u64) -> u64 {
-        let at = self.put(unit, place);
+    pub fn hold(&mut self, place: Position, end: Lsn, unit: u64, prepared: Option<Lsn>) -> u64 {
+        let at = self.put(unit, place, prepared);
         self.places.insert(place, unit);
         self.note(place, end);
         at
@@ -95,12 +114,12 @@ impl Source {
     /// Rows have been read. Gives their number, the place they stand behind, and one of the log behind all commits before them.
     pub fn put_rows(&mut self, unit: u64) -> (u64, Position, Lsn) {
         let place = self.last.place;
-        let at = self.put(unit, place);
+        let at = self.put(unit, place, None);
         self.rows.insert(at);
         (at, place, Lsn(place.commit.0.saturating_add(1)))
     }
 
-    fn put(&mut self, unit: u64, place: Position) -> u64 {
+    fn put(&mut self, unit: u64, place: Position, prepared: Option<Lsn>) -> u64 {
         let before = self.last;
         self.next += 1;
         self.held.insert(
@@ -109,6 +128,7 @@ impl Source {
                 unit,
                 place,
                 before,
+                prepared,
             },
         );
         self.next
@@ -166,6 +186,7 @@ impl Source {
         let Some(held) = self.held.remove(&at) else {
             return;
         };
+        held.prepared.inspect(|lsn| self.ended(*lsn));
         if !self.rows.remove(&at) {
             self.places.remove(&held.place);
             self.ahead.insert(held.place);

@@ -8,6 +8,7 @@ use super::*;
 
 mod backlog;
 mod doubt;
+mod early;
 mod known;
 
 const DATABASES: usize = 3;
@@ -151,6 +152,8 @@ struct World {
     gone: [BTreeSet<Position>; DATABASES],
     /// By source and number, how many records were read before.
     rows: HashMap<(usize, u64), usize>,
+    /// Units that wait for a branch.
+    undecided: VecDeque<u64>,
 }
 
 impl World {
@@ -205,6 +208,7 @@ impl World {
                 let reaches = (0..DATABASES).map(|at| self.order.reach(at));
                 self.order = Order::new(reaches.collect());
                 self.asked.clear();
+                self.undecided.clear();
                 for database in &mut self.databases {
                     database.read = 0;
                 }
@@ -323,7 +327,9 @@ impl World {
             Record::Prepare(global) => {
                 self.order.prepared(at, &global, lsn);
             }
-            Record::RollBack(global, prepared) => self.order.rolled_back(at, &global, prepared),
+            Record::RollBack(global, prepared) => {
+                self.order.rolled_back(at, &global, prepared);
+            }
             Record::Commit { branch, .. } => {
                 self.order.committed(Committed {
                     source: at,
@@ -340,13 +346,22 @@ impl World {
         while let Some(step) = self.order.release() {
             let units = step.iter().filter(|unit| unit.rows.is_none());
             let mut members: Vec<Member> = units.flat_map(|unit| unit.members.clone()).collect();
-            members.sort_by_key(|member| (member.source, member.place));
+            members.sort_by_key(|member| (member.source, member.early, member.place));
             for (at, member) in members.iter().enumerate() {
                 let later = members[at + 1..].iter();
                 let later = later.filter(|other| other.source == member.source);
                 let later: Vec<Position> = later.map(|other| other.place).collect();
-                let standing = self.order.standing(member.source, member.place, &later);
-                let progress = standing.with(member.place);
+                let progress = match member.early {
+                    true => self
+                        .order
+                        .standing_early(member.source, &later)
+                        .with_early(member.place),
+                    false => self
+                        .order
+                        .standing(member.source, member.place, &later)
+                        .with(member.place),
+                };
+                assert_eq!(member.early, progress.holds_early(member.place));
                 let gone = &mut self.gone[member.source];
                 gone.insert(member.place);
                 for (lsn, record) in &self.databases[member.source].log {
@@ -362,6 +377,7 @@ impl World {
             }
             self.out.push(step);
         }
+        self.undecided.extend(self.order.undecided());
     }
 
     fn ask(&mut self) {

@@ -51,6 +51,10 @@ impl TransformFactory for Dedupe {
         config.validate()
     }
 
+    fn remembers_places() -> bool {
+        true
+    }
+
     fn keeps_here(config: &DedupeConfig) -> bool {
         matches!(config.store, StoreConfig::Embedded {})
     }

@@ -161,7 +161,9 @@ impl Window {
 
     /// Takes note of a batch of the stream, takes our messages out of it, and puts the chunk that waits at its place.
     pub(super) fn pass(&mut self, batch: Batch) -> Found {
-        for transaction in batch.transactions() {
+        // One that has not committed is in no snapshot.
+        let ended = batch.transactions().iter();
+        for transaction in ended.filter(|transaction| !transaction.is_early()) {
             self.seen(transaction);
         }
         for schema in batch.schemas() {

@@ -115,7 +115,7 @@ impl Receiver {
         }
     }
 
-    async fn take_piece(&mut self, block: &[u8], piece: Piece) -> Result<()> {
+    pub(super) async fn take_piece(&mut self, block: &[u8], piece: Piece) -> Result<()> {
         loop {
             let step = self
                 .assembler
@@ -130,7 +130,7 @@ impl Receiver {
 
     /// Looks at the connection in the middle of a replay, as sinks may be fast enough never to be waited for: reads what
     /// there is and room for, answers, reports.
-    async fn look_up(&mut self) -> Result<()> {
+    pub(super) async fn look_up(&mut self) -> Result<()> {
         self.kept_at = Instant::now();
         // Lets the runtime look at the socket.
         tokio::task::yield_now().await;
@@ -156,7 +156,7 @@ impl Receiver {
     }
 
     /// Hands on what was assembled from a block; it goes on with what lies behind `at`.
-    async fn pass_on(&mut self, block: &mut Vec<u8>, at: &mut usize) -> Result<()> {
+    pub(super) async fn pass_on(&mut self, block: &mut Vec<u8>, at: &mut usize) -> Result<()> {
         if self.assembler.has_changes() {
             let rest = block.split_off(*at);
             let full = std::mem::replace(block, rest);

@@ -19,21 +19,11 @@ impl Receiver {
     /// state of it, from before a rename that we know of, or one that has been renamed since: then what `tables`,
     /// transforms and keys say of it does not hold any more, and a person must decide.
     pub(super) async fn define(&mut self, described: Described) -> Result<()> {
-        let tables = &self.stream.tables;
-        let ours = tables
-            .iter()
-            .position(|(known, _)| known.relation == described.relation)
-            // Another table of that name: created anew, or an earlier one.
-            .or_else(|| {
-                tables
-                    .iter()
-                    .position(|(known, _)| known.id == described.id)
-            });
-        let Some(ours) = ours else {
+        let Some(ours) = self.ours(&described) else {
             self.assembler.define(described, None);
             return Ok(());
         };
-        let known = tables[ours].0.clone();
+        let known = self.stream.tables[ours].0.clone();
         let id = known.id.clone();
         // Descriptions come inside the transaction that they are for.
         let xid = self.assembler.current().map(|transaction| transaction.xid);
@@ -74,6 +64,19 @@ impl Receiver {
         }
         self.assembler.define(described, Some(schema));
         Ok(())
+    }
+
+    /// Which of the tables to carry it is.
+    pub(super) fn ours(&self, described: &Described) -> Option<usize> {
+        let tables = &self.stream.tables;
+        let mut known = tables.iter().map(|(known, _)| known);
+        let same = known.position(|known| known.relation == described.relation);
+        // Another table of that name: created anew, or an earlier one.
+        same.or_else(|| {
+            tables
+                .iter()
+                .position(|(known, _)| known.id == described.id)
+        })
     }
 }
 

@@ -58,6 +58,12 @@ impl Branches {
         self.commit(gid, xid, end)
     }
 
+    /// The one that was prepared at `lsn`.
+    pub fn get_mut(&mut self, lsn: Lsn) -> Option<&mut Branch> {
+        let mut waiting = self.waiting.values_mut();
+        waiting.find(|branch| branch.first.lsn == lsn)
+    }
+
     /// One ends; `None`: nothing has come of it.
     ///
     /// # Errors

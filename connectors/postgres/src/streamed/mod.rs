@@ -98,6 +98,8 @@ struct Open {
     /// the transaction, whatever subtransaction they belong to; but a change of the transaction itself says that every
     /// subtransaction before it has ended, and a rollback of one that has ended has been reported.
     doubtful: bool,
+    /// Its rows cannot be told before it commits: it has changed a table's shape.
+    is_hidden: bool,
 }
 
 /// Descriptions of relations, with the numbers of their payloads.
@@ -178,6 +180,25 @@ impl Streams {
             _ => None,
         };
         self.branches.hold(durable).into_iter().chain(coming).min()
+    }
+
+    /// What the branch that was prepared at `lsn` has changed so far as is known, as a transaction of that place; it stays prepared.
+    /// `None` when there is none, or it is not to be shown.
+    ///
+    /// # Errors
+    /// Of kind `Storage` when it cannot be read back.
+    pub fn early(&mut self, lsn: Lsn) -> Result<Option<Committed>> {
+        match self.branches.get_mut(lsn) {
+            Some(branch) if !branch.open.is_hidden => branch.early().map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// What the branch that was prepared at `lsn` has changed is not to be shown before it commits.
+    pub fn hide(&mut self, lsn: Lsn) {
+        if let Some(branch) = self.branches.get_mut(lsn) {
+            branch.open.is_hidden = true;
+        }
     }
 
     /// Bytes kept of them.
@@ -502,6 +523,7 @@ impl Open {
             has_messages: false,
             marker: None,
             doubtful: false,
+            is_hidden: false,
         }
     }
 
@@ -529,6 +551,31 @@ impl Open {
             },
             head,
         }
+    }
+}
+
+impl Branch {
+    fn early(&self) -> Result<Committed> {
+        let open = &self.open;
+        Ok(Committed {
+            head: Transaction {
+                commit: self.first.lsn,
+                commit_micros: self.first.micros,
+                xid: self.xid,
+                origin: open.origin.clone(),
+                previous_commit: None,
+                prepared: Some(Arc::new(self.first.clone())),
+                global: None,
+            },
+            end: self.first.lsn,
+            pieces: Pieces {
+                reader: open.spool.look()?,
+                seen: open.seen.clone(),
+                aborted: open.aborted.clone(),
+                has_messages: open.has_messages,
+                xid: self.xid,
+            },
+        })
     }
 }
 

@@ -143,6 +143,22 @@ impl Spool {
         self.written + self.tail.len() as u64
     }
 
+    /// Reads it from its beginning as far as it is now, and keeps it.
+    ///
+    /// # Errors
+    /// Of kind `Storage`.
+    pub fn look(&self) -> Result<Reader> {
+        let file = self.file.as_ref().map(File::try_clone).transpose();
+        let file = file.map_err(unreadable)?;
+        Ok(Reader {
+            file,
+            at: 0,
+            written: self.written,
+            tail: self.tail.clone(),
+            tail_at: 0,
+        })
+    }
+
     /// Reads it from its beginning.
     pub fn read(self) -> Reader {
         Reader {
@@ -182,14 +198,7 @@ impl Reader {
             let length = left.min(most);
             block.resize(before + length, 0);
             file.read_exact_at(&mut block[before..], self.at)
-                .map_err(|error| {
-                    Error::new(
-                        ErrorKind::Storage,
-                        "a file for transactions in progress cannot be read",
-                    )
-                    .source(error)
-                    .remedy("check the disk of `[state]`; nothing was acknowledged")
-                })?;
+                .map_err(unreadable)?;
             self.at += length as u64;
             return Ok(());
         }
@@ -198,6 +207,15 @@ impl Reader {
         self.tail_at += length;
         Ok(())
     }
+}
+
+fn unreadable(error: std::io::Error) -> Error {
+    Error::new(
+        ErrorKind::Storage,
+        "a file for transactions in progress cannot be read",
+    )
+    .source(error)
+    .remedy("check the disk of `[state]`; nothing was acknowledged")
 }
 
 #[cfg(test)]
@@ -228,6 +246,8 @@ mod tests {
         assert_eq!((spool.held(), spools.held), (2, 2));
         let names = std::fs::read_dir(folder.path()).expect("readable").count();
         assert_eq!(names, 0, "files have no names");
+        let look = spool.look().expect("a second handle");
+        assert_eq!(all(look, 5), b"0123456789abcd");
         spools.discard(&spool);
         assert_eq!(spools.held, 0);
         assert_eq!(all(spool.read(), 5), b"0123456789abcd");

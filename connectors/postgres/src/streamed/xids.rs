@@ -7,7 +7,7 @@ const CHUNK: u32 = 4096;
 
 /// Subtransactions that were rolled back. Ids of one transaction lie close together, so a bit each is what they cost: a
 /// transaction that rolls ten million savepoints back needs a few megabytes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Xids(HashMap<u32, Box<[u64; (CHUNK / 64) as usize]>>);
 
 impl Xids {

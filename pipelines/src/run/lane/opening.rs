@@ -54,6 +54,7 @@ impl Lane {
                 );
                 self.parts.metrics.set_back();
             }
+            self.early.opened(index, held.as_ref());
             self.proved.remove(&index);
             self.proved.extend(held.clone().map(|held| (index, held)));
             self.resume.extend(held.map(|held| (index, held)));

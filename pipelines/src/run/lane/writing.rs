@@ -113,7 +113,9 @@ impl Lane {
             return Ok(Some(batch));
         }
         self.parts.aside.arrived(&batch)?;
-        match self.rest(source, at, batch) {
+        let keeps_rows = self.parts.aside.keeps_rows();
+        let rest = self.rest(source, at, batch);
+        match rest.and_then(|rest| self.early.rest(source, rest, keeps_rows)) {
             Some(rest) => self.parts.aside.sift(rest).await,
             None => Ok(None),
         }
@@ -159,6 +161,11 @@ impl Lane {
         }
         if batch.phase != Phase::Stream {
             return Some(batch);
+        }
+        if batches::is_early(&batch) {
+            // Whether it is there is told elsewhere; with it the sink writes down what it holds.
+            let standing = batch.standing.as_deref().cloned().unwrap_or_default();
+            return Some(Arc::new(batch.with_standing(standing.beside(held))));
         }
         if batches::is_past(&batch, held) {
             // Nothing later needs to be compared.
@@ -217,6 +224,9 @@ impl Lane {
     pub(super) fn advance(&mut self, entry: &Entry) {
         if entry.through.is_none() && entry.mark.is_none() {
             return;
+        }
+        if let Some(settled) = entry.settled {
+            self.early.settled(entry.source, settled);
         }
         {
             let mut view = self.parts.state.view();

@@ -5,10 +5,14 @@
 //! branches of a transaction, or none. Transactions of one database, while none of several waits before them, go on in the batches
 //! that they came in.
 //!
+//! Where that is asked for, a transaction that has committed in one database goes on before the others have, with what is prepared there; which
+//! then comes again when it commits.
+//!
 //! What waits has not been confirmed to its source, so nothing of it needs to survive a restart. What has gone on ahead of
 //! something that waits is with the progress that sinks keep ([`lockstep_core::progress`]).
 
 mod decided;
+mod early;
 mod fences;
 mod inflow;
 mod notes;
@@ -30,7 +34,7 @@ use lockstep_core::transform::Stitching;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_transactions::gid::{self, Pattern};
 use lockstep_transactions::marker::Marker;
-use lockstep_transactions::order::{Committed, Order, Reach, Unit};
+use lockstep_transactions::order::{Committed, Member, Order, Reach, Unit};
 use tokio::sync::{mpsc, oneshot};
 
 use super::flow::Flow;
@@ -39,6 +43,7 @@ use super::lane_state::LaneState;
 use super::source_state::SourceShare;
 use crate::metrics::{Commit, StitchMetrics, manager};
 use decided::Decided;
+use early::{Due, Early};
 use fences::{Fencing, Happened};
 use inflow::Came;
 use notes::Notes;
@@ -134,6 +139,7 @@ pub(super) struct Stitch {
     fencing: Fencing,
     desk: Desk,
     decided: Decided,
+    early: Early,
     notes: Notes,
     metrics: StitchMetrics,
 }
@@ -144,8 +150,9 @@ struct Side {
     flow: Arc<Flow>,
     /// A transaction of which the rest is to come.
     open: Option<Came>,
-    /// What has been said of how far it has gone on.
+    /// What has been said of how far it has gone on, and up to where nothing is in doubt.
     told: Lsn,
+    settled: Lsn,
 }
 
 /// What goes on as a part of a unit.
@@ -197,6 +204,7 @@ impl Stitch {
             room: Budget::new(most),
             desk: Desk::new(names.collect()),
             decided: Decided::new(shares.len()),
+            early: Early::new(parts.stitching.hold_max),
             notes,
             fencing: Fencing::new(shares, parts.trouble),
             sources: parts
@@ -207,6 +215,7 @@ impl Stitch {
                     flow,
                     open: None,
                     told: Lsn::ZERO,
+                    settled: Lsn::ZERO,
                 })
                 .collect(),
             messages,
@@ -238,6 +247,7 @@ impl Stitch {
                 () = self.notes.settle(|source, lsn| {
                     self.desk.has(source, lsn) || self.order.read_up_to(source) <= lsn
                 }) => {}
+                Due(unit) = self.early.due() => self.ask_early(unit),
                 message = self.messages.recv() => match message {
                     Some(message) => self.take(message).await?,
                     None => return Ok(()),
@@ -253,16 +263,22 @@ impl Stitch {
     async fn take(&mut self, message: Message) -> Result<()> {
         match message {
             Message::Batch(source, batch) => self.take_batch(source, *batch),
-            Message::Again(source) => self.drop_open(source),
+            Message::Again(source) => {
+                self.drop_open(source);
+                let left = self.early.again(source);
+                self.let_go(left);
+            }
             Message::Renew(source, done) => {
                 self.drop_open(source);
                 self.order.give_up(source);
                 self.release().await?;
                 self.order.forget(source);
+                let left = self.early.forget(source);
+                self.let_go(left);
                 self.desk.forget(source);
                 self.decided.forget(source);
                 self.notes.forget(source);
-                self.sources[source].told = Lsn::ZERO;
+                (self.sources[source].told, self.sources[source].settled) = (Lsn::ZERO, Lsn::ZERO);
                 // Whoever asked may be gone.
                 let _ = done.send(());
             }
@@ -273,10 +289,14 @@ impl Stitch {
 
     fn drop_open(&mut self, source: usize) {
         if let Some(open) = self.sources[source].open.take() {
-            for slice in open.slices {
-                self.shelf.let_go(slice);
-            }
+            self.let_go(open.slices);
         }
+    }
+
+    fn let_go(&mut self, slices: Vec<Slice>) {
+        slices
+            .into_iter()
+            .for_each(|slice| self.shelf.let_go(slice));
     }
 
     fn take_batch(&mut self, source: usize, mut batch: Batch) {
@@ -285,7 +305,9 @@ impl Stitch {
             return;
         }
         let through = batch.through.take();
-        if batch.phase != Phase::Stream || batch.mark.is_some() {
+        if super::batches::is_early(&batch) {
+            self.take_early(source, batch);
+        } else if batch.phase != Phase::Stream || batch.mark.is_some() {
             self.take_rows(source, batch);
         } else {
             batch.through = through;
@@ -307,12 +329,65 @@ impl Stitch {
             }
             Branch::RolledBack(prepared) => {
                 let global = self.global_of(source, prepared);
-                self.order.rolled_back(source, &global, prepared.lsn);
+                if !self.order.rolled_back(source, &global, prepared.lsn) {
+                    self.went_wrong(source, prepared);
+                }
                 self.is_ended(source, prepared);
                 self.note(source, &global);
             }
             Branch::Empty(prepared) => self.leave_out(source, prepared),
+            Branch::Early(prepared) => self.have_early(source, prepared),
         }
+    }
+
+    /// Asks for the branches that keep a unit waiting, as they are prepared.
+    fn ask_early(&mut self, unit: u64) {
+        for place in self.order.prepared_in(unit) {
+            if let Some(prepared) = self.desk.get(place) {
+                let share = &self.sources[place.0].share;
+                self.early.ask(unit, place, prepared, share);
+            }
+        }
+    }
+
+    /// Rows of a branch that was asked for.
+    fn take_early(&mut self, source: usize, batch: Batch) {
+        let Some(first) = batch.changes().first() else {
+            return;
+        };
+        let lsn = batch.transaction(first).commit;
+        let to = batch.changes().len();
+        let slice = Slice {
+            batch: self.shelf.put(Arc::new(batch), 1),
+            from: 0,
+            to,
+            parts: 1,
+        };
+        let left = self.early.take((source, lsn), slice);
+        self.let_go(left.into_iter().collect());
+    }
+
+    /// All of them have come: with them its transaction can go on.
+    fn have_early(&mut self, source: usize, prepared: &Prepared) {
+        let Some(slices) = self.early.whole((source, prepared.lsn)) else {
+            return;
+        };
+        let global = self.global_of(source, prepared);
+        if self.order.shown(source, &global, prepared.lsn) {
+            let place = Order::early_place(prepared.lsn);
+            self.wait(Key::Transaction(source, place), slices, None);
+        } else {
+            self.let_go(slices);
+        }
+    }
+
+    /// A branch was rolled back that has gone on, since its transaction has committed elsewhere.
+    fn went_wrong(&mut self, source: usize, prepared: &Prepared) {
+        tracing::error!(
+            stitch = %self.name, source = %self.sources[source].share.name, gid = %prepared.gid,
+            "a branch was rolled back by hand although its transaction has committed elsewhere, and it has gone on: compare its tables, and mend them"
+        );
+        self.metrics.undone(prepared);
     }
 
     /// A branch has committed, and there is nothing of it that could go on.
@@ -325,6 +400,12 @@ impl Stitch {
 
     /// A branch is not in doubt any more.
     fn is_ended(&mut self, source: usize, prepared: &Prepared) {
+        let mut left = self.early.ended((source, prepared.lsn));
+        // As it was prepared it has not gone on, and does not any more.
+        let place = Order::early_place(prepared.lsn);
+        let waiting = self.waiting.remove(&Key::Transaction(source, place));
+        left.extend(waiting.into_iter().flat_map(|waiting| waiting.slices));
+        self.let_go(left);
         self.desk.ended(source, prepared);
         self.notes.ended(source, prepared);
     }
@@ -440,9 +521,7 @@ impl Stitch {
             let key = Key::Transaction(source, came.place);
             self.wait(key, came.slices, Some(commit));
         } else {
-            for slice in came.slices {
-                self.shelf.let_go(slice);
-            }
+            self.let_go(came.slices);
         }
     }
 
@@ -505,11 +584,17 @@ impl Stitch {
         }
         self.note_known();
         self.send_run(run).await?;
+        for unit in self.order.undecided() {
+            self.early.waits(unit);
+        }
         for (source, side) in self.sources.iter_mut().enumerate() {
             let through = self.order.reach(source).through;
-            if through > side.told && self.notes.lets_pass(source) {
-                side.told = through;
-                side.flow.passed(through);
+            let settled = self.early.is_asked_for();
+            let settled = settled.then(|| self.order.settled(source));
+            let is_news = through > side.told || settled > Some(side.settled);
+            if is_news && self.notes.lets_pass(source) {
+                (side.told, side.settled) = (through, settled.unwrap_or_default());
+                side.flow.passed(through, settled);
             }
         }
         Ok(())
@@ -607,10 +692,22 @@ impl Stitch {
         waiting.filter_map(|waiting| waiting.commit).collect()
     }
 
+    /// Branches that have not committed go on: their siblings do not come again once their sources are told, so what is known through them is kept.
+    fn note_early(&mut self, unit: &Unit) {
+        let is_early = unit.members.iter().any(|member| member.early);
+        let Some(global) = unit.global.as_ref().filter(|_| is_early) else {
+            return;
+        };
+        for member in unit.members.iter().filter(|member| !member.early) {
+            self.note(member.source, global);
+        }
+    }
+
     async fn send_units(&mut self, units: Vec<Unit>) -> Result<()> {
         let cut = self.is_too_much(&units);
-        let mut parts: Vec<(usize, Position, Option<Arc<Global>>, Waiting)> = Vec::new();
+        let mut parts: Vec<(Member, Option<Arc<Global>>, Waiting)> = Vec::new();
         for unit in units {
+            self.note_early(&unit);
             let branches = u32::try_from(unit.members.len()).unwrap_or(u32::MAX);
             let global = unit.global.clone().map(|id| {
                 self.metrics.goes_on(&unit, &self.commits(&unit));
@@ -628,23 +725,27 @@ impl Stitch {
                         now.saturating_duration_since(since),
                         decided.saturating_duration_since(since),
                     );
-                    parts.push((member.source, member.place, global.clone(), waiting));
+                    parts.push((member, global.clone(), waiting));
                 }
             }
         }
-        parts.sort_by_key(|(source, place, ..)| (*source, *place));
-        let mut later: Vec<(usize, Position)> = parts
-            .iter()
-            .map(|(source, place, ..)| (*source, *place))
-            .collect();
+        let place_of = |member: &Member| (member.source, member.place);
+        // What is prepared goes behind what has committed: only then it is known to a place what has.
+        parts.sort_by_key(|(member, ..)| (member.source, member.early, member.place));
+        let mut later: Vec<(usize, Position)> =
+            parts.iter().map(|(member, ..)| place_of(member)).collect();
         later.reverse();
         let mut together = Together::default();
         let mut bytes = 0;
-        for (source, place, global, waiting) in parts {
+        for (member, global, waiting) in parts {
+            let (source, place) = place_of(&member);
             later.pop();
             let of_source = later.iter().filter(|(other, _)| *other == source);
             let of_source: Vec<Position> = of_source.map(|(_, place)| *place).collect();
-            let standing = self.standing(source, place, &of_source);
+            let standing = match member.early {
+                true => Some(Arc::new(self.order.standing_early(source, &of_source))),
+                false => self.standing(source, place, &of_source),
+            };
             for slice in waiting.slices {
                 let share = self.shelf.share(slice);
                 if bytes > 0 && bytes + share > self.most {

@@ -172,6 +172,11 @@ impl Desk {
         self.questions.push(question);
     }
 
+    /// What is prepared at a place.
+    pub fn get(&self, place: (usize, Lsn)) -> Option<&Arc<Prepared>> {
+        self.named.get(&place)
+    }
+
     /// Whether a branch was prepared there that has not ended.
     pub fn has(&self, source: usize, lsn: Lsn) -> bool {
         self.named.contains_key(&(source, lsn))

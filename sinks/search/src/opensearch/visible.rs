@@ -77,7 +77,7 @@ impl Shown {
     }
 
     fn of(epoch: Epoch, held: &Held) -> Self {
-        let ahead = held.ahead().iter();
+        let ahead = held.ahead().iter().chain(held.early());
         Shown {
             upto: Some(epoch.number(held.upto().commit)),
             ahead: ahead.map(|held| epoch.number(held.commit)).collect(),

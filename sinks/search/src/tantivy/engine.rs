@@ -457,7 +457,7 @@ fn beyond(batch: &Batch, reached: Option<&Reached>, delivered: &mut Delivered) -
     let changes: Vec<_> = batch
         .changes()
         .iter()
-        .filter(|change| !reached.holds(batch.position(change)))
+        .filter(|change| !batch.is_held(change, reached))
         .copied()
         .collect();
     if changes.len() == batch.changes().len() {

@@ -23,6 +23,8 @@ struct Reached {
     /// What is there although something before it is not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     ahead: Vec<Position>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    early: Vec<Position>,
 }
 
 impl Progress {
@@ -70,12 +72,16 @@ impl Progress {
             *reached.name == *source.name && reached.identity == source.identity
         };
         let found = self.sources.iter().find(is);
-        found.map(|reached| Held::new(reached.position, reached.ahead.iter().copied()))
+        found.map(|reached| {
+            Held::new(reached.position, reached.ahead.iter().copied())
+                .and_early(reached.early.iter().copied())
+        })
     }
 
     /// Moves forward. The position of an earlier identity of the source is forgotten: its log is gone.
     pub(super) fn advance(&mut self, source: &SourceInfo, held: &Held) {
-        if self.get(source).is_some_and(|known| known.covers(held)) {
+        let has = |known: Held| known.covers(held) && known.early() == held.early();
+        if self.get(source).is_some_and(has) {
             return;
         }
         self.sources.retain(|reached| *reached.name != *source.name);
@@ -84,6 +90,7 @@ impl Progress {
             identity: source.identity.clone(),
             position: held.upto(),
             ahead: held.ahead().to_vec(),
+            early: held.early().to_vec(),
         });
     }
 }

@@ -147,6 +147,7 @@ macro_rules! sink_suite {
             what_was_deleted_does_not_come_back,
             two_sources_keep_a_position_each,
             what_went_on_ahead_is_known_when_it_is_opened_again,
+            what_went_on_early_is_known_when_it_is_opened_again,
             branches_that_are_written_together_stay_together,
             who_has_an_older_token_writes_nothing,
             whoever_looks_sees_branches_together,

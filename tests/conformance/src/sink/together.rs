@@ -24,6 +24,7 @@ fn whole(commit: u64) -> Position {
 fn beside(batch: Arc<Batch>, upto: Option<Position>, ahead: &[Position]) -> Arc<Batch> {
     let mut batch = Arc::try_unwrap(batch).expect("nobody else has it");
     batch.standing = Some(Arc::new(Standing {
+        early: Vec::new(),
         upto,
         ahead: ahead.to_vec(),
     }));
@@ -67,6 +68,65 @@ pub async fn what_went_on_ahead_is_known_when_it_is_opened_again(sink: &dyn Sink
     sink.close().await.expect("closes");
     let rows = ["1", "2", "3", "4", "5"].map(|id| (id, "new", "gift"));
     let events = ["1", "4", "2", "3", "5"].map(|id| format!("c {id} new gift"));
+    let events: Vec<&str> = events.iter().map(String::as_str).collect();
+    bench.assert_held(&bench.items, &rows, &events).await;
+}
+
+/// A branch that goes on before it commits is remembered by where it was prepared, which lies before or behind what is there, until what goes on does
+/// not speak of it any more.
+///
+/// # Panics
+/// When it is not so.
+pub async fn what_went_on_early_is_known_when_it_is_opened_again(sink: &dyn SinkUnderTest) {
+    let bench = Bench::new(sink);
+    let batch = |id: &str, at: u64, is_early: bool| {
+        let mut feed = bench.feed();
+        let feed = match is_early {
+            true => feed.prepare(at),
+            false => feed.begin(at),
+        };
+        let row = [V::Text(id), "new".into(), GIFT];
+        feed.insert(&bench.items, &row).finish()
+    };
+    let with_early = |batch: Arc<Batch>, upto: Option<Position>, early: &[Position]| {
+        let standing = Standing {
+            upto,
+            early: early.to_vec(),
+            ..Standing::default()
+        };
+        Arc::new(batch.with_standing(standing))
+    };
+    let mut sink = bench.open().await;
+    put_ok(&mut sink, batch("1", 10, false)).await;
+    let early = batch("2", 20, true);
+    put_ok(&mut sink, with_early(early, Some(whole(10)), &[])).await;
+    sink.close().await.expect("closes");
+    let mut sink = bench.open().await;
+    let held = sink.resume(&bench.source).await.expect("resume");
+    let expected = Holds::from(whole(10)).and_early([position(20, 1)]);
+    assert_eq!(held, Some(expected));
+    let passed = batch("3", 30, false);
+    put_ok(&mut sink, with_early(passed, None, &[position(20, 1)])).await;
+    // It was prepared before what is there, and goes on behind it.
+    let early = batch("4", 25, true);
+    put_ok(
+        &mut sink,
+        with_early(early, Some(whole(30)), &[position(20, 1)]),
+    )
+    .await;
+    sink.close().await.expect("closes");
+    let mut sink = bench.open().await;
+    let held = sink.resume(&bench.source).await.expect("resume");
+    let expected = Holds::from(whole(30)).and_early([position(20, 1), position(25, 1)]);
+    assert_eq!(held, Some(expected));
+    put_ok(&mut sink, batch("5", 50, false)).await;
+    sink.close().await.expect("closes");
+    let mut sink = bench.open().await;
+    let held = sink.resume(&bench.source).await.expect("resume");
+    assert_eq!(held, Some(position(50, 1).into()));
+    sink.close().await.expect("closes");
+    let rows = ["1", "2", "3", "4", "5"].map(|id| (id, "new", "gift"));
+    let events = ["1", "2", "3", "4", "5"].map(|id| format!("c {id} new gift"));
     let events: Vec<&str> = events.iter().map(String::as_str).collect();
     bench.assert_held(&bench.items, &rows, &events).await;
 }
