@@ -117,6 +117,4 @@ pub struct Verdict {
     pub held: Held,
     /// A dead letter of the row lies aside: it is known to differ.
     pub aside: bool,
-    /// A branch that is in doubt has gone on and may have changed it: the sink is ahead then, and right.
-    pub early: bool,
 }

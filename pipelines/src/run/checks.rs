@@ -89,7 +89,6 @@ pub(super) async fn compare(
     batch: &Batch,
     aside: &Aside,
     is_alone: impl Fn(&TableSchema) -> bool,
-    is_early: impl Fn(&TableSchema) -> bool,
 ) -> Result<Outcome> {
     let held = inspector.compare(batch).await?;
     if held.len() != batch.changes().len() {
@@ -108,7 +107,6 @@ pub(super) async fn compare(
                 ordinal: change.ordinal,
                 held,
                 aside: aside.has(batch, change)?,
-                early: is_early(batch.schema(change)),
             });
         }
     }

@@ -76,7 +76,7 @@ pub(super) struct Lane {
     proved: BTreeMap<usize, Progress>,
     /// By source index: what the sink has confirmed.
     durable: BTreeMap<usize, Progress>,
-    /// What has gone on before it committed.
+    /// What a sink that keeps every change got before it committed.
     early: EarlyBranches,
     /// By name of the source: whose log it reads.
     logs: BTreeMap<Arc<str>, SourceIdentity>,

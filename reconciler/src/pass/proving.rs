@@ -56,7 +56,7 @@ impl Pass {
                 }
                 for (sink, key, verdict) in found(&compared) {
                     let known = suspects.get(sink).is_some_and(|keys| keys.contains(key));
-                    if !known || verdict.early {
+                    if !known {
                         let suspects = next.entry(Arc::clone(sink)).or_default();
                         suspects.insert(key.clone());
                     } else if let Some(drift) = self.prove(sink, key, verdict, &compared.checked) {

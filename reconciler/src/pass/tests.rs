@@ -85,7 +85,6 @@ impl World {
                 ordinal,
                 held: Held::Missing { key: "gone".into() },
                 aside: false,
-                early: false,
             });
         }
         let held_as = row.to_string();
@@ -108,7 +107,6 @@ impl World {
             ordinal,
             held,
             aside: false,
-            early: false,
         })
     }
 }

@@ -26,7 +26,7 @@ impl Lane {
             biased;
             // Whoever asked hears it from the desk's end.
             () = abort.cancelled() => return,
-            outcome = self.compared(entry.source, &check) => outcome,
+            outcome = self.compared(&check) => outcome,
         };
         let outcome = outcome.unwrap_or_else(|error| {
             self.parts.state.inspectors.forget();
@@ -38,7 +38,7 @@ impl Lane {
         self.advance(&entry);
     }
 
-    pub(super) async fn compared(&mut self, source: usize, check: &Check) -> Result<Outcome> {
+    pub(super) async fn compared(&mut self, check: &Check) -> Result<Outcome> {
         if let Some(error) = &check.failed {
             return Err(error.clone());
         }
@@ -63,9 +63,8 @@ impl Lane {
             return Ok(Outcome::Unreadable);
         };
         let is_alone = |table: &TableSchema| checks::is_alone(&tables, table);
-        let is_early = |table: &TableSchema| self.early.may_have_changed(source, &table.origin);
         let mut inspector = inspector.lock().await;
-        checks::compare(inspector.as_mut(), batch, aside, is_alone, is_early).await
+        checks::compare(inspector.as_mut(), batch, aside, is_alone).await
     }
 
     /// Hurries the sink, and waits until all is durable that has been written to it. False when time is up.

@@ -1,43 +1,31 @@
 //! Branches that a sink got before they committed.
 //!
 //! They come again when they have committed. A sink that keeps rows takes them again, under the place of the commit; one that keeps every
-//! change has had them. Which they are is with the progress that sinks keep, by the places where they were prepared, until it is told that nothing
+//! change has had them. Which they are is with the progress that it keeps, by the places where they were prepared, until it is told that nothing
 //! before such a place is in doubt.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep_core::batch::{Batch, Change, Phase};
 use lockstep_core::position::{Lsn, Position};
 use lockstep_core::progress::Progress;
-use lockstep_core::schema::TableId;
 
-/// See the module's page.
+use super::super::batches;
+
+/// Of each source, by where they were prepared, the last change of each branch that the sink got. See the module's page.
 #[derive(Debug, Default)]
-pub(super) struct EarlyBranches(BTreeMap<usize, BTreeMap<Lsn, Early>>);
-
-#[derive(Debug)]
-struct Early {
-    /// Its last change that the sink got.
-    ordinal: u64,
-    /// Tables in the database that it has changed; not known of one that an earlier life has sent.
-    tables: Option<BTreeSet<TableId>>,
-}
+pub(super) struct EarlyBranches(BTreeMap<usize, BTreeMap<Lsn, u64>>);
 
 impl EarlyBranches {
     /// The sink was opened, and holds this of a source.
     pub fn opened(&mut self, source: usize, held: Option<&Progress>) {
-        let mut known = self.0.remove(&source).unwrap_or_default();
         let early = held.map_or(&[][..], Progress::early).iter();
-        let early = early.map(|place| {
-            let tables = known.remove(&place.commit).and_then(|early| early.tables);
-            let ordinal = place.ordinal;
-            (place.commit, Early { ordinal, tables })
-        });
-        let early: BTreeMap<Lsn, Early> = early.collect();
-        if !early.is_empty() {
-            self.0.insert(source, early);
-        }
+        let early: BTreeMap<Lsn, u64> = early.map(|held| (held.commit, held.ordinal)).collect();
+        match early.is_empty() {
+            true => self.0.remove(&source),
+            false => self.0.insert(source, early),
+        };
     }
 
     /// The source reads another log.
@@ -55,63 +43,120 @@ impl EarlyBranches {
         }
     }
 
-    /// Whether a table of the database may be ahead of it.
-    pub fn may_have_changed(&self, source: usize, table: &TableId) -> bool {
-        let mut early = self.0.get(&source).into_iter().flat_map(BTreeMap::values);
-        early.any(|early| {
-            let tables = early.tables.as_ref();
-            tables.is_none_or(|tables| tables.contains(table))
-        })
-    }
-
     /// What the sink is to get of a batch that is about to be written, and has not got before; it says what else went early.
-    pub fn rest(
-        &mut self,
-        source: usize,
-        batch: Arc<Batch>,
-        keeps_rows: bool,
-    ) -> Option<Arc<Batch>> {
-        if batch.phase != Phase::Stream || batch.changes().is_empty() {
-            return Some(batch);
-        }
-        let is_early = super::super::batches::is_early(&batch);
-        if !is_early && !self.0.contains_key(&source) {
+    pub fn rest(&mut self, source: usize, batch: Arc<Batch>) -> Option<Arc<Batch>> {
+        let is_early = batches::is_early(&batch);
+        if batch.phase != Phase::Stream || !is_early && !self.0.contains_key(&source) {
             return Some(batch);
         }
         let known = self.0.entry(source).or_default();
         let had = |change: &Change| {
             let prepared = batch.transaction(change).prepared.as_ref();
-            let early = prepared.and_then(|prepared| known.get(&prepared.lsn));
-            early.is_some_and(|early| change.ordinal <= early.ordinal)
+            let last = prepared.and_then(|prepared| known.get(&prepared.lsn));
+            last.is_some_and(|last| change.ordinal <= *last)
         };
-        let is_left = |change: &&Change| keeps_rows || !had(change);
-        let left = batch.changes().iter().filter(is_left).copied();
-        let left: Vec<Change> = left.collect();
-        let rest = (!left.is_empty()).then(|| {
-            let own = is_early.then(|| batch.transaction(&left[0]).commit);
+        let left = batch.changes().iter().filter(|change| !had(change));
+        let left: Vec<Change> = left.copied().collect();
+        let rest = left.first().copied().map(|first| {
+            let own = is_early.then(|| batch.transaction(&first).commit);
             let others = known.iter().filter(|(lsn, _)| Some(**lsn) != own);
-            let others = others.map(|(lsn, early)| Position {
+            let others = others.map(|(lsn, last)| Position {
                 commit: *lsn,
-                ordinal: early.ordinal,
+                ordinal: *last,
             });
             let standing = batch.standing.as_deref().cloned().unwrap_or_default();
             let standing = standing.and_early(others);
             Arc::new(batch.with_changes(left).with_standing(standing))
         });
-        if is_early {
-            for change in batch.changes() {
-                let early = known.entry(batch.transaction(change).commit);
-                let early = early.or_insert_with(|| Early {
-                    ordinal: 0,
-                    tables: Some(BTreeSet::new()),
-                });
-                early.ordinal = early.ordinal.max(change.ordinal);
-                let origin = &batch.schema(change).origin;
-                if let Some(tables) = early.tables.as_mut().filter(|all| !all.contains(origin)) {
-                    tables.insert(origin.clone());
-                }
-            }
+        for change in batch.changes().iter().filter(|_| is_early) {
+            let last = known.entry(batch.transaction(change).commit).or_default();
+            *last = (*last).max(change.ordinal);
         }
         rest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_core::batch::{BatchBuilder, Op, Prepared, Transaction};
+    use lockstep_core::position::{SourceIdentity, SourceInfo};
+    use lockstep_core::schema::TableSchema;
+
+    use super::*;
+
+    /// Messages with these ordinals, of what was prepared and committed there.
+    fn batch(prepared: Option<u64>, commit: u64, ordinals: &[u64]) -> Arc<Batch> {
+        let mut builder = BatchBuilder::new();
+        builder.begin(Transaction {
+            commit: Lsn(commit),
+            commit_micros: 0,
+            xid: 1,
+            origin: None,
+            previous_commit: None,
+            prepared: prepared.map(|lsn| {
+                Arc::new(Prepared {
+                    gid: "g".into(),
+                    lsn: Lsn(lsn),
+                    micros: 0,
+                    marker: None,
+                })
+            }),
+            global: None,
+        });
+        let schema = builder.schema(&Arc::new(TableSchema::message("a".into())));
+        for &ordinal in ordinals {
+            builder.push(Op::Message, schema, ordinal, Lsn(9), None, None);
+        }
+        let source = SourceInfo {
+            name: "a".into(),
+            identity: SourceIdentity {
+                system: 1,
+                timeline: 1,
+                incarnation: 0,
+                database: "a".into(),
+            },
+        };
+        Arc::new(builder.finish(Arc::new(source), Phase::Stream, None, Vec::new().into()))
+    }
+
+    /// The ordinals that are left of a batch, and the progress that comes with it.
+    fn rest(early: &mut EarlyBranches, batch: Arc<Batch>) -> Option<(Vec<u64>, Progress)> {
+        let rest = early.rest(0, batch)?;
+        let ordinals = rest.changes().iter().map(|change| change.ordinal);
+        let progress = batches::progress(&rest).expect("of the stream");
+        Some((ordinals.collect(), progress))
+    }
+
+    fn at(commit: u64, ordinal: u64) -> Position {
+        Position {
+            commit: Lsn(commit),
+            ordinal,
+        }
+    }
+
+    #[test]
+    fn what_went_early_is_not_taken_again_and_stays_with_what_is_written_until_it_is_settled() {
+        let mut early = EarlyBranches::default();
+        let (ordinals, progress) = rest(&mut early, batch(Some(20), 20, &[1, 2])).expect("new");
+        assert_eq!((ordinals, progress.early()), (vec![1, 2], &[at(20, 2)][..]));
+        assert_eq!(
+            rest(&mut early, batch(Some(20), 20, &[1, 2])),
+            None,
+            "again"
+        );
+        let (_, progress) = rest(&mut early, batch(None, 30, &[1])).expect("another");
+        assert_eq!(progress, Progress::from(at(30, 1)).and_early([at(20, 2)]));
+        let (_, progress) = rest(&mut early, batch(Some(25), 25, &[1])).expect("new");
+        assert_eq!(progress.early(), [at(20, 2), at(25, 1)]);
+        // A part of it was there when the process ended.
+        early.opened(0, Some(&Progress::from(at(30, 1)).and_early([at(20, 1)])));
+        let (ordinals, progress) = rest(&mut early, batch(Some(20), 40, &[1, 2])).expect("more");
+        assert_eq!(ordinals, [2]);
+        assert_eq!(progress.early(), [at(20, 1)]);
+        early.settled(0, Lsn(20));
+        assert_eq!(rest(&mut early, batch(Some(20), 40, &[1])), None);
+        early.settled(0, Lsn(21));
+        let (_, progress) = rest(&mut early, batch(None, 50, &[1])).expect("another");
+        assert_eq!(progress, at(50, 1).into());
     }
 }

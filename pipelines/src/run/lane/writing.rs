@@ -113,9 +113,11 @@ impl Lane {
             return Ok(Some(batch));
         }
         self.parts.aside.arrived(&batch)?;
-        let keeps_rows = self.parts.aside.keeps_rows();
-        let rest = self.rest(source, at, batch);
-        match rest.and_then(|rest| self.early.rest(source, rest, keeps_rows)) {
+        let mut rest = self.rest(source, at, batch);
+        if !self.parts.aside.keeps_rows() {
+            rest = rest.and_then(|rest| self.early.rest(source, rest));
+        }
+        match rest {
             Some(rest) => self.parts.aside.sift(rest).await,
             None => Ok(None),
         }

@@ -16,6 +16,7 @@ mod check;
 mod cluster;
 mod config;
 mod dead_letters;
+mod decision;
 mod dedupe;
 mod demo;
 mod drain;

@@ -20,7 +20,7 @@ use crate::support::end_of_log;
 const CATCH_UP: Duration = Duration::from_secs(120);
 
 /// Prepares both branches of a purchase.
-async fn prepare(shop: &Shop, id: u64) {
+pub async fn prepare(shop: &Shop, id: u64) {
     let order = format!("BEGIN; INSERT INTO orders VALUES ({id}); PREPARE TRANSACTION 'buy {id}'");
     shop.orders.execute(&order).await;
     let reservation = format!(
@@ -30,12 +30,12 @@ async fn prepare(shop: &Shop, id: u64) {
     shop.inventory.execute(&reservation).await;
 }
 
-async fn end(database: &Database, word: &str, name: &str) {
+pub async fn end(database: &Database, word: &str, name: &str) {
     database.execute(&format!("{word} PREPARED '{name}'")).await;
 }
 
 /// Until as many transactions are in doubt in both databases, as far as is read.
-async fn in_doubt(pipeline: &mut Pipeline, count: u64) {
+pub async fn in_doubt(pipeline: &mut Pipeline, count: u64) {
     pipeline
         .until(CATCH_UP, "what is in doubt to be read", async |pipeline| {
             let sources = pipeline.status().await["sources"].clone();

@@ -20,11 +20,11 @@ use serde_json::{Value, json};
 
 use crate::support::{end_of_log, source};
 
-const CATCH_UP: Duration = Duration::from_secs(120);
+pub const CATCH_UP: Duration = Duration::from_secs(120);
 /// Who buys at a time.
-const BUYERS: u64 = 4;
+pub const BUYERS: u64 = 4;
 /// How often each of them does.
-const PURCHASES: u64 = 250;
+pub const PURCHASES: u64 = 250;
 /// Articles: few, so that purchases wait for each other.
 const ARTICLES: u64 = 5;
 
@@ -36,7 +36,7 @@ pub struct Shop {
 }
 
 impl Shop {
-    async fn open() -> Self {
+    pub async fn open() -> Self {
         Self::open_on([16, 17].map(PostgresOptions::new)).await
     }
 
@@ -162,7 +162,7 @@ impl Shop {
     }
 
     /// All buy, while the pipeline is killed again and again; returns it when it has caught up.
-    async fn buy_under_kills(
+    pub async fn buy_under_kills(
         &self,
         setup: &Setup,
         mut pipeline: Pipeline,
