@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lockstep_core::Result;
-use lockstep_core::batch::{Batch, CellRef, Change, OldImage, Op, Phase, Row};
+use lockstep_core::batch::{Batch, Branch, CellRef, Change, OldImage, Op, Phase, Row};
 use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
 use lockstep_core::position::{Lsn, Position};
@@ -75,6 +75,8 @@ pub struct Opened {
     pub feedback: Feedback,
     pub status: SourceStatus,
     pub seen: Vec<Seen>,
+    /// Words of two-phase commits.
+    pub branches: Vec<Branch>,
     pub through: Lsn,
     pub mark: u64,
     pub batches: usize,
@@ -139,6 +141,7 @@ impl Opened {
             feedback,
             status,
             seen: Vec::new(),
+            branches: Vec::new(),
             through: Lsn::ZERO,
             mark: 0,
             batches: 0,
@@ -159,6 +162,7 @@ impl Opened {
             .expect("a batch in time")?;
         let batch = batch.expect("the source goes on");
         self.batches += 1;
+        self.branches.extend(batch.branch.clone());
         self.largest = self.largest.max(batch.size());
         for change in batch.changes() {
             let schema = batch.schema(change);

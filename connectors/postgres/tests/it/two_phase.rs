@@ -1,6 +1,7 @@
 //! Transactions that are prepared: what is received of them arrives when they commit, exactly as if the server had kept it until
 //! then, and with their names.
 
+mod early;
 mod refused;
 mod restart;
 mod shapes;
