@@ -2,7 +2,7 @@
 //!
 //! A source sends transactions in the order of their commits, and where they go on in that order one [`Position`] says it all.
 //! Where transactions of several databases go on as wholes, one may go on while another that committed before it waits for
-//! its other branches: then what has gone on *ahead* is named one by one. And a branch may go on *early*, before it has committed
+//! its other branches: then what has gone on *ahead* is named one by one, or as spans between those that wait. And a branch may go on *early*, before it has committed
 //! itself, since another one has: then it is named by the place where it was prepared, until its commit has passed.
 
 use std::fmt;
@@ -14,15 +14,21 @@ use crate::position::{Lsn, Position};
 
 /// What is there of a source.
 ///
-/// Written as `{"commit": "16/B374D848", "ordinal": 12}`, with `"ahead": [{…}]` and `"early": [{…}]` where there is something.
+/// Written as `{"commit": "16/B374D848", "ordinal": 12}`, with `"ahead": [{…}]`, `"spans": [[{…}, {…}]]` and `"early": [{…}]` where there is
+/// something.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "Written", try_from = "Written")]
 pub struct Progress {
     upto: Position,
     ahead: Vec<Position>,
+    /// Ascending, and apart from each other.
+    spans: Vec<Span>,
     /// By the places where they were prepared.
     early: Vec<Position>,
 }
+
+/// Two places of a log, and everything between them, both included.
+pub type Span = (Position, Position);
 
 /// What a batch stands beside: which changes before its own have gone on, where those are not all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub struct Standing {
     pub upto: Option<Position>,
     /// Changes behind that, in the order of their positions: the last one of each transaction that has gone on.
     pub ahead: Vec<Position>,
+    /// Spans behind that of which everything has gone on, in their order.
+    pub spans: Vec<Span>,
     /// Changes of branches that have gone on before they committed: the last one of each, at the place where it was prepared.
     pub early: Vec<Position>,
 }
@@ -44,8 +52,27 @@ impl Progress {
         Progress {
             upto,
             ahead,
-            early: Vec::new(),
+            ..Progress::default()
         }
+    }
+
+    /// And everything in these spans, as far as they lie behind `upto`.
+    #[must_use]
+    pub fn and_spans(mut self, spans: impl IntoIterator<Item = Span>) -> Self {
+        self.spans.extend(spans);
+        self.spans.retain(|(_, to)| *to > self.upto);
+        self.spans.sort_unstable();
+        // Those that overlap are one.
+        self.spans.dedup_by(|next, span| {
+            let overlap = next.0 <= span.1;
+            if overlap {
+                span.1 = span.1.max(next.1);
+            }
+            overlap
+        });
+        let spans = &self.spans;
+        self.ahead.retain(|held| !lies_in(spans, *held));
+        self
     }
 
     /// And of branches that have not committed, or whose commit has not passed, everything up to each of `early`, which are at the
@@ -70,6 +97,12 @@ impl Progress {
         &self.ahead
     }
 
+    /// Of what else is there, spans of which everything is, in the order of positions.
+    #[must_use]
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
     /// What has gone on before it committed: the last change of each branch, at the place where it was prepared.
     #[must_use]
     pub fn early(&self) -> &[Position] {
@@ -79,7 +112,7 @@ impl Progress {
     /// Whether a change is there that has committed.
     #[must_use]
     pub fn holds(&self, position: Position) -> bool {
-        position <= self.upto || is_in(&self.ahead, position)
+        position <= self.upto || is_in(&self.ahead, position) || lies_in(&self.spans, position)
     }
 
     /// Whether a change is there of a branch that goes on before it commits, by its place in what was prepared.
@@ -91,13 +124,22 @@ impl Progress {
     /// Whether everything that `other` has is there.
     #[must_use]
     pub fn covers(&self, other: &Progress) -> bool {
-        other.upto <= self.upto && other.ahead.iter().all(|held| self.holds(*held))
+        let has = |(from, to): &Span| {
+            let mut spans = self.spans.iter();
+            *to <= self.upto
+                || spans.any(|span| span.1 >= *to && (span.0 <= *from || *from <= self.upto))
+        };
+        other.upto <= self.upto
+            && other.ahead.iter().all(|held| self.holds(*held))
+            && other.spans.iter().all(has)
     }
 
     /// The highest position that is there.
     #[must_use]
     pub fn last(&self) -> Position {
-        self.ahead.last().copied().unwrap_or(self.upto)
+        let ahead = self.ahead.last().copied();
+        let spans = self.spans.last().map(|(_, to)| *to);
+        ahead.max(spans).unwrap_or(self.upto)
     }
 
     /// What either of the two has.
@@ -105,8 +147,16 @@ impl Progress {
     pub fn with(&self, other: &Progress) -> Progress {
         let ahead = self.ahead.iter().chain(&other.ahead).copied();
         let early = self.early.iter().chain(&other.early).copied();
-        Progress::new(self.upto.max(other.upto), ahead).and_early(early)
+        let spans = self.spans.iter().chain(&other.spans).copied();
+        Progress::new(self.upto.max(other.upto), ahead)
+            .and_spans(spans)
+            .and_early(early)
     }
+}
+
+fn lies_in(spans: &[Span], position: Position) -> bool {
+    let at = spans.partition_point(|(_, to)| *to < position);
+    spans.get(at).is_some_and(|(from, _)| *from <= position)
 }
 
 /// Of one transaction the furthest counts. A message outside of transactions, at the place of a commit, is none of it.
@@ -134,19 +184,20 @@ impl From<Position> for Progress {
     fn from(upto: Position) -> Self {
         Progress {
             upto,
-            ahead: Vec::new(),
-            early: Vec::new(),
+            ..Progress::default()
         }
     }
 }
 
 impl fmt::Display for Progress {
-    /// `16/B374D848#12`, behind `+` what is ahead, and behind `~` what went on early.
+    /// `16/B374D848#12`, behind `+` what is ahead, in spans with two dots, and behind `~` what went on early.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.upto)?;
         self.ahead
             .iter()
             .try_for_each(|held| write!(f, "+{held}"))?;
+        let mut spans = self.spans.iter();
+        spans.try_for_each(|(from, to)| write!(f, "+{from}..{to}"))?;
         self.early.iter().try_for_each(|held| write!(f, "~{held}"))
     }
 }
@@ -157,6 +208,7 @@ impl Standing {
     pub fn with(&self, position: Position) -> Progress {
         let upto = self.upto.unwrap_or(position);
         Progress::new(upto, self.ahead.iter().copied().chain([position]))
+            .and_spans(self.spans.iter().copied())
             .and_early(self.early.iter().copied())
     }
 
@@ -166,6 +218,7 @@ impl Standing {
     pub fn with_early(&self, position: Position) -> Progress {
         let upto = self.upto.unwrap_or_default();
         Progress::new(upto, self.ahead.iter().copied())
+            .and_spans(self.spans.iter().copied())
             .and_early(self.early.iter().copied().chain([position]))
     }
 
@@ -175,6 +228,7 @@ impl Standing {
         Standing {
             upto: self.upto.map(|upto| upto.max(held.upto)),
             ahead: self.ahead.iter().chain(&held.ahead).copied().collect(),
+            spans: self.spans.iter().chain(&held.spans).copied().collect(),
             early: self.early.clone(),
         }
     }
@@ -195,6 +249,8 @@ struct Written {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     ahead: Vec<Place>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    spans: Vec<[Place; 2]>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     early: Vec<Place>,
 }
 
@@ -214,6 +270,11 @@ impl From<Progress> for Written {
             commit: progress.upto.commit.to_string(),
             ordinal: progress.upto.ordinal,
             ahead: progress.ahead.iter().map(place).collect(),
+            spans: progress
+                .spans
+                .iter()
+                .map(|(from, to)| [place(from), place(to)])
+                .collect(),
             early: progress.early.iter().map(place).collect(),
         }
     }
@@ -235,19 +296,32 @@ impl TryFrom<Written> for Progress {
             places.collect()
         };
         let upto = position(&written.commit, written.ordinal)?;
-        Ok(Progress::new(upto, all(&written.ahead)?).and_early(all(&written.early)?))
+        let mut spans = Vec::with_capacity(written.spans.len());
+        for [from, to] in &written.spans {
+            let from = position(&from.commit, from.ordinal)?;
+            spans.push((from, position(&to.commit, to.ordinal)?));
+        }
+        Ok(Progress::new(upto, all(&written.ahead)?)
+            .and_spans(spans)
+            .and_early(all(&written.early)?))
     }
 }
 
 impl Progress {
-    /// Sixteen hex digits, a slash and the ordinal: `00000016b374d848/12`; what is ahead in the same form, behind `+` each, and what went on
-    /// early, behind `~` each.
+    /// Sixteen hex digits, a slash and the ordinal: `00000016b374d848/12`; what is ahead in the same form, behind `+` each, spans with two dots
+    /// between their ends, and what went on early, behind `~` each.
     #[must_use]
     pub fn to_hex(&self) -> String {
         let mut text = hex(self.upto);
         for held in &self.ahead {
             text.push('+');
             text.push_str(&hex(*held));
+        }
+        for (from, to) in &self.spans {
+            text.push('+');
+            text.push_str(&hex(*from));
+            text.push_str("..");
+            text.push_str(&hex(*to));
         }
         for held in &self.early {
             text.push('~');
@@ -268,14 +342,27 @@ impl Progress {
                 ordinal: ordinal.parse().ok()?,
             })
         };
-        let mut parts = text.split('~');
-        let ahead = parts.next().unwrap_or_default().split('+').map(position);
-        let ahead: Option<Vec<Position>> = ahead.collect();
-        let early: Option<Vec<Position>> = parts.map(position).collect();
-        let mut ahead = ahead.into_iter().flatten();
-        match (ahead.next(), early) {
-            (Some(upto), Some(early)) => Ok(Progress::new(upto, ahead).and_early(early)),
-            _ => Err(Error::new(
+        let read = || {
+            let mut parts = text.split('~');
+            let (mut ahead, mut spans) = (Vec::new(), Vec::new());
+            let mut held = parts.next()?.split('+');
+            let upto = position(held.next()?)?;
+            for held in held {
+                match held.split_once("..") {
+                    Some((from, to)) => spans.push((position(from)?, position(to)?)),
+                    None => ahead.push(position(held)?),
+                }
+            }
+            let early: Option<Vec<Position>> = parts.map(position).collect();
+            Some(
+                Progress::new(upto, ahead)
+                    .and_spans(spans)
+                    .and_early(early?),
+            )
+        };
+        match read() {
+            Some(progress) => Ok(progress),
+            None => Err(Error::new(
                 ErrorKind::Invalid,
                 format!("`{text}` does not say how far a source has come"),
             )),
@@ -359,7 +446,7 @@ mod tests {
         let behind_a_gap = Standing {
             upto: Some(at(10, 9)),
             ahead: vec![at(15, 9)],
-            early: Vec::new(),
+            ..Standing::default()
         };
         let expected = Progress::new(at(10, 9), [at(15, 9), at(20, 1)]);
         assert_eq!(behind_a_gap.with(at(20, 1)), expected);
@@ -369,11 +456,56 @@ mod tests {
     }
 
     #[test]
+    fn spans_hold_what_lies_between_their_ends_and_grow_together() {
+        let span = |from: u64, to: u64| (at(from, u64::MAX), at(to, u64::MAX));
+        let progress = Progress::new(at(10, 3), [at(15, 2), at(35, 4), at(70, 1)]).and_spans([
+            span(50, 60),
+            span(20, 30),
+            span(28, 40),
+            span(2, 5),
+        ]);
+        assert_eq!(progress.spans(), [span(20, 40), span(50, 60)]);
+        assert_eq!(progress.ahead(), [at(15, 2), at(70, 1)]);
+        for (position, held) in [
+            (at(20, 1), false),
+            (at(20, u64::MAX), true),
+            (at(33, 7), true),
+            (at(40, 7), true),
+            (at(41, 0), false),
+            (at(55, 1), true),
+            (at(60, 9), true),
+            (at(61, 1), false),
+        ] {
+            assert_eq!(progress.holds(position), held, "{position}");
+        }
+        assert_eq!(progress.last(), at(70, 1));
+        assert_eq!(
+            Progress::from(at(1, 1)).and_spans([span(5, 9)]).last(),
+            at(9, u64::MAX)
+        );
+        // What is passed needs no mention; a part that is not is kept.
+        let later = Progress::from(at(55, 1)).and_spans(progress.spans().iter().copied());
+        assert_eq!(later.spans(), [span(50, 60)]);
+        assert!(later.with(&progress).covers(&progress));
+        assert!(!later.covers(&progress), "without what is ahead");
+        assert!(later.covers(&Progress::from(at(10, 3)).and_spans([span(20, 40), span(52, 60)])));
+        assert!(!later.covers(&Progress::from(at(10, 3)).and_spans([span(52, 61)])));
+        let standing = Standing {
+            upto: Some(at(10, 3)),
+            spans: vec![span(20, 30)],
+            ..Standing::default()
+        };
+        assert_eq!(standing.with(at(40, 1)).spans(), [span(20, 30)]);
+        assert_eq!(standing.with_early(at(40, 1)).spans(), [span(20, 30)]);
+    }
+
+    #[test]
     fn what_went_on_early_is_there_by_where_it_was_prepared() {
         let standing = Standing {
             upto: Some(at(30, 9)),
             ahead: vec![at(45, 2)],
             early: vec![at(20, 3)],
+            ..Standing::default()
         };
         // The place of its PREPARE lies behind what is there, and before it.
         for prepared in [at(25, 4), at(40, 4)] {
@@ -401,6 +533,7 @@ mod tests {
     #[test]
     fn both_forms_are_read_back_and_the_ones_of_before() {
         let progress = Progress::new(at(0x16_B374_D848, 12), [at(0x16_B374_D900, u64::MAX)])
+            .and_spans([(at(0x16_B374_DA00, 0), at(0x16_B374_DB00, u64::MAX))])
             .and_early([at(0x16_B374_D800, 4), at(0x16_B374_D8F0, u64::MAX)]);
         let text = serde_json::to_string(&progress).expect("writable");
         assert_eq!(
@@ -418,7 +551,17 @@ mod tests {
             Progress::parse_hex("000000000000000a/3").expect("readable"),
             at(10, 3).into()
         );
-        for wrong in ["", "x/1", "1", "1/2+", "1/2+x", "1/2~", "1/2~3/4+5/6"] {
+        for wrong in [
+            "",
+            "x/1",
+            "1",
+            "1/2+",
+            "1/2+x",
+            "1/2~",
+            "1/2~3/4+5/6",
+            "1/2+3/4..",
+            "1/2..3/4",
+        ] {
             assert!(Progress::parse_hex(wrong).is_err(), "{wrong}");
         }
         assert!(serde_json::from_str::<Progress>(r#"{"commit": "x", "ordinal": 3}"#).is_err());

@@ -25,6 +25,10 @@
 //! before their PREPARE. What was said above holds for them, with a commit that is still to come. When it comes, it goes on
 //! by itself, in its place, for those who keep rows under the place of their commit.
 //!
+//! **Passing.** While something waits for long, as one database is down or far behind, what has nothing to do with it can pass by it where
+//! that is asked for ([`Order::let_pass`]): what has no key in common with all that is held before it. What belongs to one key still goes on
+//! in the order of its commits, and a transaction of several databases as a whole; what was seen through other rows may come later.
+//!
 //! **Rows that were read at a place of a log**, to be compared or loaded again, go on behind all that committed before it and before all
 //! that committed behind it: a [`Unit`] of their own. Where no order has such a place, they go on anywhere, and are told
 //! ([`Unit::displaced`]).
@@ -33,6 +37,7 @@ mod candidates;
 mod circle;
 mod doubt;
 mod early;
+mod passing;
 mod recent;
 mod source;
 
@@ -40,10 +45,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lockstep_core::position::{Lsn, Position};
-use lockstep_core::progress::Standing;
+use lockstep_core::progress::{Span, Standing};
 
 use candidates::{Candidates, Look};
 pub use doubt::{Ended, InDoubt};
+pub use passing::Keys;
+use passing::Passing;
 use recent::Recent;
 use source::Source;
 
@@ -58,6 +65,8 @@ pub struct Committed {
     pub end: Lsn,
     /// What it is a branch of, and where it was prepared.
     pub branch: Option<(Arc<str>, Lsn)>,
+    /// The rows it has changed.
+    pub keys: Keys,
 }
 
 /// A transaction that goes on, with all that belongs to it.
@@ -75,6 +84,8 @@ pub struct Unit {
     pub rows: Option<u64>,
     /// They do not stand where they were read: something that committed before that goes on behind something that committed later.
     pub displaced: bool,
+    /// It has passed by what committed before it.
+    pub passed: bool,
 }
 
 /// A branch, or a transaction of one database.
@@ -100,6 +111,8 @@ pub struct Reach {
     pub upto: Position,
     /// What stands behind that, and has gone on all the same.
     pub ahead: BTreeSet<Position>,
+    /// Spans behind that of which everything has gone on.
+    pub spans: Vec<Span>,
 }
 
 /// A question for the ends of all logs. They are to be asked for behind it, not before.
@@ -132,6 +145,8 @@ pub struct Order {
     rolled_back: Recent,
     /// The same of what has committed, and had nothing that could go on.
     left_out: Recent,
+    /// What may pass by what is held.
+    passing: Passing,
     /// Branches that have gone on, and not ended: sources and places of their PREPARE.
     early: BTreeMap<(usize, Lsn), early::Gone>,
     /// Units that were found to wait for nothing but the end of a branch, since it was asked for last.
@@ -209,11 +224,8 @@ impl Order {
         if let Some(waiting) = self.units.get_mut(&id) {
             waiting.end_branch(source, lsn);
             waiting.rolled_back.push(source);
-            if waiting.fences == Fences::Wanted {
-                // Whatever else there is there is not known any more.
-                self.wanting.insert(id);
-            }
         }
+        self.want_anew(id);
         self.candidates.look_at(id);
         self.drop_if_empty(id);
         true
@@ -262,6 +274,7 @@ impl Order {
             place,
             end,
             branch,
+            keys,
         } = committed;
         let was_prepared = branch.as_ref().map(|(_, lsn)| *lsn);
         let branch = branch.filter(|(global, lsn)| !self.has_gone_early(source, global, *lsn));
@@ -278,6 +291,7 @@ impl Order {
                 known.into_iter().for_each(|id| self.candidates.look_at(id));
                 match known {
                     Some(id) if has_gone_on => {
+                        self.want_anew(id);
                         self.drop_if_empty(id);
                         None
                     }
@@ -296,6 +310,7 @@ impl Order {
             return false;
         };
         let at = self.sources[source].hold(place, end, id, was_prepared);
+        self.passing.hold(source, place, id, keys);
         self.held += usize::from(waiting.unit.members.is_empty());
         waiting.unit.members.push(Member {
             source,
@@ -374,10 +389,13 @@ impl Order {
         self.sources.iter_mut().for_each(Source::forget_passed);
         let free = self.next_free();
         let is_free = free.is_some();
-        let ids = free.map(|id| vec![id]).or_else(|| self.next_circle())?;
+        let ids = free.map(|id| vec![id]).or_else(|| self.next_circle());
+        let passes = ids.is_none();
+        let ids = ids.or_else(|| self.next_passing().map(|id| vec![id]))?;
         let mut step: Vec<Unit> = ids.into_iter().filter_map(|id| self.go_on(id)).collect();
         for unit in &mut step {
             unit.displaced = !is_free && unit.rows.is_some();
+            unit.passed = passes;
         }
         Some(step)
     }
@@ -423,6 +441,7 @@ impl Order {
     pub fn forget(&mut self, source: usize) {
         self.sources[source] = Source::new(Reach::default());
         self.early.retain(|(of, _), _| *of != source);
+        self.passing.forget(source);
         self.named
             .iter()
             .for_each(|id| self.candidates.look_at(*id));
@@ -444,7 +463,8 @@ impl Order {
     /// after it are `later`. To be asked for before the next step.
     #[must_use]
     pub fn standing(&self, source: usize, place: Position, later: &[Position]) -> Standing {
-        let reach = self.sources[source].reach();
+        let mut reach = self.sources[source].reach();
+        reach.spans.retain(|(_, to)| *to > reach.upto);
         let upto = (reach.upto < place).then_some(reach.upto);
         let before = upto.unwrap_or(place);
         let ahead = reach.ahead.into_iter();
@@ -454,6 +474,7 @@ impl Order {
             ahead: ahead
                 .filter(|ahead| *ahead > before && is_else(ahead))
                 .collect(),
+            spans: reach.spans,
             early: Vec::new(),
         }
     }
@@ -502,6 +523,7 @@ impl Order {
             late: false,
             rows: None,
             displaced: false,
+            passed: false,
         };
         let waiting = Waiting {
             unit,
@@ -528,6 +550,14 @@ impl Order {
             let waiting = self.units.get(id);
             waiting.is_some_and(|waiting| waiting.prepared.contains(&(source, lsn)))
         })
+    }
+
+    /// A branch of it has ended that nobody waits for: whatever else there is in its source is not known any more.
+    fn want_anew(&mut self, id: u64) {
+        let waiting = self.units.get(&id);
+        if waiting.is_some_and(|waiting| waiting.fences == Fences::Wanted) {
+            self.wanting.insert(id);
+        }
     }
 
     fn drop_if_empty(&mut self, id: u64) {
@@ -569,6 +599,9 @@ impl Order {
             }
             if matches!(found, Look::InDoubt | Look::Behind(_)) {
                 self.note_known(id, &found);
+            }
+            if matches!(found, Look::Behind(_)) {
+                self.passing.look_at(id);
             }
             self.candidates.put_aside(id, &found);
         }
@@ -651,6 +684,10 @@ impl Order {
         self.late += u64::from(unit.late);
         for member in &unit.members {
             self.sources[member.source].go_on(member.at);
+            match unit.rows {
+                Some(_) => self.passing.rows_gone(member.source, member.place),
+                None => self.passing.gone(member.source, member.place),
+            }
             if let Some(global) = &unit.global {
                 self.gone.put(global, member.source);
             }

@@ -52,7 +52,8 @@ pub(super) fn beyond(batch: &Arc<Batch>, held: &Progress) -> Option<Arc<Batch>> 
     if changes.is_empty() {
         return None;
     }
-    let beside = !held.ahead().is_empty() || batch.standing.is_some();
+    let has_gaps = held.last() > held.upto();
+    let beside = has_gaps || batch.standing.is_some();
     if changes.len() == batch.changes().len() && !beside {
         return Some(Arc::clone(batch));
     }

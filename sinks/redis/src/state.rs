@@ -199,13 +199,19 @@ async fn show(link: &Link, names: &Names, fence: Option<&Fence>, latest: &[Reach
 }
 
 /// How far a source is visible, as versions: the one up to which everything is there, and behind `+` each the last ones of
-/// transactions that are there as well.
+/// transactions that are there as well, or two with dots between them, the ends of a span of which everything is.
 fn visible_text(epoch: u16, progress: &Progress) -> Vec<u8> {
     let version = |position| Version::new(epoch, Phase::Stream, position);
     let mut text = version(progress.upto()).as_bytes().to_vec();
     for held in progress.ahead().iter().chain(progress.early()) {
         text.push(b'+');
         text.extend_from_slice(version(*held).as_bytes());
+    }
+    for (from, to) in progress.spans() {
+        text.push(b'+');
+        text.extend_from_slice(version(*from).as_bytes());
+        text.extend_from_slice(b"..");
+        text.extend_from_slice(version(*to).as_bytes());
     }
     text
 }

@@ -53,6 +53,7 @@ impl Order {
         Standing {
             upto: Some(reach.upto),
             ahead: ahead.filter(|ahead| !later.contains(ahead)).collect(),
+            spans: reach.spans,
             early: Vec::new(),
         }
     }

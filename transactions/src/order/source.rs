@@ -1,10 +1,14 @@
 //! What of one source has been read, and what of that has gone on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use lockstep_core::position::{Lsn, Position};
 
 use super::Reach;
+
+/// So many that went on ahead are named one by one.
+const FEW: usize = 16;
 
 /// See the module's page.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub(super) struct Source {
     open: BTreeSet<Lsn>,
     /// Places of what went on although something before it has not, or may not have.
     ahead: BTreeSet<Position>,
+    /// The same, of what went on in the steps before the last, as spans between what is held: first places, and last.
+    spans: BTreeMap<Position, Position>,
 }
 
 #[derive(Debug)]
@@ -65,6 +71,7 @@ impl Source {
             places: BTreeMap::new(),
             open: BTreeSet::new(),
             ahead: reached.ahead,
+            spans: reached.spans.into_iter().collect(),
         }
     }
 
@@ -95,6 +102,51 @@ impl Source {
             || place <= self.upto()
             || self.places.contains_key(&place)
             || self.ahead.contains(&place)
+            || self.lies_in_span(place)
+    }
+
+    fn lies_in_span(&self, place: Position) -> bool {
+        let before = self.spans.range(..=place).next_back();
+        before.is_some_and(|(_, to)| place <= *to)
+    }
+
+    /// How many spans there are of what has passed.
+    pub fn spans(&self) -> usize {
+        self.spans.len() + self.ahead.len()
+    }
+
+    /// Whether rows that were read before the one with the number `at` are held.
+    pub fn has_rows_before(&self, at: u64) -> bool {
+        self.rows.range(..at).next().is_some()
+    }
+
+    /// What has passed by what is held is as many spans as there are gaps between them, not one each.
+    fn gather(&mut self) {
+        while let Some(place) = self.ahead.pop_first() {
+            // A message outside of transactions is one place; a transaction is all places up to it.
+            let mut from = Position {
+                ordinal: place.ordinal.min(1),
+                ..place
+            };
+            let mut to = place;
+            let between = |a: Position, b: Position| {
+                let between = (Bound::Excluded(a), Bound::Excluded(b));
+                self.places.range(between).next().is_some()
+            };
+            if let Some((&first, &last)) = self.spans.range(..from).next_back()
+                && !between(last, from)
+            {
+                self.spans.remove(&first);
+                from = first;
+            }
+            if let Some((&first, &last)) = self.spans.range(to..).next()
+                && !between(to, first)
+            {
+                self.spans.remove(&first);
+                to = last;
+            }
+            self.spans.insert(from, to);
+        }
     }
 
     /// A transaction has been read that is known.
@@ -208,6 +260,14 @@ impl Source {
         while self.ahead.first().is_some_and(|place| *place <= upto) {
             self.ahead.pop_first();
         }
+        while let Some((&from, &to)) = self.spans.first_key_value()
+            && to <= upto
+        {
+            self.spans.remove(&from);
+        }
+        if self.ahead.len() > FEW || !self.spans.is_empty() {
+            self.gather();
+        }
     }
 
     fn before_all(&self) -> Passed {
@@ -225,6 +285,7 @@ impl Source {
             through: end,
             upto: place,
             ahead: self.ahead.clone(),
+            spans: self.spans.iter().map(|(from, to)| (*from, *to)).collect(),
         }
     }
 }

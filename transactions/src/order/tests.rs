@@ -10,6 +10,7 @@ mod backlog;
 mod doubt;
 mod early;
 mod known;
+mod passing;
 
 const DATABASES: usize = 3;
 const KEYS: usize = 4;
@@ -152,6 +153,8 @@ struct World {
     gone: [BTreeSet<Position>; DATABASES],
     /// By source and number, how many records were read before.
     rows: HashMap<(usize, u64), usize>,
+    /// What passes by rows; `None`: everything may have changed any row.
+    keys: Option<()>,
     /// Units that wait for a branch.
     undecided: VecDeque<u64>,
 }
@@ -330,12 +333,19 @@ impl World {
             Record::RollBack(global, prepared) => {
                 self.order.rolled_back(at, &global, prepared);
             }
-            Record::Commit { branch, .. } => {
+            Record::Commit { branch, number } => {
+                let branches = self.done[number].branches.iter();
+                let mut keys = branches.filter(|one| (one.0, one.3) == (at, lsn));
+                let key = keys
+                    .next()
+                    .map(|one| one.1 as u64)
+                    .filter(|_| self.keys.is_some());
                 self.order.committed(Committed {
                     source: at,
                     place: whole(lsn.0),
                     end: Lsn(lsn.0 + 5),
                     branch,
+                    keys: key.map_or(Keys::Any, |key| Keys::These([key].into())),
                 });
             }
         }
@@ -609,6 +619,7 @@ fn commit(source: usize, at: u64, branch: Option<(&str, u64)>) -> Committed {
         place: whole(at),
         end: Lsn(at + 5),
         branch: branch.map(|(global, prepared)| (name(global), Lsn(prepared))),
+        keys: Keys::Any,
     }
 }
 

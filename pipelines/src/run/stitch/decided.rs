@@ -61,7 +61,7 @@ mod tests {
     use std::time::Duration;
 
     use lockstep_core::position::Position;
-    use lockstep_transactions::order::{Committed, Order, Reach};
+    use lockstep_transactions::order::{Committed, Keys, Order, Reach};
 
     use super::*;
 
@@ -77,6 +77,7 @@ mod tests {
                 },
                 end: Lsn(commit + 5),
                 branch: Some(("g".into(), Lsn(prepared))),
+                keys: Keys::Any,
             });
         }
         if let Some(ticket) = order.wanted() {

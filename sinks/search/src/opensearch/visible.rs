@@ -64,6 +64,9 @@ struct Shown {
     /// Transactions behind it that are visible as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     ahead: Vec<Number>,
+    /// Ends of spans behind it of which everything is visible.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    spans: Vec<(Number, Number)>,
 }
 
 impl Shown {
@@ -74,6 +77,16 @@ impl Shown {
         self.ahead.retain(|number| Some(*number) > self.upto);
         self.ahead.sort_unstable();
         self.ahead.dedup();
+        self.spans.extend(other.spans);
+        self.spans.retain(|(_, to)| Some(*to) > self.upto);
+        self.spans.sort_unstable();
+        self.spans.dedup_by(|next, span| {
+            let overlap = next.0 <= span.1;
+            if overlap {
+                span.1 = span.1.max(next.1);
+            }
+            overlap
+        });
     }
 
     fn of(epoch: Epoch, held: &Held) -> Self {
@@ -81,6 +94,11 @@ impl Shown {
         Shown {
             upto: Some(epoch.number(held.upto().commit)),
             ahead: ahead.map(|held| epoch.number(held.commit)).collect(),
+            spans: held
+                .spans()
+                .iter()
+                .map(|(from, to)| (epoch.number(from.commit), epoch.number(to.commit)))
+                .collect(),
         }
     }
 
@@ -88,9 +106,16 @@ impl Shown {
     fn clause(&self) -> Value {
         let upto = self.upto.unwrap_or(Number(0));
         let upto = json!({"range": {FIELD: {"lte": upto}}});
-        match self.ahead.as_slice() {
-            [] => upto,
-            ahead => either(vec![upto, json!({"terms": {FIELD: ahead}})]),
+        let mut clauses = vec![upto];
+        if !self.ahead.is_empty() {
+            clauses.push(json!({"terms": {FIELD: self.ahead}}));
+        }
+        for (from, to) in &self.spans {
+            clauses.push(json!({"range": {FIELD: {"gte": from, "lte": to}}}));
+        }
+        match clauses.len() {
+            1 => clauses.remove(0),
+            _ => either(clauses),
         }
     }
 }
@@ -371,7 +396,30 @@ mod tests {
         Shown {
             upto: Some(Number(upto)),
             ahead: ahead.iter().copied().map(Number).collect(),
+            spans: Vec::new(),
         }
+    }
+
+    fn with_spans(shown: Shown, spans: &[(u64, u64)]) -> Shown {
+        let spans = spans.iter();
+        Shown {
+            spans: spans
+                .map(|(from, to)| (Number(*from), Number(*to)))
+                .collect(),
+            ..shown
+        }
+    }
+
+    #[test]
+    fn spans_grow_together_and_are_in_the_filter() {
+        let mut view = with_spans(shown(10, &[]), &[(14, 17)]);
+        view.add(with_spans(shown(12, &[15]), &[(16, 20), (30, 31)]));
+        assert_eq!(view, with_spans(shown(12, &[15]), &[(14, 20), (30, 31)]));
+        view.add(shown(25, &[]));
+        assert_eq!(view, with_spans(shown(25, &[]), &[(30, 31)]));
+        let clause = view.clause();
+        let range = json!({"range": {"gtx_epoch": {"gte": 30, "lte": 31}}});
+        assert_eq!(clause["bool"]["should"][1], range);
     }
 
     #[test]

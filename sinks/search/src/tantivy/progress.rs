@@ -1,7 +1,7 @@
 //! Positions, carried in the payload of each commit.
 
 use lockstep_core::position::{Position, SourceIdentity, SourceInfo};
-use lockstep_core::progress::Progress as Held;
+use lockstep_core::progress::{Progress as Held, Span};
 use lockstep_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ struct Reached {
     /// What is there although something before it is not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     ahead: Vec<Position>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    spans: Vec<Span>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     early: Vec<Position>,
 }
@@ -74,6 +76,7 @@ impl Progress {
         let found = self.sources.iter().find(is);
         found.map(|reached| {
             Held::new(reached.position, reached.ahead.iter().copied())
+                .and_spans(reached.spans.iter().copied())
                 .and_early(reached.early.iter().copied())
         })
     }
@@ -90,6 +93,7 @@ impl Progress {
             identity: source.identity.clone(),
             position: held.upto(),
             ahead: held.ahead().to_vec(),
+            spans: held.spans().to_vec(),
             early: held.early().to_vec(),
         });
     }

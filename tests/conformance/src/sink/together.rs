@@ -24,9 +24,9 @@ fn whole(commit: u64) -> Position {
 fn beside(batch: Arc<Batch>, upto: Option<Position>, ahead: &[Position]) -> Arc<Batch> {
     let mut batch = Arc::try_unwrap(batch).expect("nobody else has it");
     batch.standing = Some(Arc::new(Standing {
-        early: Vec::new(),
         upto,
         ahead: ahead.to_vec(),
+        ..Standing::default()
     }));
     Arc::new(batch)
 }

@@ -124,6 +124,7 @@ fn commits(order: &mut Order, source: usize, lsn: u64, prepared: Option<u64>) ->
         place: whole(lsn),
         end: Lsn(lsn + 5),
         branch: prepared.map(|prepared| ("g".into(), Lsn(prepared))),
+        keys: Keys::Any,
     })
 }
 
@@ -177,6 +178,7 @@ fn it_goes_behind_what_committed_before_it_was_prepared() {
         place: whole(6),
         end: Lsn(7),
         branch: Some(("h".into(), Lsn(4))),
+        keys: Keys::Any,
     });
     order.prepared(0, &"g".into(), Lsn(10));
     order.prepared(1, &"g".into(), Lsn(10));
