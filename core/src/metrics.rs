@@ -57,6 +57,7 @@ metrics! {
     STITCH_TRANSACTIONS = "lockstep_stitch_transactions_total" ["stitch", "manager", "outcome"] "How many transactions of several databases went on, and were all branches with them?";
     STITCH_HOLD = "lockstep_stitch_hold_seconds" ["stitch"] "How long does a branch wait, from its commit's arrival, until it goes on with the others?";
     STITCH_DECIDED = "lockstep_stitch_decided_seconds" ["stitch"] "How long would a branch wait, from its commit's arrival, if all transactions went on when their branches are known?";
+    STITCH_PASSED = "lockstep_stitch_passed_total" ["stitch"] "How many transactions have passed by others that had waited for longer than `lag_max`?";
     STITCH_SKEW = "lockstep_stitch_skew_seconds" ["stitch"] "How long from the first branch's commit to the last one's?";
     STITCH_WAITING = "lockstep_stitch_waiting_transactions" ["stitch"] "How many transactions have committed, and wait for branches of their own or of others?";
     STITCH_FILE_BYTES = "lockstep_stitch_file_bytes" ["stitch"] "How many bytes of what waits are kept in a file?";

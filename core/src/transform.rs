@@ -144,6 +144,8 @@ pub struct Stitching {
     /// How long a transaction that has committed in one database waits for another one before it goes on with what is prepared there; `None`:
     /// until it has committed there, too.
     pub hold_max: Option<std::time::Duration>,
+    /// How long a transaction waits before what has no row in common with those that wait passes by them; `None`: nothing does.
+    pub lag_max: Option<std::time::Duration>,
 }
 
 /// What a transform is given.

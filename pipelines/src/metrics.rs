@@ -91,6 +91,7 @@ pub struct Metrics {
     stitch_hold: HistogramVec,
     stitch_decided: HistogramVec,
     stitch_skew: HistogramVec,
+    stitch_passed: IntCounterVec,
     stitch_waiting: IntGaugeVec,
     stitch_file: IntGaugeVec,
     resolver: ResolverMetrics,
@@ -221,6 +222,7 @@ impl Metrics {
             stitch_hold: make.latencies(names::STITCH_HOLD)?,
             stitch_decided: make.latencies(names::STITCH_DECIDED)?,
             stitch_skew: make.latencies(names::STITCH_SKEW)?,
+            stitch_passed: make.counters(names::STITCH_PASSED)?,
             stitch_waiting: make.gauges(names::STITCH_WAITING)?,
             stitch_file: make.gauges(names::STITCH_FILE_BYTES)?,
             resolver: ResolverMetrics::new(&make)?,
@@ -273,6 +275,7 @@ impl Metrics {
             name: name.to_owned(),
             transactions: self.stitch_transactions.clone(),
             skew: self.stitch_skew.with_label_values(&[name]),
+            passed: self.stitch_passed.with_label_values(&[name]),
             hold: self.stitch_hold.with_label_values(&[name]),
             decided: self.stitch_decided.with_label_values(&[name]),
             waiting: self.stitch_waiting.with_label_values(&[name]),
@@ -335,6 +338,7 @@ pub(crate) struct StitchMetrics {
     name: String,
     transactions: IntCounterVec,
     skew: Histogram,
+    passed: IntCounter,
     hold: Histogram,
     decided: Histogram,
     waiting: IntGauge,
@@ -356,6 +360,11 @@ impl StitchMetrics {
         if let (Some(first), Some(last), 2..) = (times.clone().min(), times.max(), branches.len()) {
             self.skew.observe(last.saturating_sub(first) as f64 / 1e6);
         }
+    }
+
+    /// One has passed by others that wait.
+    pub fn passed(&self) {
+        self.passed.inc();
     }
 
     /// One that went on early was rolled back in part.
@@ -757,6 +766,7 @@ mod tests {
             metrics.stitch_hold.desc(),
             metrics.stitch_decided.desc(),
             metrics.stitch_skew.desc(),
+            metrics.stitch_passed.desc(),
             metrics.stitch_waiting.desc(),
             metrics.stitch_file.desc(),
             metrics.resolver.actions.desc(),

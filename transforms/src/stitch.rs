@@ -48,6 +48,10 @@ pub struct StitchConfig {
     /// In the mode `complete`, how long a transaction that has committed in one database waits for another one before it goes on with what is
     /// prepared there. Default: until it has committed there, too.
     pub hold_max: Option<Duration>,
+    /// How long a transaction waits, for a database that is down or far behind, before what has no row in common with those that wait passes by
+    /// them. Rows keep their order, and transactions of several databases go on as wholes; but what one has seen in other rows may come
+    /// after it. Default: nothing passes.
+    pub lag_max: Option<Duration>,
     /// Bytes of waiting transactions that are kept in memory, a quarter of the pipeline's `memory` at most; more go to a file in the state
     /// directory. Default: 32 MB.
     #[serde(default = "default_memory")]
@@ -96,6 +100,7 @@ impl TransformFactory for Stitch {
                 Mode::Complete => config.hold_max.map(|hold| hold.0),
                 Mode::Decision => Some(std::time::Duration::ZERO),
             },
+            lag_max: config.lag_max.map(|lag| lag.0),
         })
     }
 }

@@ -145,8 +145,10 @@ impl Held {
 
 impl Order {
     /// What may pass by what is held will be asked for: takes note of the rows that transactions have changed.
-    pub fn note_rows(&mut self) {
+    #[must_use]
+    pub fn with_rows(mut self) -> Self {
         self.passing.is_asked_for = true;
+        self
     }
 
     /// From now on what has nothing to do with what is held passes by it, or not any more.

@@ -7,6 +7,7 @@ use lockstep_core::batch::{Batch, Change, Op, Prepared, Transaction};
 use lockstep_core::position::{Lsn, Position};
 use lockstep_transactions::marker::{self, Marker};
 
+use super::rows::Rows;
 use super::shelf::Slice;
 
 /// A transaction of which all has come, or a part.
@@ -19,6 +20,8 @@ pub(super) struct Came {
     pub prepared: Option<Arc<Prepared>>,
     /// What it says that it is a branch of.
     pub marker: Option<Marker>,
+    /// Which rows it has changed, where that is asked for.
+    pub rows: Rows,
     pub slices: Vec<Slice>,
 }
 

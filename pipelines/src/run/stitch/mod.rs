@@ -8,6 +8,8 @@
 //! Where that is asked for, a transaction that has committed in one database goes on before the others have, with what is prepared there; which
 //! then comes again when it commits.
 //!
+//! And where that is asked for, what has nothing to do with what has waited for very long passes by it.
+//!
 //! What waits has not been confirmed to its source, so nothing of it needs to survive a restart. What has gone on ahead of
 //! something that waits is with the progress that sinks keep ([`lockstep_core::progress`]).
 
@@ -15,7 +17,9 @@ mod decided;
 mod early;
 mod fences;
 mod inflow;
+mod lag;
 mod notes;
+mod rows;
 mod shelf;
 mod witness;
 
@@ -46,7 +50,9 @@ use decided::Decided;
 use early::{Due, Early};
 use fences::{Fencing, Happened};
 use inflow::Came;
+use lag::Lag;
 use notes::Notes;
+use rows::Rows;
 use shelf::{Shelf, Slice};
 pub(super) use witness::Witness;
 use witness::{Desk, Question};
@@ -140,6 +146,7 @@ pub(super) struct Stitch {
     desk: Desk,
     decided: Decided,
     early: Early,
+    lag: Lag<Key>,
     notes: Notes,
     metrics: StitchMetrics,
 }
@@ -205,6 +212,7 @@ impl Stitch {
             desk: Desk::new(names.collect()),
             decided: Decided::new(shares.len()),
             early: Early::new(parts.stitching.hold_max),
+            lag: Lag::new(parts.stitching.lag_max),
             notes,
             fencing: Fencing::new(shares, parts.trouble),
             sources: parts
@@ -219,7 +227,10 @@ impl Stitch {
                 })
                 .collect(),
             messages,
-            order: Order::new(reached),
+            order: match parts.stitching.lag_max {
+                Some(_) => Order::new(reached).with_rows(),
+                None => Order::new(reached),
+            },
             shelf: Shelf::new(parts.directory, most),
             waiting: HashMap::new(),
             metrics: parts.metrics,
@@ -248,16 +259,37 @@ impl Stitch {
                     self.desk.has(source, lsn) || self.order.read_up_to(source) <= lsn
                 }) => {}
                 Due(unit) = self.early.due() => self.ask_early(unit),
+                () = self.lag.is_due() => {}
                 message = self.messages.recv() => match message {
                     Some(message) => self.take(message).await?,
                     None => return Ok(()),
                 },
             }
+            self.look_at_lag();
             self.release().await?;
             self.shelf.settle()?;
             self.desk.answer(&self.order, &self.notes);
             self.metrics.waits(self.order.held(), self.shelf.filed());
         }
+    }
+
+    /// Lets others pass by what has waited for too long, or not any more.
+    fn look_at_lag(&mut self) {
+        let waiting = &self.waiting;
+        let Some(passes) = self.lag.look(|key| waiting.contains_key(key)) else {
+            return;
+        };
+        let waits = self.order.held();
+        match passes {
+            true => tracing::warn!(
+                stitch = %self.name, waits,
+                "a transaction has waited for longer than `lag_max`: what has no row in common with those that wait passes by them"
+            ),
+            false => {
+                tracing::info!(stitch = %self.name, waits, "everything goes on in its order again")
+            }
+        }
+        self.order.let_pass(passes);
     }
 
     async fn take(&mut self, message: Message) -> Result<()> {
@@ -461,6 +493,7 @@ impl Stitch {
                     committed_micros: run.transaction.commit_micros,
                     prepared: run.transaction.prepared.clone(),
                     marker: None,
+                    rows: Rows::default(),
                     slices: Vec::new(),
                 });
             }
@@ -473,6 +506,9 @@ impl Stitch {
                 });
                 if open.marker.is_none() {
                     open.marker = inflow::marker(&batch, changes);
+                }
+                if self.lag.is_asked_for() {
+                    open.rows.note(&batch, changes);
                 }
             }
             if let Some(end) = run.end {
@@ -512,6 +548,7 @@ impl Stitch {
             place: came.place,
             end: end.map_or(behind, |end| end.max(behind)),
             branch,
+            keys: came.rows.keys(),
         });
         if is_new {
             let commit = Commit {
@@ -533,6 +570,9 @@ impl Stitch {
             known: None,
         };
         self.waiting.insert(key, waiting);
+        if matches!(key, Key::Transaction(..)) {
+            self.lag.waits(key);
+        }
     }
 
     /// Notes when the branches of those that wait have become known.
@@ -560,7 +600,11 @@ impl Stitch {
                 self.go_on(step).await?;
                 continue;
             };
-            if unit.global.is_some() || unit.rows.is_some() {
+            if unit.passed {
+                self.metrics.passed();
+            }
+            // What is joined to what went before it says nothing of gaps between the two.
+            if unit.global.is_some() || unit.rows.is_some() || unit.passed {
                 self.send_run(run.take()).await?;
                 self.go_on(step).await?;
                 continue;

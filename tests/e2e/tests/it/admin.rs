@@ -23,7 +23,7 @@ async fn table() -> Database {
 
 /// Nothing has failed, and nothing is being copied any more; the table was never analysed; nobody asked for transactions
 /// in progress, or for those that are prepared.
-const ABSENT: [&str; 28] = [
+const ABSENT: [&str; 29] = [
     metrics::LEASE_HELD.name,
     metrics::LEASE_TOKEN.name,
     metrics::LEASE_LEFT.name,
@@ -37,6 +37,7 @@ const ABSENT: [&str; 28] = [
     metrics::RESOLVER_BRANCHES.name,
     metrics::RESOLVER_LOOKS.name,
     metrics::STITCH_SKEW.name,
+    metrics::STITCH_PASSED.name,
     metrics::STITCH_TRANSACTIONS.name,
     metrics::STITCH_HOLD.name,
     metrics::STITCH_DECIDED.name,

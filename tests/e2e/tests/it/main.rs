@@ -26,6 +26,7 @@ mod failover;
 mod init;
 mod invariants;
 mod kills;
+mod lag;
 mod lost;
 mod managers;
 mod matrix;

@@ -5,7 +5,7 @@ use super::*;
 /// A world whose rows are known, where passing by begins and ends with what happens.
 fn world() -> World {
     let mut world = World::new(Manners::default());
-    world.order.note_rows();
+    world.order = world.order.with_rows();
     world.keys = Some(());
     world
 }
@@ -112,8 +112,7 @@ fn these(rows: &[u64]) -> Keys {
 
 /// One that waits for another database, on row 1.
 fn stuck() -> Order {
-    let mut order = Order::new(vec![Reach::default(); 2]);
-    order.note_rows();
+    let mut order = Order::new(vec![Reach::default(); 2]).with_rows();
     order.prepared(0, &"g".into(), Lsn(5));
     commits(&mut order, 10, Some(5), these(&[1]));
     order
