@@ -34,6 +34,8 @@ const BUYERS: u64 = 4;
 const LOST: Duration = Duration::from_secs(30);
 /// Between the end of one measurement and the next.
 const PAUSE: Duration = Duration::from_millis(5);
+/// Between the two commits of a coordinator that is not next to its databases.
+const SLOW: Duration = Duration::from_millis(20);
 /// The first that can decode two-phase commits.
 const LEAST: u16 = 15;
 
@@ -47,9 +49,11 @@ enum Way {
     Off,
     /// All together, when all have committed.
     Complete,
+    /// All together, when one has committed.
+    Decision,
 }
 
-const WAYS: [Way; 2] = [Way::Off, Way::Complete];
+const WAYS: [Way; 3] = [Way::Off, Way::Complete, Way::Decision];
 
 impl Way {
     /// The section of the transform; nothing where there is none.
@@ -59,13 +63,16 @@ impl Way {
             Way::Complete => {
                 "[transforms.whole]\ntype = \"stitch\"\ninputs = [\"orders\", \"inventory\"]\n"
             }
+            Way::Decision => {
+                "[transforms.whole]\ntype = \"stitch\"\ninputs = [\"orders\", \"inventory\"]\nmode = \"decision\"\n"
+            }
         }
     }
 
     fn inputs(self) -> &'static str {
         match self {
             Way::Off => "[\"orders\", \"inventory\"]",
-            Way::Complete => "[\"whole\"]",
+            Way::Complete | Way::Decision => "[\"whole\"]",
         }
     }
 }
@@ -74,7 +81,8 @@ impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Way::Off => "off",
-            Way::Complete => "on",
+            Way::Complete => "complete",
+            Way::Decision => "decision",
         })
     }
 }
@@ -89,6 +97,8 @@ struct Sample {
     rate: f64,
     /// From the answer to the last COMMIT PREPARED until both rows are in Redis, sorted.
     times: Vec<Duration>,
+    /// From the answer to the first COMMIT PREPARED, where the second comes [`SLOW`] later, sorted.
+    slow: Vec<Duration>,
     /// How long branches were held back meanwhile: mean, median and p99 in milliseconds.
     hold: Option<[f64; 3]>,
     /// The same of how long they would have been, had all gone on as soon as their branches were known.
@@ -121,12 +131,14 @@ pub async fn print(postgres: u16, runs: u32, quick: bool) -> Result<()> {
         for way in machine::shuffled(&WAYS) {
             let sample = run.sample(way, &redis, SAMPLES / size).await?;
             eprintln!(
-                "  run {number} stitch {way}: drained at {:.0} purchases/s, {} MB; at {:.0}/s p50 {:.2} ms, p99 {:.2} ms, held {:?} ms, by the decision {:?} ms",
+                "  run {number} stitch {way}: drained at {:.0} purchases/s, {} MB; at {:.0}/s p50 {:.2} ms, p99 {:.2} ms, slow p50 {:.2} ms, p99 {:.2} ms, held {:?} ms, by the decision {:?} ms",
                 sample.drained,
                 sample.peak_kib / 1_000,
                 sample.rate,
                 millis(&sample.times, 50.0),
                 millis(&sample.times, 99.0),
+                millis(&sample.slow, 50.0),
+                millis(&sample.slow, 99.0),
                 sample.hold,
                 sample.decided
             );
@@ -134,10 +146,10 @@ pub async fn print(postgres: u16, runs: u32, quick: bool) -> Result<()> {
         }
     }
     println!(
-        "\n| stitch, PostgreSQL {} | drained, purchases/s | × off | peak RSS MB | purchases/s | last commit to visible, p50 ms | p99 ms | most ms | held back, mean ms | p50 ms | p99 ms | by the decision, mean ms | p50 ms | p99 ms |",
+        "\n| stitch, PostgreSQL {} | drained, purchases/s | × off | peak RSS MB | purchases/s | last commit to visible, p50 ms | p99 ms | most ms | first commit to visible, 20 ms between the two, p50 ms | p99 ms | held back, mean ms | p50 ms | p99 ms | by the decision, mean ms | p50 ms | p99 ms |",
         servers[0].version()
     );
-    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for way in WAYS {
         println!("{}", row(way, &all));
     }
@@ -161,13 +173,15 @@ fn row(way: Way, all: &[Sample]) -> String {
         }
     };
     format!(
-        "| {way} | {:.0} | {ratio:.2} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {} | {} | {} |",
+        "| {way} | {:.0} | {ratio:.2} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {} | {} | {} | {} | {} |",
         middle(&|sample| sample.drained),
         middle(&|sample| sample.peak_kib as f64 * 1024.0 / 1e6),
         middle(&|sample| sample.rate),
         middle(&|sample| millis(&sample.times, 50.0)),
         middle(&|sample| millis(&sample.times, 99.0)),
         most.fold(0.0, f64::max),
+        middle(&|sample| millis(&sample.slow, 50.0)),
+        middle(&|sample| millis(&sample.slow, 99.0)),
         held(|sample| sample.hold, 0),
         held(|sample| sample.hold, 1),
         held(|sample| sample.hold, 2),
@@ -343,50 +357,73 @@ impl Run {
         let rate = load.await??;
         let [hold, decided] = pipeline.hold().await?;
         pipeline.end().await?;
-        let mut times = measured?;
+        let (mut times, mut slow) = measured?;
         times.sort_unstable();
+        slow.sort_unstable();
         Ok(Sample {
             way,
             drained,
             peak_kib,
             rate,
             times,
+            slow,
             hold: figures(&hold),
             decided: figures(&decided),
         })
     }
 
-    /// From the last commit of a purchase until both its rows are there.
+    /// From the last commit of a purchase until both its rows are there, and from the first, where the last comes late.
     async fn measure(
         &self,
         way: Way,
         redis: &Redis,
         prefix: &str,
         samples: u64,
-    ) -> Result<Vec<Duration>> {
+    ) -> Result<(Vec<Duration>, Vec<Duration>)> {
         let client = redis::Client::open(redis.url())?;
         let mut connection = client.get_multiplexed_async_connection().await?;
         let buyer = Buyer::new(self).await;
-        let mut times = Vec::new();
+        let (mut times, mut slow) = (Vec::new(), Vec::new());
         for sample in 0..samples {
             let number = first(way, 1) + sample;
             buyer.buy(number).await?;
-            let committed = Instant::now();
-            while there(&mut connection, prefix, number).await? < 2 {
-                if committed.elapsed() > LOST {
-                    return Err(format!("purchase {number} has not come within {LOST:?}").into());
-                }
-            }
-            times.push(committed.elapsed());
+            times.push(until_there(&mut connection, prefix, number).await?);
             tokio::time::sleep(PAUSE).await;
         }
-        Ok(times)
+        for sample in 0..samples / 4 {
+            let number = first(way, 3) + sample;
+            buyer.prepare(number).await?;
+            buyer.commit(&buyer.orders, number).await?;
+            let late = async {
+                tokio::time::sleep(SLOW).await;
+                buyer.commit(&buyer.inventory, number).await
+            };
+            let there = until_there(&mut connection, prefix, number);
+            slow.push(tokio::try_join!(there, late)?.0);
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok((times, slow))
     }
 }
 
 /// The first number of purchases that nobody else makes.
 fn first(way: Way, who: u64) -> u64 {
     (1 + who + 10 * way as u64) << 32
+}
+
+/// How long it takes from now until both rows of a purchase are there.
+async fn until_there(
+    connection: &mut MultiplexedConnection,
+    prefix: &str,
+    number: u64,
+) -> Result<Duration> {
+    let begun = Instant::now();
+    while there(connection, prefix, number).await? < 2 {
+        if begun.elapsed() > LOST {
+            return Err(format!("purchase {number} has not come within {LOST:?}").into());
+        }
+    }
+    Ok(begun.elapsed())
 }
 
 async fn there(connection: &mut MultiplexedConnection, prefix: &str, number: u64) -> Result<u64> {
@@ -428,7 +465,17 @@ impl Buyer {
     }
 
     async fn buy(&self, number: u64) -> Result<()> {
-        let gid = format!("{} {number}", self.name);
+        self.prepare(number).await?;
+        self.commit(&self.orders, number).await?;
+        self.commit(&self.inventory, number).await
+    }
+
+    fn gid(&self, number: u64) -> String {
+        format!("{} {number}", self.name)
+    }
+
+    async fn prepare(&self, number: u64) -> Result<()> {
+        let gid = self.gid(number);
         let prepare = |table: &str| {
             format!(
                 "BEGIN; INSERT INTO {table} VALUES ({number}, md5('{number}')); PREPARE TRANSACTION '{gid}'"
@@ -438,9 +485,12 @@ impl Buyer {
         self.inventory
             .batch_execute(&prepare("reservations"))
             .await?;
-        let commit = format!("COMMIT PREPARED '{gid}'");
-        self.orders.batch_execute(&commit).await?;
-        self.inventory.batch_execute(&commit).await?;
+        Ok(())
+    }
+
+    async fn commit(&self, database: &Client, number: u64) -> Result<()> {
+        let commit = format!("COMMIT PREPARED '{}'", self.gid(number));
+        database.batch_execute(&commit).await?;
         Ok(())
     }
 }
@@ -466,6 +516,7 @@ mod tests {
             peak_kib: 1_000_000,
             rate: 200.0,
             times: vec![Duration::from_millis(2)],
+            slow: vec![Duration::from_millis(21)],
             hold,
             decided: hold.map(|hold| hold.map(|millis| millis / 4.0)),
         };
@@ -477,7 +528,7 @@ mod tests {
         ];
         assert_eq!(
             row(Way::Complete, &all),
-            "| on | 44 | 0.80 | 1024 | 200 | 2.00 | 2.00 | 2.00 | 2.50 | 1.50 | 5.50 | 0.62 | 0.38 | 1.38 |"
+            "| complete | 44 | 0.80 | 1024 | 200 | 2.00 | 2.00 | 2.00 | 21.00 | 21.00 | 2.50 | 1.50 | 5.50 | 0.62 | 0.38 | 1.38 |"
         );
         assert!(row(Way::Off, &all).ends_with("| – | – | – | – | – | – |"));
     }

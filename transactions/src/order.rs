@@ -249,10 +249,13 @@ impl Order {
         self.drop_if_empty(id);
     }
 
-    /// Rows have been read at the place where a source is read now. Gives the number that they go on with.
-    pub fn rows(&mut self, source: usize) -> u64 {
+    /// Rows have been read at the place where a source is read now, to be written or to be compared. Gives the number that they go on with.
+    pub fn rows(&mut self, source: usize, are_written: bool) -> u64 {
         let id = self.put(None);
         let (at, place, prepared) = self.sources[source].put_rows(id);
+        if are_written {
+            self.hide_early(source);
+        }
         if let Some(waiting) = self.units.get_mut(&id) {
             self.held += 1;
             waiting.unit.rows = Some(at);

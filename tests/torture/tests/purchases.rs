@@ -30,6 +30,7 @@ async fn every_purchase_is_seen_whole_once_and_in_order() {
         lasts: Duration::from_secs(20),
         pause: Duration::from_millis(1_200),
         articles: ARTICLES,
+        stitch: String::new(),
         invariants_every: "2s".to_owned(),
         seed: random.below(1 << 31),
         tell_every: None,

@@ -22,12 +22,17 @@ impl Order {
         std::mem::take(&mut self.undecided)
     }
 
-    /// The branches of a unit that keep it waiting: sources, and places where they were prepared. Empty when it waits for none.
+    /// The branches of a unit that keep it waiting: sources, and places where they were prepared. Empty when it waits for none, and when it has
+    /// to wait until they have committed.
     #[must_use]
     pub fn prepared_in(&self, unit: u64) -> Vec<(usize, Lsn)> {
         let Some(waiting) = self.units.get(&unit) else {
             return Vec::new();
         };
+        let is_hidden = |(source, lsn): &(usize, Lsn)| self.sources[*source].loaded() >= *lsn;
+        if waiting.prepared.iter().any(is_hidden) {
+            return Vec::new();
+        }
         let prepared = waiting.prepared.iter().copied();
         let is_shown = |branch: &(usize, Lsn)| waiting.shown.contains(branch);
         prepared.filter(|branch| !is_shown(branch)).collect()
@@ -35,6 +40,9 @@ impl Order {
 
     /// A branch that is prepared can go on as it is. False when nothing waits for it.
     pub fn shown(&mut self, source: usize, global: &Arc<str>, lsn: Lsn) -> bool {
+        if self.sources[source].loaded() >= lsn {
+            return false;
+        }
         let found = self.find(global, source, lsn);
         let Some((id, waiting)) = found.and_then(|id| Some((id, self.units.get_mut(&id)?))) else {
             return false;
@@ -42,6 +50,16 @@ impl Order {
         waiting.shown.push((source, lsn));
         self.candidates.look_at(id);
         true
+    }
+
+    /// Rows have been read, to be written where the source is read: what was prepared before would come too late for them, and waits for its commit.
+    pub(super) fn hide_early(&mut self, source: usize) {
+        self.sources[source].load();
+        for id in &self.named {
+            if let Some(waiting) = self.units.get_mut(id) {
+                waiting.shown.retain(|(of, _)| *of != source);
+            }
+        }
     }
 
     /// As [`Order::standing`], for a branch of the last step that has not committed. It goes on behind all of the step that has committed in its

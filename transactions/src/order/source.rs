@@ -24,6 +24,8 @@ pub(super) struct Source {
     /// In the order of the log, by numbers that count up.
     held: BTreeMap<u64, Held>,
     next: u64,
+    /// The last PREPARE before rows that were read, and are written.
+    loaded: Lsn,
     /// Those of them that are rows that were read.
     rows: BTreeSet<u64>,
     /// Units of those that are transactions, by their places.
@@ -67,6 +69,7 @@ impl Source {
             },
             held: BTreeMap::new(),
             next: 0,
+            loaded: Lsn::ZERO,
             rows: BTreeSet::new(),
             places: BTreeMap::new(),
             open: BTreeSet::new(),
@@ -169,6 +172,16 @@ impl Source {
         let at = self.put(unit, place, None);
         self.rows.insert(at);
         (at, place, Lsn(place.commit.0.saturating_add(1)))
+    }
+
+    /// Rows are written that were read here.
+    pub fn load(&mut self) {
+        self.loaded = self.prepared;
+    }
+
+    /// The last that was prepared before rows were read that are written.
+    pub fn loaded(&self) -> Lsn {
+        self.loaded
     }
 
     fn put(&mut self, unit: u64, place: Position, prepared: Option<Lsn>) -> u64 {

@@ -194,7 +194,7 @@ impl World {
                 let database = &self.databases[at];
                 // What is read again comes to no rows before it comes to what is new.
                 if database.read == database.furthest {
-                    let number = self.order.rows(at);
+                    let number = self.order.rows(at, true);
                     self.rows.insert((at, number), database.read);
                 }
             }

@@ -465,7 +465,8 @@ impl Stitch {
     /// Rows that were read at this place, or a question how far all before is durable.
     fn take_rows(&mut self, source: usize, batch: Batch) {
         self.end_open(source, None);
-        let number = self.order.rows(source);
+        let are_written = batch.phase == Phase::Snapshot && !batch.changes().is_empty();
+        let number = self.order.rows(source, are_written);
         let to = batch.changes().len();
         let batch = self.shelf.put(Arc::new(batch), 1);
         let slice = Slice {

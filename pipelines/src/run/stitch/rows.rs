@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     /// The rows that these changes of a table of numbers and notes have in common with others.
-    fn keys(make: impl FnOnce(&mut Feed)) -> Keys {
+    fn keys(make: impl FnOnce(&mut Feed) -> &mut Feed) -> Keys {
         let mut feed = Feed::new(&source("shop"));
         feed.begin(10);
         make(&mut feed);
@@ -109,19 +109,19 @@ mod tests {
             1,
             &[("id", "int4", INT4), ("note", "text", TEXT)],
         );
-        let one = keys(|feed| drop(feed.insert(&t, &["1".into(), "a".into()])));
-        let again = keys(|feed| drop(feed.update(&t, &["1".into(), "b".into()])));
-        let gone = keys(|feed| drop(feed.delete(&t, "1")));
+        let one = keys(|feed| feed.insert(&t, &["1".into(), "a".into()]));
+        let again = keys(|feed| feed.update(&t, &["1".into(), "b".into()]));
+        let gone = keys(|feed| feed.delete(&t, "1"));
         assert_eq!((&one, &one), (&again, &gone));
         assert_eq!(count(&one), Some(1));
         for other in [
-            keys(|feed| drop(feed.insert(&t, &["2".into(), "a".into()]))),
-            keys(|feed| drop(feed.insert(&u, &["1".into(), "a".into()]))),
+            keys(|feed| feed.insert(&t, &["2".into(), "a".into()])),
+            keys(|feed| feed.insert(&u, &["1".into(), "a".into()])),
         ] {
             assert_ne!(one, other);
         }
         // One that moves has both.
-        let moved = keys(|feed| drop(feed.rekey(&t, "1", &["2".into(), "a".into()])));
+        let moved = keys(|feed| feed.rekey(&t, "1", &["2".into(), "a".into()]));
         assert_eq!(count(&moved), Some(2));
     }
 
@@ -137,13 +137,14 @@ mod tests {
         nameless.key.clear();
         let nameless = std::sync::Arc::new(nameless);
         for any in [
-            keys(|feed| drop(feed.truncate(&t))),
-            keys(|feed| drop(feed.insert(&nameless, &["1".into(), "a".into()]))),
-            keys(|feed| drop(feed.update(&t, &[V::Unchanged, "a".into()]))),
+            keys(|feed| feed.truncate(&t)),
+            keys(|feed| feed.insert(&nameless, &["1".into(), "a".into()])),
+            keys(|feed| feed.update(&t, &[V::Unchanged, "a".into()])),
             keys(|feed| {
                 for id in 0..=MOST {
                     feed.insert(&t, &[V::Text(&id.to_string()), "a".into()]);
                 }
+                feed
             }),
         ] {
             assert_eq!(count(&any), None);

@@ -228,3 +228,29 @@ fn one_that_is_rolled_back_when_it_has_gone_on_is_told() {
     assert_eq!(order.settled(1), Lsn(90));
     assert!(order.release().is_none());
 }
+
+/// A row that is loaded stands at a later place than what was prepared before, and would win.
+#[test]
+fn one_that_was_prepared_before_rows_were_loaded_waits_for_its_commit() {
+    let (mut order, unit) = decided();
+    assert!(order.shown(1, &"g".into(), Lsn(10)));
+    order.read(1, Lsn(15));
+    order.rows(1, false);
+    order.rows(1, true);
+    let mut steps = std::iter::from_fn(|| order.release()).flatten();
+    assert!(steps.by_ref().take(2).all(|unit| unit.rows.is_some()));
+    assert!(steps.next().is_none(), "it waits");
+    drop(steps);
+    assert_eq!(order.prepared_in(unit), []);
+    assert!(!order.shown(1, &"g".into(), Lsn(10)));
+    commits(&mut order, 1, 30, Some(10));
+    let step = order.release().expect("complete");
+    assert!(step[0].members.iter().all(|member| !member.early));
+
+    // Rows that are compared are not written, and nobody waits for them longer than they take.
+    let (mut order, _) = decided();
+    order.rows(1, false);
+    assert!(order.shown(1, &"g".into(), Lsn(10)));
+    assert!(order.release().expect("the rows")[0].rows.is_some());
+    assert_eq!(order.release().expect("it goes on")[0].members.len(), 2);
+}

@@ -42,6 +42,8 @@ pub struct Options {
     pub pause: Duration,
     /// Articles: the fewer, the more purchases wait for each other.
     pub articles: u64,
+    /// More lines for the section of the `stitch`.
+    pub stitch: String,
     /// Between two evaluations of each invariant, as in the pipeline file.
     pub invariants_every: String,
     /// Decides what is bought, and what is broken when.
@@ -119,7 +121,7 @@ pub async fn run(
     folder: &Path,
 ) -> Result<Report, String> {
     let file = folder.join("pipeline.toml");
-    let text = shop.pipeline(folder, &options.invariants_every);
+    let text = shop.pipeline(folder, &options.invariants_every, &options.stitch);
     std::fs::write(&file, text).map_err(|error| error.to_string())?;
     let violations = Violations::default();
     let topic = Topic::follow(shop.kafka.bootstrap(), NAME, &violations);

@@ -106,8 +106,8 @@ impl Shop {
         )
     }
 
-    /// The pipeline file: everything as it is by default, but for what is looked at more often.
-    pub fn pipeline(&self, folder: &Path, invariants_every: &str) -> String {
+    /// The pipeline file: everything as it is by default, but for what is looked at more often, and `stitch`, lines for that section.
+    pub fn pipeline(&self, folder: &Path, invariants_every: &str, stitch: &str) -> String {
         let place = folder.display();
         format!(
             r#"name = "{NAME}"
@@ -133,6 +133,7 @@ two_phase = true
 [transforms.whole]
 type = "stitch"
 inputs = ["orders", "inventory"]
+{stitch}
 
 [sinks.events]
 type = "kafka"
