@@ -124,11 +124,13 @@ fn two_phase() -> Row {
             Panel::new(Lines, "From COMMIT PREPARED to durable", "s", "Good: milliseconds.")
                 .query("{{manager}} average", average(names::TWO_PHASE_VISIBLE, ALL, "manager"))
                 .query("{{manager}} p99", quantile(0.99, names::TWO_PHASE_VISIBLE, ALL, "manager")),
-            Panel::new(Lines, "Transactions of several databases", "cps", "Transactions a second that went on, by how. Good: whole. `mixed`: committed here, rolled back there, by hand. `late`: prepared when another branch had committed. `cut`: too large to go on at once.")
+            Panel::new(Lines, "Transactions of several databases", "cps", "Transactions a second that went on, by how. Good: whole. `mixed`: committed here, rolled back there, by hand. `early`: before all branches had committed. `late`: prepared when another branch had committed. `cut`: too large to go on at once.")
                 .query("{{stitch}} {{manager}} {{outcome}}", format!("sum by (stitch, manager, outcome) ({})", rate(names::STITCH_TRANSACTIONS, ALL))),
             Panel::new(Lines, "From the first commit to the last", "s", "How far the databases themselves are apart. Good: milliseconds.")
                 .query("{{stitch}} p50", quantile(0.5, names::STITCH_SKEW, ALL, "stitch"))
                 .query("{{stitch}} p99", quantile(0.99, names::STITCH_SKEW, ALL, "stitch")),
+            Panel::new(Lines, "Transactions that passed by", "cps", "Transactions a second that went on before others that had waited for longer than `lag_max`. Good: 0.")
+                .query("{{stitch}}", format!("sum by (stitch) ({})", rate(names::STITCH_PASSED, ALL))),
         ],
     }
 }
