@@ -68,7 +68,7 @@ fn it_is_what_the_chart_expects() {
 }
 
 #[test]
-fn its_labels_and_its_compiler_are_those_of_the_workspace() {
+fn its_labels_and_its_bases_are_those_of_the_workspace() {
     require!(Containers);
     let image = image();
     let label = |name: &str| image["Labels"][format!("org.opencontainers.image.{name}")].clone();
@@ -79,11 +79,15 @@ fn its_labels_and_its_compiler_are_those_of_the_workspace() {
         .lines()
         .filter_map(|line| line.strip_prefix("FROM "))
         .collect();
-    let compiler = format!(
-        "rust:{}.0-bookworm AS build",
-        env!("CARGO_PKG_RUST_VERSION")
-    );
+    let version = env!("CARGO_PKG_RUST_VERSION");
+    let compiler = format!("rust:{version}.0-bookworm AS build");
     assert_eq!(bases, [compiler.as_str(), "scratch"]);
+    // A name that is no stage's would be an image's.
+    let copied: Vec<&str> = text
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("--from="))
+        .collect();
+    assert_eq!(copied, ["build"]);
 }
 
 /// What cargo says that `lockstep` was made of, below the project's folder.

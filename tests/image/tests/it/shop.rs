@@ -161,7 +161,7 @@ async fn people_shop_and_every_copy_is_equal() {
             let more = count(&orders, "orders").await - first;
             (more >= PURCHASES)
                 .then_some(())
-                .ok_or(format!("{more} orders"))
+                .ok_or_else(|| format!("{more} orders"))
         })
         .await;
     shoppers.signal(Signal::TERM);
