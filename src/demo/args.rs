@@ -45,12 +45,18 @@ pub struct DemoArgs {
         long,
         env = "LOCKSTEP_DEMO_REDIS_URL",
         hide_env_values = true,
-        value_name = "URL"
+        value_name = "URL",
+        required_unless_present = "only"
     )]
-    pub redis_url: String,
+    pub redis_url: Option<String>,
     /// Bootstrap address of a Kafka broker.
-    #[arg(long, env = "LOCKSTEP_DEMO_KAFKA", value_name = "HOST:PORT")]
-    pub kafka: String,
+    #[arg(
+        long,
+        env = "LOCKSTEP_DEMO_KAFKA",
+        value_name = "HOST:PORT",
+        required_unless_present = "only"
+    )]
+    pub kafka: Option<String>,
     /// OpenSearch; without it, search is the embedded index.
     #[arg(
         long,
@@ -59,6 +65,9 @@ pub struct DemoArgs {
         value_name = "URL"
     )]
     pub opensearch_url: Option<String>,
+    /// Only one part of it, beside a pipeline that runs elsewhere.
+    #[arg(long, value_enum, value_name = "PART", conflicts_with_all = ["seconds", "import_rows", "folder", "listen"])]
+    pub only: Option<Only>,
     /// Purchases per second.
     #[arg(long, default_value_t = DEFAULT_RATE, value_parser = positive)]
     pub rate: f64,
@@ -89,6 +98,15 @@ pub struct DemoArgs {
     /// How the summary looks. As JSON it is all that is printed, and nothing stays up behind it.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+}
+
+/// What of the demo there is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Only {
+    /// The databases are made and filled, unless the shop is there already.
+    Fill,
+    /// People shop in databases that are there, until told to stop.
+    Shop,
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -138,8 +156,8 @@ impl DemoArgs {
         Ends {
             orders_url: Secret::new(&self.orders_url),
             inventory_url: Secret::new(&self.inventory_url),
-            kafka: self.kafka.clone(),
-            redis_url: Secret::new(&self.redis_url),
+            kafka: self.kafka.clone().unwrap_or_default(),
+            redis_url: Secret::new(self.redis_url.as_deref().unwrap_or_default()),
             search,
             admin: self.listen,
             state: folder.join("state"),
@@ -186,6 +204,19 @@ mod tests {
         assert!(
             matches!(args.ends(Path::new("/f")).search, Search::Tantivy(path) if path == Path::new("/f/search"))
         );
+    }
+
+    #[test]
+    fn a_part_of_it_needs_the_databases_alone() {
+        let given = |more: &[&str]| {
+            let given = ENDS.into_iter().take(5).chain(more.iter().copied());
+            Command::try_parse_from(given.collect::<Vec<_>>())
+        };
+        let only = given(&["--only", "fill"]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(only.demo.only, Some(Only::Fill));
+        assert!(given(&[]).is_err(), "the whole demo needs every end");
+        let timed = given(&["--only", "shop", "--seconds", "3"]);
+        assert!(timed.is_err(), "it shops until it is told to stop");
     }
 
     #[test]

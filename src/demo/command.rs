@@ -20,6 +20,7 @@ use super::compare::{Compared, Copy, compare};
 use super::load::{Load, LoadReport};
 use super::look::Look;
 use super::measure::{Gathered, peak_resident, resident};
+use super::only;
 use super::pipeline::{self, Ends, STATE_SINKS, Search};
 use super::shop::{INVENTORY_TABLES, ORDERS_TABLES, Shop};
 use super::summary::{Both, SinkSummary, Summary, Verdict};
@@ -38,6 +39,9 @@ const STOPPED: u8 = 130;
 
 /// Runs the demo. Exit code 0 when every copy equals its source; 130 when it was told to stop before it could say so.
 pub async fn demo(args: &DemoArgs, registry: &Registry) -> Outcome {
+    if let Some(part) = args.only {
+        return only::part(args, part).await;
+    }
     let folder = Folder::of(args)?;
     let ends = args.ends(folder.path());
     let stop = CancellationToken::new();

@@ -8,6 +8,7 @@ pub mod goods;
 pub mod load;
 mod look;
 pub mod measure;
+mod only;
 pub mod pipeline;
 pub mod random;
 pub mod rows;

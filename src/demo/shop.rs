@@ -106,6 +106,28 @@ impl Shop {
         Ok(shop)
     }
 
+    /// Whether both databases hold the shop's tables. A database that does not exist is created.
+    ///
+    /// # Errors
+    /// When a database cannot be reached.
+    pub async fn is_made(orders_url: &str, inventory_url: &str) -> Result<bool> {
+        let mut made = true;
+        for (url, tables) in [
+            (orders_url, ORDERS_TABLES),
+            (inventory_url, INVENTORY_TABLES),
+        ] {
+            let url = Secret::new(url);
+            ensure_database(&url).await?;
+            let sql = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename = ANY($1)";
+            let counted = connect(&url).await?.query_one(sql, &[&tables]).await;
+            let counted: i64 = counted
+                .map_err(|error| failed("looking for the shop's tables", error))?
+                .get(0);
+            made &= counted.unsigned_abs() == tables.len() as u64;
+        }
+        Ok(made)
+    }
+
     /// A shop that [`Shop::create`] made earlier, in this process or another.
     ///
     /// # Errors

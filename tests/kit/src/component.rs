@@ -38,6 +38,8 @@ pub enum Component {
     Chromium,
     /// Prometheus, and promtool: [`prometheus`](crate::prometheus).
     Prometheus,
+    /// Reads Dockerfiles and compose files: [`containers`](crate::containers).
+    Containers,
 }
 
 /// The major versions of PostgreSQL that lockstep supports and the kit installs.
@@ -77,9 +79,12 @@ impl Component {
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
             Self::Kubernetes => Some("LOCKSTEP_TEST_KUBERNETES".into()),
-            Self::Debezium | Self::Managers | Self::Helm | Self::Chromium | Self::Prometheus => {
-                None
-            }
+            Self::Debezium
+            | Self::Managers
+            | Self::Helm
+            | Self::Chromium
+            | Self::Prometheus
+            | Self::Containers => None,
         }
     }
 
@@ -105,6 +110,7 @@ impl Component {
             Self::Helm => "helm",
             Self::Chromium => "chromium",
             Self::Prometheus => "prometheus",
+            Self::Containers => "containers",
         }
     }
 
@@ -118,7 +124,7 @@ impl Component {
             | Self::Elasticsearch
             | Self::Zookeeper
             | Self::Debezium => is_made(self.install_name()) && crate::java::program().is_some(),
-            Self::Kubernetes | Self::Helm => is_made(self.install_name()),
+            Self::Kubernetes | Self::Helm | Self::Containers => is_made(self.install_name()),
             Self::Chromium => on_path("chromium") && on_path("chromedriver") && is_made("axe"),
             Self::Managers => {
                 let is_there = is_made(self.install_name()) && is_made("psycopg");
@@ -167,6 +173,7 @@ impl fmt::Display for Component {
             Self::Helm => f.write_str("Helm"),
             Self::Chromium => f.write_str("Chromium"),
             Self::Prometheus => f.write_str("Prometheus"),
+            Self::Containers => f.write_str("the reader of Dockerfiles and compose files"),
         }
     }
 }

@@ -144,7 +144,8 @@ async fn start_one(component: Component) -> Result<Server, Error> {
         | Component::Managers
         | Component::Helm
         | Component::Chromium
-        | Component::Prometheus => {
+        | Component::Prometheus
+        | Component::Containers => {
             unreachable!("not a server, and not among `all()`")
         }
     };

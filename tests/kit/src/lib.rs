@@ -26,6 +26,7 @@ pub mod chromium;
 pub mod clock;
 pub mod component;
 pub mod connect;
+pub mod containers;
 pub mod disk;
 mod error;
 mod http;
