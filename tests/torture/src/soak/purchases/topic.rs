@@ -167,6 +167,7 @@ fn record(message: &BorrowedMessage<'_>) -> Result<Record, String> {
         .or_else(|| Some(number(&value["source"], "ts_ms")? * 1_000));
     Ok(Record {
         offset: at,
+        id: header("lockstep.id").unwrap_or_default(),
         global: header("lockstep.gtrid").map(|name| (name, branches.unwrap_or_default())),
         committed_micros: micros.unwrap_or_default().cast_signed(),
         row: row(&value).ok_or_else(|| format!("offset {at}: {value}"))?,

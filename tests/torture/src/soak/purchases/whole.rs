@@ -11,6 +11,8 @@ use super::violations::Violations;
 pub struct Record {
     /// In the partition. The end of a transaction of Kafka takes one, so a gap is where one ends.
     pub offset: i64,
+    /// What identifies the change.
+    pub id: String,
     /// The headers of a transaction of several databases: what its branches share, and how many there are.
     pub global: Option<(String, u32)>,
     /// When the branch committed, microseconds since 1970.
@@ -46,6 +48,8 @@ pub enum Row {
 pub struct Whole {
     orders: HashSet<u64>,
     reservations: HashSet<u64>,
+    /// The last reservations, and orders, by number: where they came, and as what.
+    lately: HashMap<(bool, u64), (i64, String)>,
     visits: HashSet<u64>,
     /// Purchases of which one half has come.
     halves: HashSet<u64>,
@@ -159,8 +163,23 @@ impl Whole {
             }
             Row::Copied | Row::Message => true,
         };
+        let of = match row {
+            Row::Order(number) => Some((true, number)),
+            Row::Reservation(number) => Some((false, number)),
+            _ => None,
+        };
         if !is_new {
-            violations.add(format!("topic, offset {offset}: {row:?} comes again"));
+            let before = of.and_then(|of| self.lately.get(&of));
+            violations.add(format!(
+                "topic, offset {offset}: {row:?} comes again as {} of {:?}, before: {before:?}",
+                record.id, record.global
+            ));
+        }
+        if let Some(of) = of {
+            if self.lately.len() > 100_000 {
+                self.lately.clear();
+            }
+            self.lately.insert(of, (offset, record.id.clone()));
         }
     }
 
@@ -223,6 +242,7 @@ mod tests {
         ];
         let record = |(at, row)| Record {
             offset: from + at,
+            id: String::new(),
             global: Some((format!("buy {number}"), 2)),
             committed_micros: 1_000 * from + at,
             row,
@@ -244,6 +264,7 @@ mod tests {
     fn whole_purchases_in_their_order_are_right() {
         let visit = Record {
             offset: 6,
+            id: String::new(),
             global: None,
             committed_micros: 0,
             row: Row::Visit(1),
