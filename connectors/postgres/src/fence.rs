@@ -19,8 +19,10 @@ const ASK: &str =
     "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), '0/0')::int8";
 
 /// Whether a branch is prepared still. What the server has sent of one may have been rolled back while it was decoded, and then is not all of it.
+/// One of its name that was prepared at another time is another one: coordinators try again under the name of what they gave up.
 const LISTS: &str = "SELECT 1 FROM pg_catalog.pg_prepared_xacts \
-    WHERE gid = $1 AND database = pg_catalog.current_database()";
+    WHERE gid = $1 AND database = pg_catalog.current_database() \
+    AND (extract(epoch FROM prepared) * 1000000)::int8 = $2";
 
 /// How far somebody waits for the stream to come, and what he asks it for.
 #[derive(Debug, Default)]
@@ -102,7 +104,7 @@ impl Fences for Fence {
         let mut open = self.client.lock().await;
         let client = self.client(&mut open).await?;
         let doing = "ask whether a branch is prepared still";
-        let rows = sql::query(&client, doing, LISTS, &[&&*prepared.gid]).await?;
+        let rows = sql::query(&client, doing, LISTS, &[&&*prepared.gid, &prepared.micros]).await?;
         *open = Some(client);
         if rows.is_empty() {
             return Ok(false);

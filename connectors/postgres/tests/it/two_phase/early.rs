@@ -98,8 +98,10 @@ async fn one_that_has_ended_does_not_come() {
     assert!(!ask(&pair.on, &branch).await, "the server does not list it");
     // One of its name is another one, and is not taken for it.
     prepare(&pair.database, "a", "INSERT INTO t VALUES (2)").await;
-    assert!(ask(&pair.on, &branch).await, "it goes by the name");
+    assert!(!ask(&pair.on, &branch).await, "another one");
     pair.agree().await;
+    let second = prepared(&pair.on);
+    assert!(second.lsn > branch.lsn && ask(&pair.on, &second).await);
     assert!(!is_told(&pair.on, branch.lsn));
     assert!(pair.on.seen.iter().all(|seen| seen.gid.is_none()));
     roll_back(&pair.database, "a").await;
