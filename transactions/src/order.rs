@@ -467,9 +467,9 @@ impl Order {
     #[must_use]
     pub fn standing(&self, source: usize, place: Position, later: &[Position]) -> Standing {
         let mut reach = self.sources[source].reach();
-        reach.spans.retain(|(_, to)| *to > reach.upto);
         let upto = (reach.upto < place).then_some(reach.upto);
         let before = upto.unwrap_or(place);
+        reach.spans.retain(|(_, to)| *to > before);
         let ahead = reach.ahead.into_iter();
         let is_else = |ahead: &Position| *ahead != place && !later.contains(ahead);
         Standing {

@@ -532,7 +532,8 @@ proptest! {
                     .any(|member| (member.source, member.place.commit) == (at, commit));
                 for (lsn, record) in &database.log[..database.read] {
                     if matches!(record, Record::Commit { .. }) {
-                        let reached = lsn.0 + 5 <= reach.through.0 || reach.ahead.contains(&whole(lsn.0));
+                        let reached = lsn.0 + 5 <= reach.through.0 || reach.ahead.contains(&whole(lsn.0))
+                            || reach.spans.iter().any(|(from, to)| (*from..=*to).contains(&whole(lsn.0)));
                         prop_assert_eq!(reached, went(*lsn), "{} by {:?}", lsn, reach);
                     }
                 }
