@@ -19,6 +19,8 @@ pub struct Page {
     pub anchors: Vec<String>,
     /// Where it leads.
     pub links: Vec<Link>,
+    /// What stands between backticks in its lines.
+    pub spans: Vec<Span>,
 }
 
 /// A block of code.
@@ -31,6 +33,15 @@ pub struct Block {
     /// The first word of what its fence says: `sh`, `toml`; nothing for pictures of characters.
     pub language: String,
     /// What is in it.
+    pub text: String,
+}
+
+/// Code inside a line.
+#[derive(Debug)]
+pub struct Span {
+    /// Its line.
+    pub line: usize,
+    /// What it is.
     pub text: String,
 }
 
@@ -74,6 +85,7 @@ impl Page {
             blocks: Vec::new(),
             anchors: Vec::new(),
             links: Vec::new(),
+            spans: Vec::new(),
         };
         let mut open: Option<(String, Block)> = None;
         let mut anchors: BTreeMap<String, usize> = BTreeMap::new();
@@ -105,6 +117,10 @@ impl Page {
                 *seen += 1;
             }
             page.anchors.extend(attributes(line, &["id", "name"]));
+            page.spans.extend(code(line).map(|text| Span {
+                line: number,
+                text: text.to_owned(),
+            }));
             let targets = targets(line);
             page.links.extend(targets.into_iter().map(|target| Link {
                 line: number,
@@ -199,6 +215,12 @@ fn attributes(line: &str, names: &[&str]) -> Vec<String> {
     out
 }
 
+/// What stands between backticks.
+fn code(line: &str) -> impl Iterator<Item = &str> {
+    let closed = line.matches('`').count() / 2 * 2;
+    line.split('`').take(closed).skip(1).step_by(2)
+}
+
 /// Without what stands between backticks.
 fn without_code(line: &str) -> String {
     let mut parts = line.split('`');
@@ -226,6 +248,8 @@ mod tests {
         assert_eq!(page.anchors, ["the-run-of-it-twice", "a", "a-1"]);
         let targets: Vec<_> = page.links.iter().map(|link| &*link.target).collect();
         assert_eq!(targets, ["a.md#x", "b/c.md"]);
+        let spans: Vec<_> = page.spans.iter().map(|span| &*span.text).collect();
+        assert_eq!(spans, ["run", "[no](d.md)"]);
         let block = &page.blocks[0];
         assert_eq!((block.line, &*block.language), (6, "sh"));
         assert_eq!(block.text, "true\n  # inner\n");

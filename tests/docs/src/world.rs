@@ -14,6 +14,9 @@ use tempfile::TempDir;
 use crate::page::{Block, Page};
 use crate::{program, root, shell};
 
+/// What the databases `shop` and `orders` hold, unless a page makes tables of its own.
+pub const SHOP: &str = include_str!("shop.sql");
+
 /// The most that a page's commands may take.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -74,8 +77,8 @@ impl World {
             format!("{url}/{database}")
         };
         for (server, database, sql) in [
-            (Some(&orders), "shop", include_str!("shop.sql")),
-            (Some(&orders), "orders", include_str!("shop.sql")),
+            (Some(&orders), "shop", SHOP),
+            (Some(&orders), "orders", SHOP),
             (
                 inventory.as_ref(),
                 "inventory",

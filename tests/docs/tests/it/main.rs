@@ -3,5 +3,6 @@
 
 mod blocks;
 mod exempt;
+mod inline;
 mod links;
 mod run;
