@@ -24,6 +24,8 @@ mod postgres;
 mod progress;
 mod quoted;
 mod reconcile;
+#[cfg(all(test, feature = "search-embedded"))]
+mod reference;
 mod run;
 mod schema;
 #[cfg(feature = "search-embedded")]

@@ -6,7 +6,7 @@ use std::time::Duration as StdDuration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A text that is never printed: passwords, tokens, URLs with credentials.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -118,6 +118,13 @@ impl<'de> Deserialize<'de> for Duration {
     }
 }
 
+/// As a pipeline file has it: so defaults are in the schema.
+impl Serialize for Duration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl JsonSchema for Duration {
     fn schema_name() -> Cow<'static, str> {
         "Duration".into()
@@ -169,6 +176,31 @@ impl ByteSize {
     #[must_use]
     pub fn bytes(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (size, unit) in [
+            (1 << 30, "GiB"),
+            (1 << 20, "MiB"),
+            (1_000_000_000, "GB"),
+            (1_000_000, "MB"),
+            (1 << 10, "KiB"),
+            (1_000, "kB"),
+        ] {
+            if self.0 > 0 && self.0.is_multiple_of(size) {
+                return write!(f, "{}{unit}", self.0 / size);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+/// As a pipeline file has it: so defaults are in the schema.
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -229,6 +261,10 @@ mod tests {
         assert_eq!(ByteSize::parse("64KiB"), Ok(ByteSize(65_536)));
         assert_eq!(ByteSize::parse("1MB"), Ok(ByteSize(1_000_000)));
         assert!(ByteSize::parse("1 apple").is_err());
+        for text in ["64KiB", "32MiB", "15MB", "1GiB", "100kB", "512"] {
+            let size = ByteSize::parse(text).expect(text);
+            assert_eq!(size.to_string(), text);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Every metric's name, and the question it answers. `docs/metrics.md` is checked against this list.
+//! Every metric's name, and the question it answers. The table of `docs/metrics.md` is made from this list.
 
 /// A metric.
 #[derive(Clone, Copy, Debug)]
@@ -100,5 +100,38 @@ mod tests {
         assert_eq!(names.len(), ALL.len());
         assert!(names.iter().all(|name| name.starts_with("lockstep_")));
         assert!(ALL.iter().all(|metric| metric.help.ends_with('?')));
+    }
+
+    const PAGE: &str = "../docs/metrics.md";
+    const BEGIN: &str = "<!-- begin: generated from the list of metrics -->\n";
+    const END: &str = "<!-- end -->\n";
+    /// Set it, and the test below writes the table instead of comparing it.
+    const WRITE: &str = "LOCKSTEP_WRITE_DOCS";
+
+    fn row(metric: &Metric) -> String {
+        let labels = match metric.labels.is_empty() {
+            true => "–".to_owned(),
+            false => metric.labels.join(", "),
+        };
+        format!("| `{}` | {labels} | {} |\n", metric.name, metric.help)
+    }
+
+    #[test]
+    fn the_page_has_every_metric_with_its_labels_and_question() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+        let page = std::fs::read_to_string(&path).expect("the page");
+        let (before, rest) = page.split_once(BEGIN).expect("the page has a begin");
+        let (part, after) = rest.split_once(END).expect("the page has an end");
+        let rows: String = ALL.iter().map(row).collect();
+        let expected = format!("\n| metric | labels | question |\n|---|---|---|\n{rows}\n");
+        if std::env::var_os(WRITE).is_some() {
+            let page = format!("{before}{BEGIN}{expected}{END}{after}");
+            std::fs::write(&path, page).expect("it can be written");
+            return;
+        }
+        assert!(
+            part == expected,
+            "docs/metrics.md is not as the list is; {WRITE}=1 writes it"
+        );
     }
 }

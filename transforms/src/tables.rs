@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use lockstep_core::schema::{Column, TableSchema};
 use lockstep_core::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The tables a transform applies to: `schema.table` or `source.schema.table`, with `*` for any run of characters.
 /// Other tables pass as they are. Empty: every table.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Tables(pub Vec<String>);
 

@@ -4,7 +4,7 @@ use lockstep_core::config::{ByteSize, Duration, Secret};
 use lockstep_core::error::{Error, ErrorKind, Result};
 use lockstep_pg::wire::target::Target;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// `publication` when the file does not say.
 pub const DEFAULT_PUBLICATION: &str = "lockstep";
@@ -79,13 +79,13 @@ pub struct PostgresConfig {
     /// How often the server hears from us at least. Keep it below half of the server's `wal_sender_timeout`.
     #[serde(default = "default_status_interval")]
     pub status_interval: Duration,
-    /// How long the reader naps between reads while the stream is busy; `0ms` reads eagerly.
+    /// How long the reader naps between reads while the stream is busy; `0` reads eagerly.
     #[serde(default = "default_coalesce")]
     pub coalesce_micros: u32,
 }
 
 /// Whether existing rows are copied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotMode {
     /// Once, when the pipeline has not copied them yet.
@@ -98,7 +98,7 @@ pub enum SnapshotMode {
 }
 
 /// Whether transactions that outgrow the server's `logical_decoding_work_mem` are received while they are in progress.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Streaming {
     /// The server keeps them, and sends them when they have committed.
@@ -109,7 +109,7 @@ pub enum Streaming {
 }
 
 /// What to do when changes can no longer be read without a gap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnSlotLost {
     /// Stop the pipeline and leave everything as it is.

@@ -7,7 +7,7 @@ use lockstep_core::config::{ByteSize, Duration, Secret};
 use lockstep_leases::LeaseConfig;
 use lockstep_reconciler::invariants::Rule;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Bytes that batches may hold, when the file does not say: enough to keep three sinks busy, small enough to stay far
@@ -217,7 +217,7 @@ pub struct SinkPolicy {
 }
 
 /// What becomes of a row that a sink refuses for good.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnError {
     /// It is put aside among the dead letters, and the rest goes on.
@@ -228,7 +228,7 @@ pub enum OnError {
 }
 
 /// What becomes of later changes of the key of a row that lies aside.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Later {
     /// They go on.

@@ -14,7 +14,7 @@ use lockstep_core::batch::Op;
 use lockstep_core::check::Finding;
 use lockstep_core::schema::TableSchema;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::key::KeyJson;
 use crate::value::{Mapping, Plan};
@@ -40,7 +40,7 @@ pub const HEADER_OLD_KEY: &str = "__debezium.oldkey";
 pub const DEFAULT_DECIMALS: Decimals = Decimals::String;
 
 /// How `numeric` and `money` are written in the `debezium` format.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Decimals {
     /// As text, nothing lost: `"123.45"`.
@@ -61,8 +61,8 @@ pub struct DebeziumOptions {
 
 /// The format of a record's value. In a pipeline file: `"debezium"` or `"flat"`; options have keys of their own beside it
 /// ([`Decimals`], see [`Format::with_decimals`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(from = "FormatName")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "FormatName", into = "FormatName")]
 #[schemars(with = "FormatName")]
 pub enum Format {
     /// Debezium's JSON envelope, field for field.
@@ -132,7 +132,7 @@ impl Format {
 }
 
 /// The format of a record's value.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum FormatName {
     /// Debezium's JSON envelope, field for field.
@@ -146,6 +146,15 @@ impl From<FormatName> for Format {
         match name {
             FormatName::Debezium => Format::default(),
             FormatName::Flat => Format::Flat,
+        }
+    }
+}
+
+impl From<Format> for FormatName {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Debezium(_) => FormatName::Debezium,
+            Format::Flat => FormatName::Flat,
         }
     }
 }

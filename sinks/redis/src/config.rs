@@ -6,7 +6,7 @@ use lockstep_core::config::{ByteSize, Duration, Secret};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_redis::{Server, TlsConfig, default_connect_timeout, default_response_timeout};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::keys;
 
@@ -65,7 +65,7 @@ pub struct RedisConfig {
 }
 
 /// What a key holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ValueFormat {
     /// The row as one JSON text.
@@ -76,7 +76,7 @@ pub enum ValueFormat {
 }
 
 /// How writes are grouped into script calls. A call ends at whichever limit comes first.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchConfig {
     /// Keys per script call, 1 to 1000. In a cluster the keys of a call share a hash slot. Default: 128.

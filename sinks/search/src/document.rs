@@ -8,11 +8,11 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::row::RowJson;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// What happens when an UPDATE left a TOASTed value unchanged and the index has no document that holds it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Incomplete {
     /// The row is refused: put aside, or with `on_error = "stop"` the end of the pipeline.

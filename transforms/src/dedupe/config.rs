@@ -5,7 +5,7 @@ use lockstep_core::error::At;
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_redis::{Server, TlsConfig, default_connect_timeout, default_response_timeout};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How long a key is remembered.
 pub const DEFAULT_WINDOW: Duration = Duration(std::time::Duration::from_secs(24 * 3600));
@@ -43,7 +43,7 @@ fn default_window() -> Duration {
 }
 
 /// What happens to a row that repeats a key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// It is left out.
@@ -56,7 +56,7 @@ pub enum Action {
 }
 
 /// Where keys are compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// Within one table of one source: two tables may use the same keys.
@@ -111,7 +111,7 @@ pub struct RedisStore {
 }
 
 /// What becomes of the pipeline when the server has lost keys.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnLost {
     /// It stops; nothing is acknowledged.

@@ -7,7 +7,7 @@ use lockstep_core::config::{ByteSize, Duration, Secret};
 use lockstep_core::template::Template;
 use lockstep_core::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::document::Incomplete;
@@ -97,7 +97,7 @@ pub struct Config {
 }
 
 /// What an index is created with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mapping {
     /// A field per column, by its type; columns that appear later are added.
@@ -108,7 +108,7 @@ pub enum Mapping {
 }
 
 /// When a write becomes visible to searches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Refresh {
     /// When the index refreshes by itself (`index.refresh_interval`, one second by default). The fastest.

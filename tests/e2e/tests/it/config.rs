@@ -182,37 +182,3 @@ async fn the_schema_is_json_and_knows_every_kind() {
         assert!(ended.stdout.contains(&format!("\"{kind}\"")), "{kind}");
     }
 }
-
-#[test]
-fn the_page_on_metrics_has_every_metric_with_its_labels_and_question() {
-    let page =
-        std::fs::read_to_string(repository().join("docs/metrics.md")).expect("docs/metrics.md");
-    let rows: Vec<Vec<&str>> = page
-        .lines()
-        .filter(|line| line.starts_with("| `lockstep_"))
-        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
-        .collect();
-    let documented: Vec<String> = rows.iter().map(|row| row.join(" | ")).collect();
-    let labels = |labels: &[&str]| {
-        if labels.is_empty() {
-            "–".to_owned()
-        } else {
-            labels.join(", ")
-        }
-    };
-    let there_are: Vec<String> = lockstep_core::metrics::ALL
-        .iter()
-        .map(|metric| {
-            format!(
-                "`{}` | {} | {}",
-                metric.name,
-                labels(metric.labels),
-                metric.help
-            )
-        })
-        .collect();
-    assert_eq!(
-        documented, there_are,
-        "docs/metrics.md and lockstep_core::metrics::ALL differ"
-    );
-}
