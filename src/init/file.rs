@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::sinks::{Sink, Surroundings};
@@ -83,8 +84,18 @@ impl Plan<'_> {
         out += &line(&name, "progress belongs to this name: keep it");
         out += &format!("\n{}", line("[admin]", "/metrics /healthz /readyz /api/*"));
         let listen = format!("listen = {}", string(self.listen));
-        out += &line(&listen, "other machines should need a token:");
-        out += "# token = \"${LOCKSTEP_ADMIN_TOKEN}\"\n";
+        let token = "token = \"${LOCKSTEP_ADMIN_TOKEN}\"\n";
+        let is_near = self
+            .listen
+            .parse::<SocketAddr>()
+            .is_ok_and(|address| address.ip().is_loopback());
+        if is_near {
+            out += &line(&listen, "other machines need a token:");
+            out += "# ";
+        } else {
+            out += &line(&listen, "which other machines reach, with a token:");
+        }
+        out += token;
         out
     }
 
