@@ -16,6 +16,15 @@ const COMMENTS: usize = 40;
 /// The transform that puts the sources together.
 const STITCH: &str = "whole";
 
+/// The variable that the file takes the admin endpoint's token from.
+pub const TOKEN_VARIABLE: &str = "LOCKSTEP_ADMIN_TOKEN";
+
+/// Whether others reach an address, so that the file asks for a token.
+pub fn needs_token(listen: &str) -> bool {
+    let address = listen.parse::<SocketAddr>();
+    !address.is_ok_and(|address| address.ip().is_loopback())
+}
+
 /// What the file is made of.
 #[derive(Debug)]
 pub struct Plan<'a> {
@@ -84,18 +93,14 @@ impl Plan<'_> {
         out += &line(&name, "progress belongs to this name: keep it");
         out += &format!("\n{}", line("[admin]", "/metrics /healthz /readyz /api/*"));
         let listen = format!("listen = {}", string(self.listen));
-        let token = "token = \"${LOCKSTEP_ADMIN_TOKEN}\"\n";
-        let is_near = self
-            .listen
-            .parse::<SocketAddr>()
-            .is_ok_and(|address| address.ip().is_loopback());
-        if is_near {
+        let token = format!("token = \"${{{TOKEN_VARIABLE}}}\"\n");
+        if needs_token(self.listen) {
+            out += &line(&listen, "which other machines reach, with a token:");
+        } else {
             out += &line(&listen, "other machines need a token:");
             out += "# ";
-        } else {
-            out += &line(&listen, "which other machines reach, with a token:");
         }
-        out += token;
+        out += &token;
         out
     }
 
