@@ -219,7 +219,7 @@ async fn what_cannot_connect_tells_no_secret() {
             };
             pipeline.until(PATIENCE, "what is not there", told).await;
         }
-        pipeline.kill9();
+        drop(pipeline);
         folder_clean(setup.folder(), &setup.file());
     }
 }
