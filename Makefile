@@ -13,7 +13,7 @@ TORTURE ?=
 # SOAK='--minutes 5 --sinks kafka,redis-json', or '--purchases 500' for purchases over two clusters: see `--help`.
 SOAK ?=
 
-.PHONY: demo test torture soak bench lint install-test
+.PHONY: demo test torture soak bench lint audit install-test
 
 demo:
 	tests/kit/install postgres redis kafka $(if $(FULL),opensearch)
@@ -53,5 +53,10 @@ lint:
 	cargo clippy --workspace --all-targets -- -D warnings
 	@if cargo tree --workspace --edges normal,build -i aws-lc-sys >/dev/null 2>&1; then \
 		echo 'aws-lc-sys is in the tree; one TLS provider (ring) is enough' >&2; exit 1; fi
+
+# Installs cargo-deny when it is not there. Fetches the database of advisories.
+audit:
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny --locked check
 
 comma := ,

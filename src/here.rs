@@ -40,6 +40,7 @@ impl Here {
         let mut admin = pipeline.admin.take().unwrap_or_else(|| Admin {
             listen: "127.0.0.1:0".to_owned(),
             token: None,
+            open: false,
         });
         let running = match Standby::new(&pipeline, &holder())? {
             None => lockstep_pipelines::start(&pipeline, shutdown.clone()).await?,

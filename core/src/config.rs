@@ -5,13 +5,54 @@ use std::fmt;
 use std::time::Duration as StdDuration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error as _;
+use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A text that is never printed: passwords, tokens, URLs with credentials.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_string(SecretVisitor)
+    }
+}
+
+/// Takes texts. What is of another type is not repeated, as serde itself would: a password of digits without its quotes is one all the
+/// same.
+struct SecretVisitor;
+
+impl Visitor<'_> for SecretVisitor {
+    type Value = Secret;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text in quotes")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Secret, E> {
+        Ok(Secret::new(text))
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Secret, E> {
+        Ok(Secret(text))
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Secret, E> {
+        Err(E::invalid_type(Unexpected::Other("a boolean"), &self))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Secret, E> {
+        Err(E::invalid_type(Unexpected::Other("a number"), &self))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Secret, E> {
+        Err(E::invalid_type(Unexpected::Other("a number"), &self))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Secret, E> {
+        Err(E::invalid_type(Unexpected::Other("a number"), &self))
+    }
+}
 
 impl Secret {
     /// Wraps a secret.
@@ -25,23 +66,23 @@ impl Secret {
         &self.0
     }
 
-    /// A URL without its user name, password and query, for messages: `redis://127.0.0.1:6379`.
+    /// A URL without its user name, password and query, for messages: `redis://127.0.0.1:6379`. Where a password with an unencoded `/`,
+    /// `?` or `#` may have cut it in the wrong place, only the scheme: `redis://***`.
     #[must_use]
     pub fn redacted_url(&self) -> String {
         let Some((scheme, rest)) = self.0.split_once("://") else {
             return "***".to_owned();
         };
-        let rest = rest.split(['?', '#']).next().unwrap_or_default();
-        let (authority, path) = rest
-            .split_once('/')
-            .map_or((rest, None), |(a, p)| (a, Some(p)));
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, behind) = rest.split_at(end);
+        if behind.contains('@') {
+            return format!("{scheme}://***");
+        }
+        let path = behind.split(['?', '#']).next().unwrap_or_default();
         let host = authority
             .rsplit_once('@')
             .map_or(authority, |(_, host)| host);
-        path.map_or_else(
-            || format!("{scheme}://{host}"),
-            |path| format!("{scheme}://{host}/{path}"),
-        )
+        format!("{scheme}://{host}{path}")
     }
 }
 
@@ -272,5 +313,36 @@ mod tests {
         let secret = Secret::new("postgres://u:p@h:5432/db?sslmode=disable");
         assert_eq!(format!("{secret:?}"), "***");
         assert_eq!(secret.redacted_url(), "postgres://h:5432/db");
+    }
+
+    #[test]
+    fn no_part_of_a_password_is_taken_for_a_host_or_a_path() {
+        for (url, shown) in [
+            ("redis://u:pa/ss@h:1/0", "redis://***"),
+            ("redis://u:pa?ss@h:1/0", "redis://***"),
+            ("redis://u:pa#ss@h:1/0", "redis://***"),
+            ("redis://u:p@a/ss@h:1/0", "redis://***"),
+            ("redis://u:p@a@h:1/0", "redis://h:1/0"),
+            (
+                "https://h:9200/search/?key=pass#pass",
+                "https://h:9200/search/",
+            ),
+            ("u:pass@h", "***"),
+        ] {
+            assert_eq!(Secret::new(url).redacted_url(), shown, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_secret_of_another_type_is_not_repeated() {
+        for text in ["90210", "-90210", "90210.5", "true"] {
+            let value: serde_json::Value = serde_json::from_str(text).expect("JSON");
+            let error = serde_json::from_value::<Secret>(value).expect_err(text);
+            let error = error.to_string();
+            assert!(
+                !error.contains(text.trim_start_matches('-')) && error.contains("quotes"),
+                "{error}"
+            );
+        }
     }
 }

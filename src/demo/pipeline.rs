@@ -79,6 +79,7 @@ fn write(ends: &Ends, url: impl Fn(&Secret) -> String) -> String {
 
 [admin]
 listen = "{admin}"
+open = {open}
 
 [state]
 dir = {state}
@@ -125,6 +126,8 @@ inputs = ["once"]
 {search}
 "#,
         admin = ends.admin,
+        // Whoever lets others at a demo has said so.
+        open = !ends.admin.ip().is_loopback(),
         state = path_string(&ends.state),
         orders_url = string(&url(&ends.orders_url)),
         orders_tables = tables(ORDERS_TABLES),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::sinks::{Sink, Surroundings};
@@ -14,6 +15,15 @@ use crate::quoted::{literal, string};
 const COMMENTS: usize = 40;
 /// The transform that puts the sources together.
 const STITCH: &str = "whole";
+
+/// The variable that the file takes the admin endpoint's token from.
+pub const TOKEN_VARIABLE: &str = "LOCKSTEP_ADMIN_TOKEN";
+
+/// Whether others reach an address, so that the file asks for a token.
+pub fn needs_token(listen: &str) -> bool {
+    let address = listen.parse::<SocketAddr>();
+    !address.is_ok_and(|address| address.ip().is_loopback())
+}
 
 /// What the file is made of.
 #[derive(Debug)]
@@ -83,8 +93,14 @@ impl Plan<'_> {
         out += &line(&name, "progress belongs to this name: keep it");
         out += &format!("\n{}", line("[admin]", "/metrics /healthz /readyz /api/*"));
         let listen = format!("listen = {}", string(self.listen));
-        out += &line(&listen, "other machines should need a token:");
-        out += "# token = \"${LOCKSTEP_ADMIN_TOKEN}\"\n";
+        let token = format!("token = \"${{{TOKEN_VARIABLE}}}\"\n");
+        if needs_token(self.listen) {
+            out += &line(&listen, "which other machines reach, with a token:");
+        } else {
+            out += &line(&listen, "other machines need a token:");
+            out += "# ";
+        }
+        out += &token;
         out
     }
 

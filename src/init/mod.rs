@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use self::address::{Database, Password, called};
 pub use self::args::Arguments;
 use self::ask::Asker;
-use self::file::Plan;
+use self::file::{Plan, TOKEN_VARIABLE};
 use self::sinks::Sink;
 use self::source::Source;
 use self::tables::{choose, listing, numbers, suggested};
@@ -61,16 +61,17 @@ pub async fn init(arguments: &Arguments, registry: &Registry) -> Outcome {
         None => PathBuf::from(format!("{}.toml", answers.name)),
     };
     may_write(&file, arguments.force)?;
+    let listen = listen(arguments.listen);
     let plan = Plan {
         name: &answers.name,
-        listen: &listen(arguments.listen),
+        listen: &listen,
         sources: &answers.sources,
         stitch: answers.stitch,
         sinks: &answers.sinks,
     };
     write(&file, &plan.text(&file), arguments.force)?;
     let checked = check(&file, &answers, registry, variables).await?;
-    let missing = missing_variables(&answers);
+    let missing = missing_variables(&answers, &listen);
     match arguments.format {
         Format::Json => output::print_json(&json(&file, &answers, &missing, &checked)),
         Format::Table => output::print(&told(&file, &missing, &checked)),
@@ -418,6 +419,10 @@ async fn check(
         let value = password.value.reveal().to_owned();
         variables.insert(password.variable.clone(), value);
     }
+    // What it will be is no part of what is checked.
+    variables
+        .entry(TOKEN_VARIABLE.to_owned())
+        .or_insert_with(|| "to be set".to_owned());
     let pipeline = load_with(file, registry, &variables).map_err(Error::from)?;
     Ok(Checked::all(file, &pipeline).await)
 }
@@ -431,12 +436,17 @@ fn passwords(answers: &Answers) -> impl Iterator<Item = &Password> {
 }
 
 /// Variables that the file names, and that the environment does not have as they were given.
-fn missing_variables(answers: &Answers) -> Vec<String> {
+fn missing_variables(answers: &Answers, listen: &str) -> Vec<String> {
     let missing = passwords(answers).filter(|password| {
         let there = std::env::var(&password.variable);
         !there.is_ok_and(|there| there == password.value.reveal())
     });
-    missing.map(|password| password.variable.clone()).collect()
+    let token = (file::needs_token(listen) && std::env::var_os(TOKEN_VARIABLE).is_none())
+        .then(|| TOKEN_VARIABLE.to_owned());
+    missing
+        .map(|password| password.variable.clone())
+        .chain(token)
+        .collect()
 }
 
 fn told(file: &Path, missing: &[String], checked: &Checked) -> String {

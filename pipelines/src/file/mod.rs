@@ -365,17 +365,12 @@ fn settings(root: Value, report: &mut Report) -> Option<Settings> {
             .mistake(KeyPath::keys(&["reconcile", "every"]), &message)
             .hint = Some(format!("{SHORTEST_RECONCILE} or longer"));
     }
-    if let Some(admin) = &settings.admin {
-        let port = admin
-            .listen
-            .rsplit_once(':')
-            .map(|(host, port)| (host, port.parse::<u16>()));
-        if !matches!(port, Some((host, Ok(_))) if !host.is_empty()) {
-            let message = format!("`{}` is not an address", admin.listen);
-            report
-                .mistake(KeyPath::keys(&["admin", "listen"]), &message)
-                .hint = Some(format!("write host:port, such as {DEFAULT_ADMIN_LISTEN}"));
-        }
+    if let Some(admin) = &settings.admin
+        && let Some((key, message, remedy)) = admin.refusal()
+    {
+        report
+            .mistake(KeyPath::keys(&["admin", key]), &message)
+            .hint = Some(remedy.to_owned());
     }
     Some(settings)
 }

@@ -1,6 +1,7 @@
 //! The pipeline file's own keys; the sections of sources, transforms and sinks belong to their factories.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use lockstep_core::config::{ByteSize, Duration, Secret};
@@ -19,6 +20,9 @@ pub const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration(std::time::Duration::fro
 
 /// Where the admin endpoint listens, when the section does not say: this machine only.
 pub const DEFAULT_ADMIN_LISTEN: &str = "127.0.0.1:9187";
+
+/// What an address looks like.
+const ADDRESS_HINT: &str = "write host:port, such as 127.0.0.1:9187";
 
 /// The most dead letters, when the section does not say: far more than anyone looks through, and no burden to keep.
 pub const DEFAULT_MAX_LETTERS: u64 = 100_000;
@@ -90,9 +94,56 @@ pub struct Admin {
     /// Address and port. Default `127.0.0.1:9187`: this machine only.
     #[serde(default = "default_admin_listen")]
     pub listen: String,
-    /// When set, `/metrics` and `/api/*` ask for it as `Authorization: Bearer …`.
+    /// When set, `/metrics` and `/api/*` ask for it as `Authorization: Bearer …`. An address that others can reach needs one.
     #[serde(default)]
     pub token: Option<Secret>,
+    /// Whether it may listen beyond this machine without a token, where something else keeps others away: a proxy, a network policy.
+    /// Default `false`.
+    #[serde(default)]
+    pub open: bool,
+}
+
+impl Admin {
+    /// Why it must not be served so, with the key that says it and what to do.
+    pub(super) fn refusal(&self) -> Option<(&'static str, String, &'static str)> {
+        let Some((host, port)) = self.listen.rsplit_once(':') else {
+            return Some(self.no_address());
+        };
+        if host.is_empty() || port.parse::<u16>().is_err() {
+            return Some(self.no_address());
+        }
+        match &self.token {
+            // As a variable that is set and empty leaves it.
+            Some(token) if token.reveal().trim().is_empty() => Some((
+                "token",
+                "the token is empty".to_owned(),
+                "give one that cannot be guessed, as `openssl rand -hex 32` does, or leave the key out",
+            )),
+            None if !self.open && !is_this_machine(host) => Some((
+                "listen",
+                format!(
+                    "`{}` can be reached by others, and nothing is asked of them",
+                    self.listen
+                ),
+                "set admin.token, or admin.open = true where something else keeps others away, or listen on 127.0.0.1",
+            )),
+            Some(_) | None => None,
+        }
+    }
+
+    fn no_address(&self) -> (&'static str, String, &'static str) {
+        let message = format!("`{}` is not an address", self.listen);
+        ("listen", message, ADDRESS_HINT)
+    }
+}
+
+/// Whether a host is one that only this machine reaches. A name other than `localhost` may lead anywhere.
+fn is_this_machine(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.eq_ignore_ascii_case("localhost")
+        || bare
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Comparisons of sinks with their sources.
@@ -281,4 +332,45 @@ pub fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| {
             byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_reach_the_endpoint_with_a_token_or_where_it_is_said_to_be_open() {
+        let why = |listen: &str, token: Option<&str>, open: bool| {
+            let admin = Admin {
+                listen: listen.to_owned(),
+                token: token.map(Secret::new),
+                open,
+            };
+            admin.refusal().map(|(key, _, _)| key)
+        };
+        for near in [
+            "127.0.0.1:1",
+            "127.8.0.1:1",
+            "[::1]:1",
+            "[::ffff:127.0.0.1]:1",
+            "localhost:1",
+        ] {
+            assert_eq!(why(near, None, false), None, "{near}");
+        }
+        for far in [
+            "0.0.0.0:1",
+            "[::]:1",
+            "10.0.0.7:1",
+            "shop.example:1",
+            "localhost.example:1",
+        ] {
+            assert_eq!(why(far, None, false), Some("listen"), "{far}");
+            assert_eq!(why(far, Some("t"), false), None, "{far}");
+            assert_eq!(why(far, None, true), None, "{far}");
+            assert_eq!(why(far, Some(" "), true), Some("token"), "{far}");
+        }
+        for wrong in ["127.0.0.1", ":1", "localhost:http"] {
+            assert_eq!(why(wrong, Some("t"), true), Some("listen"), "{wrong}");
+        }
+    }
 }

@@ -66,6 +66,9 @@ pub enum ChannelBindingMode {
 /// How long a connection attempt may take when the URL does not say.
 pub const DEFAULT_CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
+const ENCODE: &str =
+    "write / as %2F, ? as %3F, # as %23, @ as %40 and % as %25, or give the password in `password`";
+
 impl Target {
     /// Parses `postgres://user:password@host:port/database?key=value&…`.
     ///
@@ -85,6 +88,12 @@ impl Target {
             })?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+        if database.contains('@') || (!authority.contains('@') && query.contains('@')) {
+            return Err(wrong(
+                "the user name or password has a character that ends it early".into(),
+                ENCODE,
+            ));
+        }
         let (login, address) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = login
             .split_once(':')
@@ -111,9 +120,10 @@ impl Target {
             5432
         } else {
             port.parse().map_err(|_| {
+                // It may be the beginning of a password: `user:pass` without its `@host`.
                 wrong(
-                    format!("`{port}` is not a port"),
-                    "use a number from 1 to 65535",
+                    "what stands behind the host's colon is not a port".into(),
+                    "use a number from 1 to 65535; write user:password@ before the host",
                 )
             })?
         };
@@ -200,6 +210,11 @@ impl Target {
                 }
             }
             _ => {
+                // A part of a password with an unencoded `?` looks like a parameter, but hardly like a name.
+                let is_name = key
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+                let key = if is_name { key } else { "***" };
                 return Err(Error::new(ErrorKind::Config, format!("the URL parameter `{key}` is not known")).remedy(
                     "there are sslmode, sslrootcert, sslcert, sslkey, channel_binding, application_name, \
                      connect_timeout, host, port, user, password, dbname",
@@ -249,6 +264,13 @@ mod tests {
             "postgres://u:secret@h/d?sslmode=yes",
             "postgres://u:secret@h/d?frobnicate=1",
             "postgres://u:secret@a,b/d",
+            "postgres://u:secret",
+            "postgres://u:secret/more@h/d",
+            "postgres://u:1/secret@h/d",
+            "postgres://u:se?secret@h/d",
+            "postgres://u:1?secret@h/d",
+            "postgres://u:x@1/secret@h/d",
+            "postgres://u@h/d?x/secret=1",
         ] {
             let error = Target::parse(bad).expect_err(bad).to_string();
             assert!(

@@ -227,7 +227,8 @@ pub(super) fn parse_url(url: &Secret) -> Result<reqwest::Url> {
         .map_err(|error| bad("is not a URL".to_owned()).source(error))?;
     match parsed.scheme() {
         "http" | "https" if parsed.has_host() => Ok(parsed),
-        other => Err(bad(format!("has the scheme `{other}`"))),
+        // Not repeated: without a scheme it is what stands before the first colon.
+        _ => Err(bad("begins with neither http:// nor https://".to_owned())),
     }
 }
 

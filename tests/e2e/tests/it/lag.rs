@@ -112,7 +112,7 @@ async fn what_has_other_rows_passes_by_what_waits_over_a_crash_and_once() {
     pipeline.kill9();
     // These come all at once.
     visit(&shop, 81, 20).await;
-    let mut pipeline = setup.start_ready().await;
+    let pipeline = setup.start_ready().await;
     seen(kafka, &name, 100).await;
     pipeline.kill9();
     let mut pipeline = setup.start_ready().await;
