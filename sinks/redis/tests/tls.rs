@@ -35,6 +35,8 @@ async fn certificates_are_checked() {
         std::fs::write(path(&format!("{name}.crt")), certificate.pem()).expect("written");
         std::fs::write(path(&format!("{name}.key")), key.serialize_pem()).expect("written");
     }
+    let users = "user default on nopass ~* &* +@all\nuser lockstep on >open-sesame ~* &* +@all\n";
+    std::fs::write(path("users.acl"), users).expect("written");
     let port = TcpListener::bind("127.0.0.1:0")
         .and_then(|held| held.local_addr())
         .expect("a port")
@@ -44,6 +46,7 @@ async fn certificates_are_checked() {
         ("tls-cert-file", path("server.crt")),
         ("tls-key-file", path("server.key")),
         ("tls-ca-cert-file", path("ca.crt")),
+        ("aclfile", path("users.acl")),
     ];
     let server = Server::start(RedisOptions {
         append_only: false,
@@ -64,6 +67,25 @@ async fn certificates_are_checked() {
         .stream();
     assert_eq!(counts(&mut sink, batch).await, (1, 0));
     assert!(plain.row("1").await.is_some());
+
+    let named = format!("rediss://lockstep:open-sesame@127.0.0.1:{port}");
+    plain
+        .with(json!({ "url": named, "tls": tls }))
+        .try_open()
+        .await
+        .expect("a user of the ACL");
+    let named = format!("rediss://lockstep:hunter2@127.0.0.1:{port}");
+    let error = plain
+        .with(json!({ "url": named, "tls": tls }))
+        .try_open()
+        .await
+        .err()
+        .expect("wrong password");
+    assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
+    assert!(
+        !error.to_string().contains("hunter2") && error.remedy_text().is_some(),
+        "{error}"
+    );
 
     for (tls, kind) in [
         (

@@ -2,6 +2,8 @@
 
 mod conformance;
 mod delivery;
+#[cfg(feature = "kafka-ssl")]
+mod encrypted;
 mod exactly_once;
 mod faults;
 mod inspect;
