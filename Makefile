@@ -13,7 +13,7 @@ TORTURE ?=
 # SOAK='--minutes 5 --sinks kafka,redis-json', or '--purchases 500' for purchases over two clusters: see `--help`.
 SOAK ?=
 
-.PHONY: demo test torture soak bench lint install-test
+.PHONY: demo test torture soak bench lint docs install-test
 
 demo:
 	tests/kit/install postgres redis kafka $(if $(FULL),opensearch)
@@ -53,5 +53,13 @@ lint:
 	cargo clippy --workspace --all-targets -- -D warnings
 	@if cargo tree --workspace --edges normal,build -i aws-lc-sys >/dev/null 2>&1; then \
 		echo 'aws-lc-sys is in the tree; one TLS provider (ring) is enough' >&2; exit 1; fi
+
+# The site of the documentation, in docs/ of the build folder. mdbook is built once, and kept outside the checkout.
+MDBOOK_VERSION := 0.4.52
+MDBOOKS := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/lockstep-kit/mdbook-$(MDBOOK_VERSION)
+
+docs:
+	[ -x $(MDBOOKS)/bin/mdbook ] || cargo install mdbook --locked --version $(MDBOOK_VERSION) --no-default-features --features search --root $(MDBOOKS)
+	MDBOOK=$(MDBOOKS)/bin/mdbook docs/build $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/docs
 
 comma := ,
