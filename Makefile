@@ -13,7 +13,7 @@ TORTURE ?=
 # SOAK='--minutes 5 --sinks kafka,redis-json', or '--purchases 500' for purchases over two clusters: see `--help`.
 SOAK ?=
 
-.PHONY: demo test torture soak bench lint audit install-test
+.PHONY: demo test torture soak bench lint audit docs install-test
 
 demo:
 	tests/kit/install postgres redis kafka $(if $(FULL),opensearch)
@@ -58,5 +58,13 @@ lint:
 audit:
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	cargo deny --locked check
+
+# The site of the documentation, in docs/ of the build folder. mdbook is built once, and kept outside the checkout.
+MDBOOK_VERSION := 0.4.52
+MDBOOKS := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/lockstep-kit/mdbook-$(MDBOOK_VERSION)
+
+docs:
+	[ -x $(MDBOOKS)/bin/mdbook ] || cargo install mdbook --locked --version $(MDBOOK_VERSION) --no-default-features --features search --root $(MDBOOKS)
+	MDBOOK=$(MDBOOKS)/bin/mdbook docs/build $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/docs
 
 comma := ,

@@ -55,6 +55,12 @@ const ALL: &[Exempt] = &[
         By("tests/chart/tests/it/cases.rs"),
     ),
     of(
+        "docs/start.md",
+        "sh",
+        "cargo build --release",
+        Not("the build of the command, which this test runs"),
+    ),
+    of(
         "docs/postgresql.md",
         "sql",
         "-- on the primary: a physical slot",
