@@ -55,6 +55,33 @@ const ALL: &[Exempt] = &[
         By("tests/chart/tests/it/cases.rs"),
     ),
     of(
+        "deploy/compose/README.md",
+        "sh",
+        "docker compose",
+        Not("needs a Docker engine; tests/image reads the file and runs the pipeline in it"),
+    ),
+    of(
+        "deploy/image/README.md",
+        "sh",
+        "docker build",
+        Not("needs a Docker engine; tests/image reads the file"),
+    ),
+    of(
+        "docs/connections.md",
+        "toml",
+        "[sinks.events]",
+        Not(
+            "needs a build with `kafka-ssl`; sinks/kafka/tests/broker/encrypted.rs has the same properties",
+        ),
+    ),
+    of("docs/security.md", "mermaid", "", Not("a drawing")),
+    of(
+        "docs/security.md",
+        "nginx",
+        "",
+        Not("a part of the configuration of a proxy that is not installed here"),
+    ),
+    of(
         "docs/start.md",
         "sh",
         "cargo build --release",
