@@ -68,7 +68,7 @@ fn typed(text: &str) -> String {
     let mut out = String::new();
     let mut goes_on = false;
     for line in text.lines() {
-        let Some(line) = line.strip_prefix("$ ").or(goes_on.then_some(line)) else {
+        let Some(line) = line.strip_prefix("$ ").or_else(|| goes_on.then_some(line)) else {
             continue;
         };
         goes_on = line.ends_with('\\');

@@ -31,7 +31,7 @@ fn place<'a>(page: &Page, target: &'a str) -> (String, Option<&'a str>) {
         _ => plain(
             &Path::new(&page.name)
                 .parent()
-                .unwrap_or(Path::new(""))
+                .unwrap_or_else(|| Path::new(""))
                 .join(file),
         ),
     };
