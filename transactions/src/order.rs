@@ -443,6 +443,9 @@ impl Order {
     /// A source reads another log from now on: nothing that was told of it counts any more. Nothing of it may be held.
     pub fn forget(&mut self, source: usize) {
         self.sources[source] = Source::new(Reach::default());
+        if self.passing.is_asked_for() {
+            self.sources[source].gather_spans();
+        }
         self.early.retain(|(of, _), _| *of != source);
         self.passing.forget(source);
         self.named

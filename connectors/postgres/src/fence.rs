@@ -51,7 +51,9 @@ impl Wanted {
 
     fn want_early(&self, lsn: Lsn) {
         let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
-        early.push(lsn);
+        if !early.contains(&lsn) {
+            early.push(lsn);
+        }
         drop(early);
         self.changed.notify_one();
     }

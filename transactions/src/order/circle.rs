@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Order, Source};
+use super::{Order, Source, Waiting};
 
 impl Order {
     /// Units that are complete, and go behind each other only; where rows that were read are among them, some of these: they are what
@@ -48,10 +48,10 @@ impl Order {
 
     /// Of what goes before a unit those that are first in a source.
     fn firsts_before(&self, id: u64) -> impl Iterator<Item = u64> {
-        let members = self.units.get(&id).map(|waiting| &waiting.unit.members);
-        members.into_iter().flatten().filter_map(move |member| {
-            let source = &self.sources[member.source];
-            let first = source.held_before(member.prepared, member.at).next();
+        let waiting = self.units.get(&id);
+        let places = waiting.into_iter().flat_map(Waiting::places);
+        places.filter_map(move |(source, prepared, at)| {
+            let first = self.sources[source].held_before(prepared, at).next();
             first.filter(|first| *first != id)
         })
     }
@@ -72,10 +72,11 @@ impl Order {
 
     /// Whether what is held first in each of its sources is complete: where it is not, it waits for that.
     fn has_complete_heads(&self, id: u64) -> bool {
-        let members = self.units.get(&id).map(|waiting| &waiting.unit.members);
-        members.into_iter().flatten().all(|member| {
-            let head = self.sources.get(member.source).and_then(Source::first);
-            head.is_none_or(|head| self.is_complete(head))
+        let waiting = self.units.get(&id);
+        let mut places = waiting.into_iter().flat_map(Waiting::places);
+        places.all(|(source, ..)| {
+            let head = self.sources.get(source).and_then(Source::first);
+            head.is_none_or(|head| head == id || self.is_complete(head))
         })
     }
 }

@@ -9,6 +9,7 @@ use lockstep_core::position::{Lsn, Position};
 
 use super::Order;
 use super::candidates::Look;
+use super::source::Source;
 
 /// So many spans may be ahead of what is held in a source: each record of a sink's progress has them. What would make more waits.
 const MOST_SPANS: usize = 256;
@@ -46,6 +47,10 @@ struct Held {
 }
 
 impl Passing {
+    pub fn is_asked_for(&self) -> bool {
+        self.is_asked_for
+    }
+
     pub fn hold(&mut self, source: usize, place: Position, unit: u64, keys: Keys) {
         if !self.is_asked_for {
             return;
@@ -148,6 +153,7 @@ impl Order {
     #[must_use]
     pub fn with_rows(mut self) -> Self {
         self.passing.is_asked_for = true;
+        self.sources.iter_mut().for_each(Source::gather_spans);
         self
     }
 

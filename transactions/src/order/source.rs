@@ -24,6 +24,8 @@ pub(super) struct Source {
     /// In the order of the log, by numbers that count up.
     held: BTreeMap<u64, Held>,
     next: u64,
+    /// What passes by is gathered into spans.
+    gathers: bool,
     /// The last PREPARE before rows that were read, and are written.
     loaded: Lsn,
     /// Those of them that are rows that were read.
@@ -69,6 +71,7 @@ impl Source {
             },
             held: BTreeMap::new(),
             next: 0,
+            gathers: false,
             loaded: Lsn::ZERO,
             rows: BTreeSet::new(),
             places: BTreeMap::new(),
@@ -111,6 +114,11 @@ impl Source {
     fn lies_in_span(&self, place: Position) -> bool {
         let before = self.spans.range(..=place).next_back();
         before.is_some_and(|(_, to)| place <= *to)
+    }
+
+    /// What passes by from now on is gathered into spans.
+    pub fn gather_spans(&mut self) {
+        self.gathers = true;
     }
 
     /// How many spans there are of what has passed.
@@ -278,7 +286,7 @@ impl Source {
         {
             self.spans.remove(&from);
         }
-        if self.ahead.len() > FEW || !self.spans.is_empty() {
+        if self.gathers && (self.ahead.len() > FEW || !self.spans.is_empty()) {
             self.gather();
         }
     }

@@ -162,7 +162,7 @@ struct World {
 impl World {
     fn new(manners: Manners) -> Self {
         World {
-            order: Order::new(vec![Reach::default(); DATABASES]),
+            order: Order::new(vec![Reach::default(); DATABASES]).with_rows(),
             manners,
             ..World::default()
         }
@@ -209,7 +209,7 @@ impl World {
             Event::Restart => {
                 self.rows.clear();
                 let reaches = (0..DATABASES).map(|at| self.order.reach(at));
-                self.order = Order::new(reaches.collect());
+                self.order = Order::new(reaches.collect()).with_rows();
                 self.asked.clear();
                 self.undecided.clear();
                 for database in &mut self.databases {

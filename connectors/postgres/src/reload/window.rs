@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::Error;
-use lockstep_core::batch::{Batch, BatchBuilder, CellRef, Change, Op, Phase, Row, Transaction};
+use lockstep_core::batch::{
+    Batch, BatchBuilder, Branch, CellRef, Change, Op, Phase, Row, Transaction,
+};
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::source::Checked;
@@ -70,6 +72,8 @@ pub(super) enum Merged {
 #[derive(Default)]
 pub(super) struct Window {
     recent: VecDeque<u32>,
+    /// Those that have passed before they have committed, by where they were prepared.
+    early: HashMap<Lsn, u32>,
     /// The latest shape of each table that has passed, by its name in the database.
     shapes: HashMap<TableId, Arc<TableSchema>>,
     watched: Option<Watched>,
@@ -138,7 +142,8 @@ impl Window {
             reached: Lsn::ZERO,
             owed: Vec::new(),
         });
-        self.recent.iter().copied().collect()
+        let recent = self.recent.iter();
+        recent.chain(self.early.values()).copied().collect()
     }
 
     /// Ends it.
@@ -161,9 +166,10 @@ impl Window {
 
     /// Takes note of a batch of the stream, takes our messages out of it, and puts the chunk that waits at its place.
     pub(super) fn pass(&mut self, batch: Batch) -> Found {
-        // One that has not committed is in no snapshot.
-        let ended = batch.transactions().iter();
-        for transaction in ended.filter(|transaction| !transaction.is_early()) {
+        if let Some(Branch::RolledBack(prepared) | Branch::Empty(prepared)) = &batch.branch {
+            self.early.remove(&prepared.lsn);
+        }
+        for transaction in batch.transactions() {
             self.seen(transaction);
         }
         for schema in batch.schemas() {
@@ -219,6 +225,14 @@ impl Window {
     }
 
     fn seen(&mut self, transaction: &Transaction) {
+        if transaction.is_early() {
+            // Whatever is read before it ends is older than what has passed of it.
+            self.early.insert(transaction.commit, transaction.xid);
+            return;
+        }
+        if let Some(prepared) = &transaction.prepared {
+            self.early.remove(&prepared.lsn);
+        }
         self.latest = self.latest.max(transaction.commit);
         if transaction.xid == 0 || self.recent.back() == Some(&transaction.xid) {
             return;

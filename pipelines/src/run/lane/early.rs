@@ -13,15 +13,30 @@ use lockstep_core::progress::Progress;
 
 use super::super::batches;
 
-/// Of each source, by where they were prepared, the last change of each branch that the sink got. See the module's page.
+/// Of each source, by where they were prepared. See the module's page.
 #[derive(Debug, Default)]
-pub(super) struct EarlyBranches(BTreeMap<usize, BTreeMap<Lsn, u64>>);
+pub(super) struct EarlyBranches(BTreeMap<usize, BTreeMap<Lsn, Early>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Early {
+    /// Its last change that the sink got.
+    ordinal: u64,
+    /// Its commit has come: what is written behind that says that it is there.
+    has_committed: bool,
+}
 
 impl EarlyBranches {
     /// The sink was opened, and holds this of a source.
     pub fn opened(&mut self, source: usize, held: Option<&Progress>) {
         let early = held.map_or(&[][..], Progress::early).iter();
-        let early: BTreeMap<Lsn, u64> = early.map(|held| (held.commit, held.ordinal)).collect();
+        let early = early.map(|held| {
+            let early = Early {
+                ordinal: held.ordinal,
+                has_committed: false,
+            };
+            (held.commit, early)
+        });
+        let early: BTreeMap<Lsn, Early> = early.collect();
         match early.is_empty() {
             true => self.0.remove(&source),
             false => self.0.insert(source, early),
@@ -50,10 +65,14 @@ impl EarlyBranches {
             return Some(batch);
         }
         let known = self.0.entry(source).or_default();
+        let transactions = batch.transactions().iter();
+        let prepared = transactions.filter_map(|one| Some(one.prepared.as_ref()?.lsn));
+        let prepared: Vec<Lsn> = prepared.collect();
+        known.retain(|lsn, early| !early.has_committed || prepared.contains(lsn));
         let had = |change: &Change| {
             let prepared = batch.transaction(change).prepared.as_ref();
             let last = prepared.and_then(|prepared| known.get(&prepared.lsn));
-            last.is_some_and(|last| change.ordinal <= *last)
+            last.is_some_and(|last| change.ordinal <= last.ordinal)
         };
         let left = batch.changes().iter().filter(|change| !had(change));
         let left: Vec<Change> = left.copied().collect();
@@ -62,15 +81,26 @@ impl EarlyBranches {
             let others = known.iter().filter(|(lsn, _)| Some(**lsn) != own);
             let others = others.map(|(lsn, last)| Position {
                 commit: *lsn,
-                ordinal: *last,
+                ordinal: last.ordinal,
             });
             let standing = batch.standing.as_deref().cloned().unwrap_or_default();
             let standing = standing.and_early(others);
             Arc::new(batch.with_changes(left).with_standing(standing))
         });
         for change in batch.changes().iter().filter(|_| is_early) {
-            let last = known.entry(batch.transaction(change).commit).or_default();
-            *last = (*last).max(change.ordinal);
+            let early = known.entry(batch.transaction(change).commit);
+            let early = early.or_insert(Early {
+                ordinal: 0,
+                has_committed: false,
+            });
+            early.ordinal = early.ordinal.max(change.ordinal);
+        }
+        if !is_early {
+            for lsn in prepared {
+                if let Some(early) = known.get_mut(&lsn) {
+                    early.has_committed = true;
+                }
+            }
         }
         rest
     }
@@ -154,9 +184,14 @@ mod tests {
         assert_eq!(ordinals, [2]);
         assert_eq!(progress.early(), [at(20, 1)]);
         early.settled(0, Lsn(20));
+        // Its commit may come in several batches; what is written behind it covers it.
         assert_eq!(rest(&mut early, batch(Some(20), 40, &[1])), None);
-        early.settled(0, Lsn(21));
         let (_, progress) = rest(&mut early, batch(None, 50, &[1])).expect("another");
         assert_eq!(progress, at(50, 1).into());
+        // One that was rolled back has no commit.
+        rest(&mut early, batch(Some(60), 60, &[1]));
+        early.settled(0, Lsn(61));
+        let (_, progress) = rest(&mut early, batch(None, 70, &[1])).expect("another");
+        assert_eq!(progress, at(70, 1).into());
     }
 }

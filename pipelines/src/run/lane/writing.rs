@@ -185,9 +185,9 @@ impl Lane {
         });
         let first = stream.find_map(|pending| {
             let batch = &pending.batch;
-            Some(batch.position(batch.changes().first()?))
+            Some(batch.is_held(batch.changes().first()?, held))
         });
-        first.is_some_and(|first| held.holds(first))
+        first.unwrap_or_default()
     }
 
     /// The oldest batch is durable.

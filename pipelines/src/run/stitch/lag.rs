@@ -10,14 +10,20 @@ pub(super) struct Lag<K> {
     /// How long; `None`: for ever.
     max: Option<Duration>,
     waiting: VecDeque<(Instant, K)>,
+    /// As many as this are looked through for those that wait no more.
+    enough: usize,
     is_over: bool,
 }
+
+/// So many are not looked through.
+const FEW: usize = 1_024;
 
 impl<K> Lag<K> {
     pub fn new(max: Option<Duration>) -> Self {
         Lag {
             max,
             waiting: VecDeque::new(),
+            enough: FEW,
             is_over: false,
         }
     }
@@ -36,6 +42,10 @@ impl<K> Lag<K> {
 
     /// Whether the first of those that wait still does so for too long, when that has changed.
     pub fn look(&mut self, waits: impl Fn(&K) -> bool) -> Option<bool> {
+        if self.waiting.len() >= self.enough {
+            self.waiting.retain(|(_, key)| waits(key));
+            self.enough = (2 * self.waiting.len()).max(FEW);
+        }
         while self.waiting.front().is_some_and(|(_, key)| !waits(key)) {
             self.waiting.pop_front();
         }

@@ -307,6 +307,7 @@ impl Stitch {
                 self.order.forget(source);
                 let left = self.early.forget(source);
                 self.let_go(left);
+                self.forget_waiting(source);
                 self.desk.forget(source);
                 self.decided.forget(source);
                 self.notes.forget(source);
@@ -325,6 +326,14 @@ impl Stitch {
         }
     }
 
+    /// What was shown of a source before it committed, and has not gone on, does not any more.
+    fn forget_waiting(&mut self, source: usize) {
+        let is_left = |key: &Key| matches!(key, Key::Transaction(of, _) if *of == source);
+        let left = self.waiting.extract_if(|key, _| is_left(key));
+        let left: Vec<Slice> = left.flat_map(|(_, waiting)| waiting.slices).collect();
+        self.let_go(left);
+    }
+
     fn let_go(&mut self, slices: Vec<Slice>) {
         slices
             .into_iter()
@@ -338,6 +347,8 @@ impl Stitch {
         }
         let through = batch.through.take();
         if super::batches::is_early(&batch) {
+            // It comes between two transactions: what has come of one before it is all of it.
+            self.end_open(source, through);
             self.take_early(source, batch);
         } else if batch.phase != Phase::Stream || batch.mark.is_some() {
             self.take_rows(source, batch);
@@ -361,7 +372,11 @@ impl Stitch {
             }
             Branch::RolledBack(prepared) => {
                 let global = self.global_of(source, prepared);
-                if !self.order.rolled_back(source, &global, prepared.lsn) {
+                // Where it went on in an earlier life, that is known by what was noted of its siblings.
+                let known = self.notes.of(source, prepared);
+                let was_decided = known.is_some_and(|[committed, _]| !committed.is_empty());
+                let is_undone = !self.order.rolled_back(source, &global, prepared.lsn);
+                if is_undone || was_decided && self.early.is_asked_for() {
                     self.went_wrong(source, prepared);
                 }
                 self.is_ended(source, prepared);

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use lockstep_core::batch::{Batch, CellRef, Change, Op, Row};
 use lockstep_core::schema::TableSchema;
+use lockstep_transactions::marker;
 use lockstep_transactions::order::Keys;
 
 /// What has changed more of them counts as if it may have changed any.
@@ -33,6 +34,15 @@ impl Rows {
         let schema = batch.schema(change);
         if change.op == Op::Truncate {
             self.is_any = true;
+            return;
+        }
+        let schema_is = |prefix: &str| {
+            let row = batch.new_row(change)?;
+            let column = schema.columns.first()?;
+            Some(row.get(column).text()? == prefix.as_bytes())
+        };
+        // What says which transaction a branch belongs to is no row of anybody.
+        if change.op == Op::Message && schema_is(marker::PREFIX) == Some(true) {
             return;
         }
         let rows = [batch.old_row(change), batch.new_row(change)];

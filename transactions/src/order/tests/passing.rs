@@ -5,7 +5,6 @@ use super::*;
 /// A world whose rows are known, where passing by begins and ends with what happens.
 fn world() -> World {
     let mut world = World::new(Manners::default());
-    world.order = world.order.with_rows();
     world.keys = Some(());
     world
 }
