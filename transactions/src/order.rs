@@ -169,6 +169,8 @@ struct Waiting {
     /// Sources where a branch has committed that had nothing that could go on.
     left_out: Vec<usize>,
     fences: Fences,
+    /// It is to go on before all of it has ended: a branch that is prepared says nothing then of others in its source.
+    is_early: bool,
     /// Whether it was told that its branches are known.
     is_known: bool,
 }
@@ -353,7 +355,9 @@ impl Order {
             let waiting = self.units.get_mut(&id);
             let wanted = waiting.filter(|waiting| waiting.fences == Fences::Wanted);
             let sources = self.sources.len();
-            if let Some(waiting) = wanted.filter(|waiting| !waiting.is_known_everywhere(sources)) {
+            let needs =
+                |waiting: &&mut Waiting| waiting.is_early || !waiting.is_known_everywhere(sources);
+            if let Some(waiting) = wanted.filter(needs) {
                 waiting.fences = Fences::Asked(ticket);
                 asking.push(id);
             }
@@ -538,6 +542,7 @@ impl Order {
             rolled_back: Vec::new(),
             left_out: Vec::new(),
             fences: Fences::None,
+            is_early: false,
             is_known: false,
         };
         self.units.insert(self.next, waiting);
@@ -648,6 +653,9 @@ impl Order {
         }
         if !waiting.is_shown() {
             return Look::InDoubt;
+        }
+        if let Some(found) = self.unread_early(waiting) {
+            return found;
         }
         self.last_blocker(id).map_or(Look::Free, Look::Behind)
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use lockstep_core::position::{Lsn, Position};
 use lockstep_core::progress::Standing;
 
-use super::{Ended, Member, Order, Unit};
+use super::candidates::Look;
+use super::{Ended, Fences, Member, Order, Unit, Waiting};
 
 /// A branch that has gone on, and not ended.
 #[derive(Debug)]
@@ -36,6 +37,30 @@ impl Order {
         let prepared = waiting.prepared.iter().copied();
         let is_shown = |branch: &(usize, Lsn)| waiting.shown.contains(branch);
         prepared.filter(|branch| !is_shown(branch)).collect()
+    }
+
+    /// A unit is to go on before all of it has ended, once what is prepared of it is shown: all of its branches are to be known by then.
+    pub fn goes_early(&mut self, unit: u64) {
+        if let Some(waiting) = self.units.get_mut(&unit) {
+            waiting.is_early = true;
+            self.want_anew(unit);
+        }
+    }
+
+    /// What a unit waits for that goes on before all of it has ended. That a branch has ended in a source is a fence of its log; that one is prepared there
+    /// is none, as another one may be, of the same database.
+    pub(super) fn unread_early(&self, waiting: &Waiting) -> Option<Look> {
+        if waiting.prepared.is_empty() {
+            return None;
+        }
+        let open = (0..self.sources.len()).filter(|source| !waiting.has_ended_in(*source));
+        let Fences::At(ends) = &waiting.fences else {
+            return Some(Look::Incomplete);
+        };
+        let mut unread = open.filter(|source| !self.sources[*source].is_read_to(ends[*source]));
+        unread
+            .next()
+            .map(|source| Look::Unread(source, ends[source]))
     }
 
     /// A branch that is prepared can go on as it is. False when nothing waits for it.

@@ -389,6 +389,7 @@ impl Stitch {
 
     /// Asks for the branches that keep a unit waiting, as they are prepared.
     fn ask_early(&mut self, unit: u64) {
+        self.order.goes_early(unit);
         for place in self.order.prepared_in(unit) {
             if let Some(prepared) = self.desk.get(place) {
                 let share = &self.sources[place.0].share;

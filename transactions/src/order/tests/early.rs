@@ -15,6 +15,7 @@ fn show(world: &mut World) {
     let Some(unit) = world.undecided.pop_front() else {
         return;
     };
+    world.order.goes_early(unit);
     for (source, lsn) in world.order.prepared_in(unit) {
         let record = world.databases[source].log.iter();
         let found = record.clone().find(|(at, _)| *at == lsn);
@@ -23,6 +24,7 @@ fn show(world: &mut World) {
         };
         assert!(world.order.shown(source, &global.clone(), lsn));
     }
+    world.ask();
     world.go_on();
 }
 
@@ -138,7 +140,16 @@ fn decided() -> (Order, u64) {
     let undecided = order.undecided();
     assert_eq!(undecided.len(), 1);
     assert!(order.undecided().is_empty(), "told once");
+    fence(&mut order, undecided[0], 15);
     (order, undecided[0])
+}
+
+/// It is to go on early; the second log ends here, and is read up to there.
+fn fence(order: &mut Order, unit: u64, end: u64) {
+    order.goes_early(unit);
+    let ticket = order.wanted().expect("what else there is");
+    order.fenced(ticket, Some(&[Lsn(end), Lsn(end)]));
+    order.read(1, Lsn(end));
 }
 
 #[test]
@@ -187,9 +198,11 @@ fn it_goes_behind_what_committed_before_it_was_prepared() {
     let unit = order.undecided()[0];
     assert_eq!(order.prepared_in(unit), [(1, Lsn(10))]);
     assert!(order.shown(1, &"g".into(), Lsn(10)));
-    assert!(order.release().is_none(), "behind `h`");
-    let ticket = order.wanted().expect("of `h`");
+    order.goes_early(unit);
+    let ticket = order.wanted().expect("of both");
     order.fenced(ticket, Some(&[Lsn(30), Lsn(30)]));
+    order.read(1, Lsn(30));
+    assert!(order.release().is_none(), "behind `h`");
     order.read(0, Lsn(30));
     assert_eq!(
         order.release().expect("`h`")[0].global.as_deref(),
@@ -210,9 +223,6 @@ fn one_that_ends_before_it_goes_on_goes_as_it_ended() {
 
     let (mut order, _) = decided();
     assert!(order.rolled_back(1, &"g".into(), Lsn(10)), "in time");
-    let ticket = order.wanted().expect("what else there is");
-    order.fenced(ticket, Some(&[Lsn(30), Lsn(30)]));
-    order.read(1, Lsn(30));
     let step = order.release().expect("what is left");
     assert!(step[0].mixed);
 }
@@ -253,4 +263,29 @@ fn one_that_was_prepared_before_rows_were_loaded_waits_for_its_commit() {
     assert!(order.shown(1, &"g".into(), Lsn(10)));
     assert!(order.release().expect("the rows")[0].rows.is_some());
     assert_eq!(order.release().expect("it goes on")[0].members.len(), 2);
+}
+
+/// Two branches of it in one database: that one is prepared does not say that it is all.
+#[test]
+fn a_second_branch_of_a_database_is_waited_for() {
+    let mut order = order();
+    order.prepared(0, &"g".into(), Lsn(10));
+    order.prepared(1, &"g".into(), Lsn(10));
+    commits(&mut order, 0, 20, Some(10));
+    assert!(order.release().is_none());
+    let unit = order.undecided()[0];
+    order.goes_early(unit);
+    assert!(order.shown(1, &"g".into(), Lsn(10)));
+    assert!(order.release().is_none(), "there may be more");
+    let ticket = order.wanted().expect("whether there is");
+    order.fenced(ticket, Some(&[Lsn(15), Lsn(15)]));
+    assert!(order.release().is_none(), "not read yet");
+    order.prepared(1, &"g".into(), Lsn(12));
+    order.read(1, Lsn(15));
+    assert!(order.release().is_none(), "the other one is not shown");
+    assert_eq!(order.prepared_in(unit), [(1, Lsn(12))]);
+    assert!(order.shown(1, &"g".into(), Lsn(12)));
+    let step = order.release().expect("all three");
+    assert_eq!(step[0].members.len(), 3);
+    assert!(!step[0].late);
 }
