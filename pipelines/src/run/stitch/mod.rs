@@ -367,7 +367,7 @@ impl Stitch {
                 let global = self.global_of(source, prepared);
                 if self.order.prepared(source, &global, prepared.lsn) {
                     self.desk.prepared(source, prepared);
-                    self.note(source, &global);
+                    self.note(source, prepared.lsn, &global);
                 }
             }
             Branch::RolledBack(prepared) => {
@@ -380,7 +380,7 @@ impl Stitch {
                     self.went_wrong(source, prepared);
                 }
                 self.is_ended(source, prepared);
-                self.note(source, &global);
+                self.note(source, prepared.lsn, &global);
             }
             Branch::Empty(prepared) => self.leave_out(source, prepared),
             Branch::Early(prepared) => self.have_early(source, prepared),
@@ -443,7 +443,7 @@ impl Stitch {
         let global = self.global_of(source, prepared);
         self.order.left_out(source, &global, prepared.lsn);
         self.is_ended(source, prepared);
-        self.note(source, &global);
+        self.note(source, prepared.lsn, &global);
     }
 
     /// A branch is not in doubt any more.
@@ -458,9 +458,10 @@ impl Stitch {
         self.notes.ended(source, prepared);
     }
 
-    /// Keeps what is known of branches in doubt: the one that `source` has told of waits for nobody, and does not come again.
-    fn note(&mut self, source: usize, global: &Arc<str>) {
-        self.desk.note(&self.order, global, source, &mut self.notes);
+    /// Keeps what is known of branches in doubt: the one that `source` has told of, behind this place, waits for nobody, and does not come again.
+    fn note(&mut self, source: usize, place: Lsn, global: &Arc<str>) {
+        let teller = (source, place);
+        self.desk.note(&self.order, global, teller, &mut self.notes);
     }
 
     /// What a branch shares with the others: what it says itself, or what it is called.
@@ -652,10 +653,13 @@ impl Stitch {
             let through = self.order.reach(source).through;
             let settled = self.early.is_asked_for();
             let settled = settled.then(|| self.order.settled(source));
-            let is_news = through > side.told || settled > Some(side.settled);
-            if is_news && self.notes.lets_pass(source) {
-                (side.told, side.settled) = (through, settled.unwrap_or_default());
-                side.flow.passed(through, settled);
+            // What waits to be written is told again, if the process ends before it is.
+            let limit = self.notes.limit(source).unwrap_or(Lsn(u64::MAX));
+            let (through, settled) = (through.min(limit), settled.map(|lsn| lsn.min(limit)));
+            if through > side.told || settled > Some(side.settled) {
+                side.told = side.told.max(through);
+                side.settled = side.settled.max(settled.unwrap_or_default());
+                side.flow.passed(side.told, settled.map(|_| side.settled));
             }
         }
         Ok(())
@@ -760,7 +764,7 @@ impl Stitch {
             return;
         };
         for member in unit.members.iter().filter(|member| !member.early) {
-            self.note(member.source, global);
+            self.note(member.source, member.place.commit, global);
         }
     }
 

@@ -49,15 +49,18 @@ struct Document {
 pub(super) struct Notes {
     sources: Vec<OfSource>,
     /// Branches of which more is known than was written, or is being written, with the sources that have told it.
-    fresh: BTreeMap<Branch, BTreeSet<usize>>,
+    fresh: BTreeMap<Branch, Tellers>,
     /// The sources that have told what is being written.
-    writing: BTreeSet<usize>,
+    writing: Tellers,
     writers: JoinSet<Written>,
     /// When it is looked whether something is to be written.
     due: Option<Instant>,
     /// It could not be written, and that was logged.
     has_failed: bool,
 }
+
+/// Sources that have told something, and a place before it in the log of each.
+type Tellers = BTreeMap<usize, Lsn>;
 
 /// A branch in doubt: its source, and where it was prepared.
 type Branch = (usize, Lsn);
@@ -92,7 +95,7 @@ impl Notes {
         Notes {
             sources: sources.collect(),
             fresh: BTreeMap::new(),
-            writing: BTreeSet::new(),
+            writing: Tellers::new(),
             writers: JoinSet::new(),
             due: None,
             has_failed: false,
@@ -106,12 +109,12 @@ impl Notes {
         is_it.then_some([&note.committed, &note.rolled_back])
     }
 
-    /// Notes what is known of a branch in doubt, since the source `teller` has told of one that ended.
+    /// Notes what is known of a branch in doubt, since the source `teller` has told of one that ended, behind this place of its log.
     pub fn put(
         &mut self,
         (source, prepared): (usize, &Prepared),
         [committed, rolled_back]: [Vec<String>; 2],
-        teller: usize,
+        (teller, place): (usize, Lsn),
     ) {
         if committed.is_empty() && rolled_back.is_empty() {
             return;
@@ -129,7 +132,7 @@ impl Notes {
         }
         notes.insert(prepared.lsn, note);
         let tellers = self.fresh.entry((source, prepared.lsn)).or_default();
-        tellers.insert(teller);
+        add(tellers, teller, place);
         self.is_due();
     }
 
@@ -155,13 +158,14 @@ impl Notes {
         self.is_due();
     }
 
-    /// Whether a source may be told how far all has gone on: nothing that it has told waits to be written.
-    pub fn lets_pass(&self, source: usize) -> bool {
-        let mut waiting = self.fresh.values().chain([&self.writing]);
-        !waiting.any(|tellers| tellers.contains(&source))
+    /// How far a source may be told at most that all has gone on: something that it has told behind that waits to be written. `None`: nothing does.
+    pub fn limit(&self, source: usize) -> Option<Lsn> {
+        let waiting = self.fresh.values().chain([&self.writing]);
+        let places = waiting.filter_map(|tellers| tellers.get(&source));
+        places.min().copied()
     }
 
-    /// Writes what is to be written, and returns when something has changed of [`Notes::lets_pass`]. Pends while there is nothing to do.
+    /// Writes what is to be written, and returns when something has changed of [`Notes::limit`]. Pends while there is nothing to do.
     /// `is_there` says which branches may still be in doubt. Cancel-safe.
     pub async fn settle(&mut self, is_there: impl Fn(usize, Lsn) -> bool) {
         let due = self.due.filter(|_| self.writers.is_empty());
@@ -196,10 +200,10 @@ impl Notes {
                 documents.push((source, of.folder.clone(), notes));
             }
         }
-        self.writing = std::mem::take(&mut self.fresh)
-            .into_values()
-            .flatten()
-            .collect();
+        self.writing.clear();
+        for (teller, place) in std::mem::take(&mut self.fresh).into_values().flatten() {
+            add(&mut self.writing, teller, place);
+        }
         if documents.is_empty() {
             self.writing.clear();
             return;
@@ -233,6 +237,11 @@ impl Notes {
         }
         self.has_failed = failed.is_some();
     }
+}
+
+fn add(tellers: &mut Tellers, teller: usize, place: Lsn) {
+    let known = tellers.entry(teller).or_insert(place);
+    *known = place.min(*known);
 }
 
 async fn until(due: Option<Instant>) {
@@ -289,11 +298,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut notes = open(folder.path());
         let one = prepared("g", 10);
-        notes.put((1, &one), rolled_back_in("orders"), 0);
-        assert!(!notes.lets_pass(0), "not on disk");
-        assert!(notes.lets_pass(1), "it has told nothing");
+        notes.put((1, &one), rolled_back_in("orders"), (0, Lsn(5)));
+        assert_eq!(notes.limit(0), Some(Lsn(5)), "not on disk");
+        assert_eq!(notes.limit(1), None, "it has told nothing");
         settled(&mut notes, &[10]).await;
-        assert!(notes.lets_pass(0));
+        assert_eq!(notes.limit(0), None);
 
         let mut notes = open(folder.path());
         let expected = BTreeSet::from(["orders".to_owned()]);
@@ -307,8 +316,8 @@ mod tests {
         assert_eq!(notes.of(1, &later), None, "another log has that place");
 
         // Told again, nothing is new; ended, nothing is left.
-        notes.put((1, &one), rolled_back_in("orders"), 0);
-        assert!(notes.lets_pass(0));
+        notes.put((1, &one), rolled_back_in("orders"), (0, Lsn(5)));
+        assert_eq!(notes.limit(0), None);
         notes.ended(1, &one);
         settled(&mut notes, &[]).await;
         assert!(read(&notes.sources[1].folder).expect("readable").is_empty());
@@ -319,9 +328,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut notes = open(folder.path());
         let one = prepared("g", 10);
-        notes.put((1, &one), rolled_back_in("orders"), 0);
+        notes.put((1, &one), rolled_back_in("orders"), (0, Lsn(5)));
         notes.ended(1, &one);
-        assert!(notes.lets_pass(0));
+        assert_eq!(notes.limit(0), None);
         settled(&mut notes, &[]).await;
         assert!(!folder.path().join("inventory").join(FILE).exists());
     }
@@ -332,11 +341,15 @@ mod tests {
         let mut notes = open(folder.path());
         // No directory can be made in its place.
         std::fs::write(folder.path().join("inventory"), "").expect("written");
-        notes.put((1, &prepared("g", 10)), rolled_back_in("orders"), 0);
+        notes.put(
+            (1, &prepared("g", 10)),
+            rolled_back_in("orders"),
+            (0, Lsn(5)),
+        );
         while !notes.has_failed {
             notes.settle(|_, _| true).await;
         }
-        assert!(notes.lets_pass(0));
+        assert_eq!(notes.limit(0), None);
         std::fs::remove_file(folder.path().join("inventory")).expect("removed");
         settled(&mut notes, &[10]).await;
         assert!(!notes.has_failed);
@@ -347,8 +360,16 @@ mod tests {
     async fn another_log_and_branches_that_did_not_come_again_leave_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut notes = open(folder.path());
-        notes.put((1, &prepared("g", 10)), rolled_back_in("orders"), 0);
-        notes.put((0, &prepared("h", 10)), rolled_back_in("inventory"), 1);
+        notes.put(
+            (1, &prepared("g", 10)),
+            rolled_back_in("orders"),
+            (0, Lsn(5)),
+        );
+        notes.put(
+            (0, &prepared("h", 10)),
+            rolled_back_in("inventory"),
+            (1, Lsn(5)),
+        );
         settled(&mut notes, &[10]).await;
         notes.forget(0);
         assert!(notes.sources[0].notes.is_empty());

@@ -182,8 +182,8 @@ impl Desk {
         self.named.contains_key(&(source, lsn))
     }
 
-    /// Notes what is known of branches of a name, since `teller` has told of one of them.
-    pub fn note(&self, order: &Order, global: &Arc<str>, teller: usize, notes: &mut Notes) {
+    /// Notes what is known of branches of a name, since a source has told of one of them behind a place.
+    pub fn note(&self, order: &Order, global: &Arc<str>, teller: (usize, Lsn), notes: &mut Notes) {
         for one in order.in_doubt_as(global) {
             let branch = (one.source, one.prepared);
             if let Some(prepared) = self.named.get(&branch) {
