@@ -509,7 +509,7 @@ async fn an_index_has_every_purchase_whole_at_every_search() {
     let pipeline = shop.buy_under_kills(&setup, pipeline, &mut random).await;
     done.store(true, Ordering::Release);
     let seen = reader.await.expect("every search finds wholes");
-    assert!(seen.len() > 3, "{seen:?}");
+    assert!(seen.len() > 2, "{seen:?}");
     assert!(pipeline.terminate(CATCH_UP).await.success());
     assert_eq!(find(server, &name).await, Some(shop.bought().await));
 }
