@@ -65,9 +65,10 @@ impl EarlyBranches {
             return Some(batch);
         }
         let known = self.0.entry(source).or_default();
-        let transactions = batch.transactions().iter();
-        let prepared = transactions.filter_map(|one| Some(one.prepared.as_ref()?.lsn));
-        let prepared: Vec<Lsn> = prepared.collect();
+        // Of those that it has changes of: a part of a batch knows all transactions of the whole.
+        let of = |change: &Change| Some(batch.transaction(change).prepared.as_ref()?.lsn);
+        let mut prepared: Vec<Lsn> = batch.changes().iter().filter_map(of).collect();
+        prepared.dedup();
         known.retain(|lsn, early| !early.has_committed || prepared.contains(lsn));
         let had = |change: &Change| {
             let prepared = batch.transaction(change).prepared.as_ref();
@@ -147,6 +148,21 @@ mod tests {
             },
         };
         Arc::new(builder.finish(Arc::new(source), Phase::Stream, None, Vec::new().into()))
+    }
+
+    /// A part of a batch knows the transactions of the whole, and has changes of its own alone.
+    #[test]
+    fn a_commit_has_come_with_its_changes_and_not_before() {
+        let mut early = EarlyBranches::default();
+        rest(&mut early, batch(Some(20), 20, &[1])).expect("new");
+        let whole = batch(Some(20), 40, &[1]);
+        assert!(
+            early
+                .rest(0, Arc::new(whole.with_changes(Vec::new())))
+                .is_none()
+        );
+        rest(&mut early, batch(None, 35, &[1])).expect("another");
+        assert_eq!(rest(&mut early, whole), None, "it was there");
     }
 
     /// The ordinals that are left of a batch, and the progress that comes with it.
