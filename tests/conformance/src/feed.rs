@@ -131,6 +131,15 @@ pub fn position(commit: u64, ordinal: u64) -> Position {
     }
 }
 
+fn branch(at: u64) -> Arc<Prepared> {
+    Arc::new(Prepared {
+        gid: "g".into(),
+        lsn: lsn(at),
+        micros: 1_700_000_000_000_000,
+        marker: None,
+    })
+}
+
 /// Puts a batch together.
 #[derive(Debug)]
 pub struct Feed {
@@ -177,13 +186,12 @@ impl Feed {
 
     /// The following changes belong to a branch that was prepared at `lsn` and has not committed.
     pub fn prepare(&mut self, at: u64) -> &mut Self {
-        let prepared = Prepared {
-            gid: "g".into(),
-            lsn: lsn(at),
-            micros: 1_700_000_000_000_000,
-            marker: None,
-        };
-        self.begin_with(at, 0, Some(Arc::new(prepared)))
+        self.begin_with(at, 0, Some(branch(at)))
+    }
+
+    /// The following changes belong to a branch that was prepared at `at`, and commits at `commit`.
+    pub fn commit_prepared(&mut self, at: u64, commit: u64) -> &mut Self {
+        self.begin_with(commit, 0, Some(branch(at)))
     }
 
     fn begin_with(

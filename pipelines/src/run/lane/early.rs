@@ -109,59 +109,36 @@ impl EarlyBranches {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_core::batch::{BatchBuilder, Op, Prepared, Transaction};
-    use lockstep_core::position::{SourceIdentity, SourceInfo};
-    use lockstep_core::schema::TableSchema;
+    use lockstep_conformance::feed::{Feed, INT8, V, lsn, position as at, source, table};
 
     use super::*;
 
-    /// Messages with these ordinals, of what was prepared and committed there.
-    fn batch(prepared: Option<u64>, commit: u64, ordinals: &[u64]) -> Arc<Batch> {
-        let mut builder = BatchBuilder::new();
-        builder.begin(Transaction {
-            commit: Lsn(commit),
-            commit_micros: 0,
-            xid: 1,
-            origin: None,
-            previous_commit: None,
-            prepared: prepared.map(|lsn| {
-                Arc::new(Prepared {
-                    gid: "g".into(),
-                    lsn: Lsn(lsn),
-                    micros: 0,
-                    marker: None,
-                })
-            }),
-            global: None,
-        });
-        let schema = builder.schema(&Arc::new(TableSchema::message("a".into())));
-        for &ordinal in ordinals {
-            builder.push(Op::Message, schema, ordinal, Lsn(9), None, None);
-        }
-        let source = SourceInfo {
-            name: "a".into(),
-            identity: SourceIdentity {
-                system: 1,
-                timeline: 1,
-                incarnation: 0,
-                database: "a".into(),
-            },
+    /// Inserts, so many, of what was prepared and committed there.
+    fn batch(prepared: Option<u64>, commit: u64, count: usize) -> Arc<Batch> {
+        let rows = table("a", "t", 1, &[("id", "int8", INT8)]);
+        let mut feed = Feed::new(&source("a"));
+        match prepared {
+            Some(at) => feed.commit_prepared(at, commit),
+            None => feed.begin(commit),
         };
-        Arc::new(builder.finish(Arc::new(source), Phase::Stream, None, Vec::new().into()))
+        for _ in 0..count {
+            feed.insert(&rows, &[V::Text("1")]);
+        }
+        feed.finish()
     }
 
     /// A part of a batch knows the transactions of the whole, and has changes of its own alone.
     #[test]
     fn a_commit_has_come_with_its_changes_and_not_before() {
         let mut early = EarlyBranches::default();
-        rest(&mut early, batch(Some(20), 20, &[1])).expect("new");
-        let whole = batch(Some(20), 40, &[1]);
+        rest(&mut early, batch(Some(20), 20, 1)).expect("new");
+        let whole = batch(Some(20), 40, 1);
         assert!(
             early
                 .rest(0, Arc::new(whole.with_changes(Vec::new())))
                 .is_none()
         );
-        rest(&mut early, batch(None, 35, &[1])).expect("another");
+        rest(&mut early, batch(None, 35, 1)).expect("another");
         assert_eq!(rest(&mut early, whole), None, "it was there");
     }
 
@@ -173,41 +150,30 @@ mod tests {
         Some((ordinals.collect(), progress))
     }
 
-    fn at(commit: u64, ordinal: u64) -> Position {
-        Position {
-            commit: Lsn(commit),
-            ordinal,
-        }
-    }
-
     #[test]
     fn what_went_early_is_not_taken_again_and_stays_with_what_is_written_until_it_is_settled() {
         let mut early = EarlyBranches::default();
-        let (ordinals, progress) = rest(&mut early, batch(Some(20), 20, &[1, 2])).expect("new");
+        let (ordinals, progress) = rest(&mut early, batch(Some(20), 20, 2)).expect("new");
         assert_eq!((ordinals, progress.early()), (vec![1, 2], &[at(20, 2)][..]));
-        assert_eq!(
-            rest(&mut early, batch(Some(20), 20, &[1, 2])),
-            None,
-            "again"
-        );
-        let (_, progress) = rest(&mut early, batch(None, 30, &[1])).expect("another");
+        assert_eq!(rest(&mut early, batch(Some(20), 20, 2)), None, "again");
+        let (_, progress) = rest(&mut early, batch(None, 30, 1)).expect("another");
         assert_eq!(progress, Progress::from(at(30, 1)).and_early([at(20, 2)]));
-        let (_, progress) = rest(&mut early, batch(Some(25), 25, &[1])).expect("new");
+        let (_, progress) = rest(&mut early, batch(Some(25), 25, 1)).expect("new");
         assert_eq!(progress.early(), [at(20, 2), at(25, 1)]);
         // A part of it was there when the process ended.
         early.opened(0, Some(&Progress::from(at(30, 1)).and_early([at(20, 1)])));
-        let (ordinals, progress) = rest(&mut early, batch(Some(20), 40, &[1, 2])).expect("more");
+        let (ordinals, progress) = rest(&mut early, batch(Some(20), 40, 2)).expect("more");
         assert_eq!(ordinals, [2]);
         assert_eq!(progress.early(), [at(20, 1)]);
-        early.settled(0, Lsn(20));
+        early.settled(0, lsn(20));
         // Its commit may come in several batches; what is written behind it covers it.
-        assert_eq!(rest(&mut early, batch(Some(20), 40, &[1])), None);
-        let (_, progress) = rest(&mut early, batch(None, 50, &[1])).expect("another");
+        assert_eq!(rest(&mut early, batch(Some(20), 40, 1)), None);
+        let (_, progress) = rest(&mut early, batch(None, 50, 1)).expect("another");
         assert_eq!(progress, at(50, 1).into());
         // One that was rolled back has no commit.
-        rest(&mut early, batch(Some(60), 60, &[1]));
-        early.settled(0, Lsn(61));
-        let (_, progress) = rest(&mut early, batch(None, 70, &[1])).expect("another");
+        rest(&mut early, batch(Some(60), 60, 1));
+        early.settled(0, lsn(61));
+        let (_, progress) = rest(&mut early, batch(None, 70, 1)).expect("another");
         assert_eq!(progress, at(70, 1).into());
     }
 }

@@ -1,5 +1,6 @@
 //! Batches of one source, cut into transactions.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -60,6 +61,28 @@ pub(super) fn cut(batch: &Batch) -> Vec<Run<'_>> {
     runs
 }
 
+/// Branches of a batch, of all that committed before `through`, whose changes are all gone on the way here: nothing else is said of them.
+/// Those of the transaction that was open at this place have come before.
+pub(super) fn without_changes<'a>(
+    batch: &'a Batch,
+    runs: &[Run<'_>],
+    open: Option<Position>,
+    through: Lsn,
+) -> Vec<&'a Prepared> {
+    let branches = batch.transactions().iter().filter_map(|transaction| {
+        let prepared = transaction.prepared.as_deref()?;
+        (transaction.commit < through).then(|| (place(transaction), prepared))
+    });
+    let mut branches = branches.peekable();
+    if branches.peek().is_none() {
+        return Vec::new();
+    }
+    let with_changes = runs.iter().map(|run| place(run.transaction));
+    let with_changes: HashSet<Position> = with_changes.chain(open).collect();
+    let without = branches.filter(|(place, _)| !with_changes.contains(place));
+    without.map(|(_, prepared)| prepared).collect()
+}
+
 /// A place behind a commit record: not its end, and before any other commit record's end.
 pub(super) fn behind(commit: Lsn) -> Lsn {
     Lsn(commit.0.saturating_add(1))
@@ -91,4 +114,37 @@ pub(super) fn marker(batch: &Batch, changes: &[Change]) -> Option<Marker> {
             .inspect_err(|error| tracing::warn!(source = %batch.source.name, %error, "a branch is not told apart"))
             .ok()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_conformance::feed::{Feed, INT8, V, lsn, source, table};
+
+    use super::*;
+
+    #[test]
+    fn a_branch_is_without_changes_when_it_has_none_here_and_had_none_before() {
+        let rows = table("orders", "orders", 1, &[("id", "int8", INT8)]);
+        let mut feed = Feed::new(&source("orders"));
+        for (at, commit) in [(1, 10), (2, 20), (3, 30)] {
+            feed.commit_prepared(at, commit);
+            feed.insert(&rows, &[V::Text("1")]);
+        }
+        feed.begin(40).insert(&rows, &[V::Text("2")]);
+        let whole = feed.finish();
+        let left = |open: Option<u64>, through: u64| -> Vec<Lsn> {
+            let kept = whole.changes().iter();
+            let kept = kept.filter(|change| whole.transaction(change).commit != lsn(20));
+            let batch = whole.with_changes(kept.copied().collect());
+            let open = open.map(|commit| Position {
+                commit: lsn(commit),
+                ordinal: u64::MAX,
+            });
+            let left = without_changes(&batch, &cut(&batch), open, lsn(through));
+            left.iter().map(|prepared| prepared.lsn).collect()
+        };
+        assert_eq!(left(None, 41), [lsn(2)]);
+        assert_eq!(left(Some(20), 41), [], "its changes have come");
+        assert_eq!(left(None, 20), [], "not all of it may have come");
+    }
 }

@@ -454,7 +454,8 @@ impl Stitch {
         let batch = Arc::new(batch);
         let runs = inflow::cut(&batch);
         let number = self.shelf.put(Arc::clone(&batch), runs.len());
-        for run in runs {
+        let open = self.sources[source].open.as_ref().map(|open| open.place);
+        for run in &runs {
             let changes = &batch.changes()[run.changes.clone()];
             let place = inflow::place(run.transaction);
             let is_more = |open: &Came| open.place == place;
@@ -492,12 +493,8 @@ impl Stitch {
         if self.sources[source].open.as_ref().map(commit) < Some(through) {
             self.end_open(source, Some(through));
         }
-        // Of those whose changes are all gone on the way here, nothing else is said.
-        let mut transactions = batch.transactions().iter();
-        while let Some(transaction) = transactions.find(|one| one.commit < through) {
-            if let Some(prepared) = &transaction.prepared {
-                self.leave_out(source, prepared);
-            }
+        for prepared in inflow::without_changes(&batch, &runs, open, through) {
+            self.leave_out(source, prepared);
         }
     }
 

@@ -238,6 +238,15 @@ impl Lab {
         }
     }
 
+    /// Waits until a condition has a result.
+    pub async fn sees(&self, condition: &str) {
+        let began = Instant::now();
+        while self.value(condition).await.is_none() {
+            assert!(began.elapsed() < PATIENCE, "in vain for {condition}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     /// The value of a query with one result.
     pub async fn value(&self, expr: &str) -> Option<f64> {
         let samples = self.prometheus.query(expr).await;

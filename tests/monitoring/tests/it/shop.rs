@@ -456,13 +456,16 @@ async fn two_writers(shop: &Shop, lab: &mut Lab, name: &str, kafka: &Kafka) {
 
 /// One process after the other takes over, until the last one.
 async fn takeovers(lab: &mut Lab, setup: &Setup, mut first: Pipeline) -> Pipeline {
-    for _ in 0..2 {
+    let changes = "changes((max by (job, pipeline) (lockstep_lease_token))[60s:1s])";
+    for takeover in 1..=2 {
         let mut next = setup.start();
         lab.scrape(&mut next).await;
         let address = first.address().await;
         first.kill9();
         lab.forget(address);
         runs(&mut next).await;
+        // A holder that nobody has scraped is none to those who look at it.
+        lab.sees(&format!("{changes} >= {takeover}")).await;
         first = next;
     }
     lab.fire(&[("LockstepLeaseUnsteady", "severity", "warning")])
