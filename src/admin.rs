@@ -60,7 +60,10 @@ impl Listener {
 
     /// Serves until the task is aborted.
     pub async fn serve(self, seat: Seat) {
-        tracing::info!(address = ?self.address(), "admin endpoint");
+        tracing::info!(
+            address = self.address().map(tracing::field::display),
+            "admin endpoint"
+        );
         let served = axum::serve(self.listener, front(seat, self.token)).await;
         if let Err(error) = served {
             tracing::error!(%error, "the admin endpoint has ended");

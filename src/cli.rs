@@ -163,8 +163,8 @@ pub enum Command {
         /// such values where the key has several columns.
         #[arg(long = "key", value_name = "KEY", requires = "table", conflicts_with_all = ["condition", "sample"])]
         keys: Vec<String>,
-        /// Where no process runs this pipeline: run it here until all is compared, then drain it.
-        #[arg(long, conflicts_with = "url")]
+        /// Where no process runs this pipeline: run it here until all is compared, then drain it. No other one is asked, whatever `--url` says.
+        #[arg(long)]
         once: bool,
         /// Mend what differs: rows are written as they are in the source, or taken out of the sink, each at a place of the
         /// stream where nothing newer of it has passed. Without it, what would be mended is only told.

@@ -116,6 +116,14 @@ fn kind_without_code(error: &KafkaError) -> ErrorKind {
     }
 }
 
+/// What helps when nobody answers.
+pub(crate) const UNREACHABLE: &str = "check that the brokers run, that `brokers` names addresses reachable from here, and that `security.protocol` in `properties` is the listener's";
+
+/// Whether a code says why there is silence. Others only say that there is.
+pub(crate) fn explains(code: Code) -> bool {
+    kind_of(code) != ErrorKind::Unavailable || code == Code::SSL
+}
+
 /// What kind of failure a code is. Codes that are not listed are troubles of brokers and networks, which pass.
 pub(crate) fn kind_of(code: Code) -> ErrorKind {
     match code {
@@ -190,6 +198,9 @@ fn remedy_of(code: Code, kind: ErrorKind) -> Option<&'static str> {
         Code::InvalidReplicationFactor => {
             "set `replication` of this sink to at most the number of brokers"
         }
+        Code::SSL => {
+            "check that `ssl.ca.location` in `properties` has the authority of the brokers' certificates, which name the addresses in `brokers`; that the brokers trust `ssl.certificate.location`; and that `security.protocol` is the listener's"
+        }
         _ => match kind {
             ErrorKind::Busy => {
                 "another lockstep with the same pipeline and sink name is running: stop it, or give one of them another name"
@@ -200,9 +211,7 @@ fn remedy_of(code: Code, kind: ErrorKind) -> Option<&'static str> {
             ErrorKind::Authentication => {
                 "check `security.protocol`, `sasl.mechanism`, `sasl.username` and `sasl.password` in `properties`"
             }
-            ErrorKind::Unavailable => {
-                "check that the brokers run and that `brokers` names addresses reachable from here"
-            }
+            ErrorKind::Unavailable => UNREACHABLE,
             _ => return None,
         },
     })

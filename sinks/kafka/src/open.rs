@@ -10,7 +10,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 
 use crate::client;
 use crate::config::KafkaConfig;
-use crate::error::Failure;
+use crate::error::{Failure, UNREACHABLE};
 use crate::outlet::{Outlet, Shared, dropped};
 use crate::progress::{self, Positions};
 use crate::reports::Reports;
@@ -141,12 +141,13 @@ pub(crate) fn reach(outlet: &Outlet, brokers: &str) -> Result<()> {
             return Err(refusal.error());
         }
         if Instant::now() > end {
-            let reason =
-                trouble.map_or_else(String::new, |trouble| format!(" ({})", trouble.message));
+            let reason = trouble.as_ref();
+            let reason = reason.map_or_else(String::new, |why| format!(" ({})", why.message));
+            let remedy = trouble.and_then(|trouble| trouble.remedy);
             return Err(Failure::new(
                 ErrorKind::Unavailable,
                 format!("no broker of `{brokers}` answers{reason}"),
-                "check that the brokers run, that `brokers` names addresses reachable from here, and that `security.protocol` in `properties` is the listener's",
+                remedy.unwrap_or_else(|| UNREACHABLE.to_owned()),
             )
             .error());
         }

@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, DeliveryResult, Headers};
 use rdkafka::producer::ProducerContext;
 
-use crate::error::{Failure, kind_of};
+use crate::error::{Failure, explains};
 use lockstep_core::ErrorKind;
 use lockstep_core::position::SourceInfo;
 use lockstep_core::refusal::{Refusal, reason};
@@ -43,6 +43,8 @@ struct State {
     refused: Vec<Refusal>,
     /// The last thing a broker or the network complained about that matters.
     trouble: Option<Failure>,
+    /// It says why there is silence.
+    is_explained: bool,
 }
 
 #[derive(Default)]
@@ -227,11 +229,12 @@ impl ClientContext for Reports {
         let failure = Failure::of_code("the Kafka client reports", code, reason);
         let mut state = self.state();
         // A refusal explains the silence that follows it; a transport error only says that there is silence.
-        let refusal = |failure: &Failure| failure.kind != ErrorKind::Unavailable;
-        if kind_of(code) != ErrorKind::Unavailable || !state.trouble.as_ref().is_some_and(refusal) {
+        let is_explained = explains(code);
+        if is_explained || state.trouble.is_none() || !state.is_explained {
             self.told
                 .report(format!("{} {}", failure.kind.code(), failure.message));
             state.trouble = Some(failure);
+            state.is_explained = is_explained;
         }
     }
 }

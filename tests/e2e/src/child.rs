@@ -374,8 +374,8 @@ impl Pipeline {
     fn logged_address(&self) -> Result<SocketAddr, String> {
         let log = self.log();
         let found = log
-            .split_once("admin endpoint address=Some(")
-            .and_then(|(_, rest)| rest.split(')').next());
+            .split_once("admin endpoint address=")
+            .and_then(|(_, rest)| rest.split_whitespace().next());
         found.and_then(|address| address.parse().ok()).ok_or(log)
     }
 

@@ -108,7 +108,7 @@ impl Lockstep {
 
     fn address(&self) -> Option<SocketAddr> {
         let log = self.program.log();
-        let (_, rest) = log.split_once("admin endpoint address=Some(")?;
-        rest.split(')').next()?.parse().ok()
+        let (_, rest) = log.split_once("admin endpoint address=")?;
+        rest.split_whitespace().next()?.parse().ok()
     }
 }

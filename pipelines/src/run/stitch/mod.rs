@@ -203,12 +203,6 @@ impl Stitch {
         let folders = folders.map(|(share, _, folder)| (Arc::clone(&share.name), folder.clone()));
         let notes = Notes::open(folders.collect());
         parts.witness.open(shares.clone(), sender.downgrade());
-        if parts.stitching.hold_max.is_some() || parts.stitching.lag_max.is_some() {
-            tracing::warn!(
-                stitch = %parts.name,
-                "`mode = \"decision\"`, `hold_max` and `lag_max` are not proven yet: after faults a queue may have a change twice"
-            );
-        }
         let stitch = Stitch {
             name: parts.name,
             pattern,

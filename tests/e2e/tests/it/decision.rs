@@ -57,7 +57,6 @@ async fn is_seen(redis: &Redis, name: &str, purchases: &[u64]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-
 async fn kills_leave_every_purchase_whole_once_and_in_order_by_decision() {
     require!(NeedsKafka, NeedsRedis);
     require_own!(NeedsPostgres(16), NeedsPostgres(17));
@@ -112,7 +111,6 @@ async fn kills_leave_every_purchase_whole_once_and_in_order_by_decision() {
 /// The coordinator is gone between its two commits, for as long as it takes: the purchase is seen, stays so over a crash, is no drift, and its
 /// second commit adds nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-
 async fn what_is_left_between_two_commits_is_seen_once() {
     require!(NeedsKafka, NeedsRedis);
     require_own!(NeedsPostgres(16), NeedsPostgres(17));
