@@ -664,7 +664,8 @@ async fn a_repair_that_is_killed_goes_on_where_it_was() {
     }
     assert!(pipeline.terminate(PATIENCE).await.success());
 
-    // Without a process that runs the pipeline.
+    // Without a process that runs the pipeline, wherever one is said to be.
+    let elsewhere = [("LOCKSTEP_ADMIN_URL", "http://127.0.0.1:1")];
     let key = format!("{name}:t:17");
     redis.command(&["DEL", &key]).await.expect("Redis answers");
     let once = ["reconcile", &file, "--once", "--format", "json"];
@@ -674,7 +675,7 @@ async fn a_repair_that_is_killed_goes_on_where_it_was() {
         (None, Some(0)),
     ] {
         let arguments: Vec<&str> = once.into_iter().chain(more).collect();
-        let ended = setup.lockstep_with(&arguments, &[]).await;
+        let ended = setup.lockstep_with(&arguments, &elsewhere).await;
         assert_eq!(ended.code(), expected, "{more:?} {ended:?}");
     }
 }

@@ -47,9 +47,9 @@ struct Options {
     /// Buys so often per second, and does nothing of the above. Of that each real manager has a twentieth, and 50 at most.
     #[arg(long)]
     purchases: Option<u64>,
-    /// With --purchases: more lines for the section of the `stitch`, such as 'mode = "decision"'.
-    #[arg(long, default_value = "", value_name = "LINES")]
-    stitch: String,
+    /// With --purchases: one line more for the section of the `stitch`, such as 'mode = "decision"'. Can be given several times.
+    #[arg(long, value_name = "LINE")]
+    stitch: Vec<String>,
     /// With --purchases: seconds between two kills, in the mean.
     #[arg(long, default_value_t = 5.0)]
     pause: f64,
@@ -159,7 +159,7 @@ async fn purchase(
         lasts: Duration::from_secs_f64(options.minutes * 60.0),
         pause: Duration::from_secs_f64(options.pause),
         articles: ARTICLES,
-        stitch: options.stitch.clone(),
+        stitch: options.stitch.join("\n"),
         invariants_every: INVARIANTS_EVERY.to_owned(),
         seed: options.seed,
         tell_every: Some(TELL),
