@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
-use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message as _;
 use reqwest::Certificate;
@@ -178,7 +177,7 @@ mod tests {
         });
         let said = ExportTraceServiceResponse { partial_success };
         let mut answer = Response::new(said.encode_to_vec().into());
-        *answer.status_mut() = http::StatusCode::from_u16(status).expect("a status");
+        *answer.status_mut() = reqwest::StatusCode::from_u16(status).expect("a status");
         answer
     }
 
