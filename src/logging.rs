@@ -315,7 +315,11 @@ mod tests {
             tracing_subscriber::registry().with(shown(lines, EnvFilter::new(DEFAULT_FILTER)))
         };
         assert_eq!(subscriber().max_level_hint(), Some(LevelFilter::INFO));
-        let span = tracing::info_span!(target: TARGET, "write");
+        // Made where everything is of interest.
+        let span = tracing::subscriber::with_default(
+            tracing_subscriber::registry(),
+            || tracing::info_span!(target: TARGET, "write"),
+        );
         let callsite = span.metadata().expect("a callsite");
         assert!(subscriber().register_callsite(callsite).is_never());
     }
