@@ -33,6 +33,8 @@ Environment:
   LOCKSTEP_ADMIN_URL     the admin endpoint that is asked
   LOCKSTEP_ADMIN_TOKEN   its token
   LOCKSTEP__A__B         overrides a.b of the pipeline file
+  OTEL_EXPORTER_OTLP_ENDPOINT
+                         where traces go, in a build with the feature `otel`
   NO_COLOR               no colours
   CLICOLOR_FORCE         colours also where there is no terminal
   LC_ALL, LC_CTYPE, LANG whether letters beyond ASCII are understood";
@@ -248,6 +250,15 @@ impl Command {
     /// Whether progress may be drawn on the terminal.
     pub fn draws(&self) -> bool {
         matches!(self, Command::Run { .. })
+    }
+
+    /// Whether this process runs a pipeline.
+    pub fn runs_pipeline(&self) -> bool {
+        match self {
+            Command::Run { .. } | Command::Demo(_) => true,
+            Command::Reconcile { once, .. } => *once,
+            _ => false,
+        }
     }
 
     /// How the answer is to look, and an error as well.

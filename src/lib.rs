@@ -33,6 +33,7 @@ mod search;
 mod snapshot;
 mod status;
 mod terminal;
+mod traces;
 mod transactions;
 mod web;
 
@@ -85,7 +86,9 @@ pub fn main(registry: Registry) -> ExitCode {
     // Every TLS user of the process takes this provider: one implementation, ring.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let progress = progress::Bars::new(cli.command.draws());
-    logging::start(cli.log_format, &progress);
+    let traces = traces::Traces::start(cli.command.runs_pipeline());
+    logging::start(cli.log_format, &progress, &traces);
+    traces.tell();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -97,6 +100,8 @@ pub fn main(registry: Registry) -> ExitCode {
         }
     };
     let outcome = runtime.block_on(cli.command.run(&registry, &progress));
+    // While the runtime still hears a second signal.
+    traces.finish();
     // Blocking work that nobody waits for must not hold the process.
     runtime.shutdown_background();
     match outcome {

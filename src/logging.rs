@@ -3,24 +3,30 @@
 use std::fmt;
 use std::io::{IsTerminal, Write};
 
+use lockstep_core::trace::TARGET;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormattedFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::cli::LogFormat;
 use crate::progress::Bars;
+use crate::traces::Traces;
 
 /// What is logged when LOCKSTEP_LOG does not say.
 const DEFAULT_FILTER: &str =
     "info,librdkafka=warn,rdkafka=warn,tantivy=warn,fjall=warn,lsm_tree=warn";
 
-/// Starts logging. Bars on the terminal stay below the lines.
-pub fn start(format: LogFormat, bars: &Bars) {
+/// Starts logging, and hands over what is to be exported as traces. Bars on the terminal stay below the lines.
+pub fn start(format: LogFormat, bars: &Bars, traces: &Traces) {
     let filter =
         EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let is_terminal = std::io::stderr().is_terminal();
@@ -31,13 +37,27 @@ pub fn start(format: LogFormat, bars: &Bars) {
             LogFormat::Json => true,
         },
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(AboveBars(bars.clone()))
         .with_ansi(!lines.json && crate::output::paint_errors().color)
         .event_format(lines);
+    let logging = tracing_subscriber::registry().with(shown(lines, filter));
     // A second start (tests) keeps the first.
-    let _ = builder.try_init();
+    let _ = match traces.layer() {
+        Some(layer) => logging.with(layer).try_init(),
+        None => logging.try_init(),
+    };
+}
+
+/// Lines of what the filter says, and never of what is exported as traces, whatever it says.
+fn shown<S>(lines: impl Layer<S>, filter: EnvFilter) -> impl Layer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let no_trace = filter_fn(|metadata| metadata.target() != TARGET);
+    // It leaves the level to the other one.
+    let no_trace = no_trace.with_max_level_hint(LevelFilter::TRACE);
+    lines.with_filter(filter.and(no_trace))
 }
 
 /// One line per event. Behind its own fields come those of the spans it happened in (`pipeline`, `source`, `sink`), unless the event
@@ -240,12 +260,12 @@ mod tests {
     /// The lines that `log` writes.
     fn logged(json: bool, log: impl FnOnce()) -> Vec<String> {
         let kept = Kept::default();
-        let subscriber = tracing_subscriber::fmt()
+        let lines = tracing_subscriber::fmt::layer()
             .with_writer(kept.clone())
             .with_ansi(false)
-            .event_format(Lines { json })
-            .finish();
-        tracing::subscriber::with_default(subscriber, log);
+            .event_format(Lines { json });
+        let shown = shown(lines, EnvFilter::new("trace"));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(shown), log);
         let bytes = kept.0.lock().expect("nobody panics");
         let text = String::from_utf8(bytes.clone()).expect("text");
         text.lines().map(str::to_owned).collect()
@@ -275,6 +295,33 @@ mod tests {
         assert!(first["timestamp"].is_string() && first["target"].is_string());
         assert_eq!(second["source"], "another", "the event knows better");
         assert_eq!(second["error"], "LS003 away");
+    }
+
+    #[test]
+    fn what_is_exported_is_not_logged_and_costs_nothing_where_nobody_exports() {
+        let lines = logged(false, || {
+            let write = tracing::info_span!(target: TARGET, "write", changes = 3);
+            assert!(write.is_disabled());
+            write.in_scope(|| tracing::info!(target: TARGET, "exported"));
+            write.in_scope(|| tracing::info!("logged"));
+        });
+        let [line] = &lines[..] else {
+            panic!("{lines:?}");
+        };
+        assert!(line.ends_with(" INFO logged"), "{line}");
+
+        let subscriber = || {
+            let lines = tracing_subscriber::fmt::layer();
+            tracing_subscriber::registry().with(shown(lines, EnvFilter::new(DEFAULT_FILTER)))
+        };
+        assert_eq!(subscriber().max_level_hint(), Some(LevelFilter::INFO));
+        // Made where everything is of interest.
+        let span = tracing::subscriber::with_default(
+            tracing_subscriber::registry(),
+            || tracing::info_span!(target: TARGET, "write"),
+        );
+        let callsite = span.metadata().expect("a callsite");
+        assert!(subscriber().register_callsite(callsite).is_never());
     }
 
     #[test]

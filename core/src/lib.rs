@@ -21,6 +21,7 @@ pub mod sink;
 pub mod source;
 pub mod template;
 pub mod token;
+pub mod trace;
 pub mod transform;
 
 pub use error::{Error, ErrorKind, Result};

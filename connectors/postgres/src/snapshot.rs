@@ -15,6 +15,7 @@ use lockstep_core::memory::Budget;
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::{SourcePhase, SourceStatus, TableProgress};
+use lockstep_core::trace::{TARGET, Traced, count};
 use lockstep_pg::error::protocol;
 use lockstep_pg::sql::{self, quote_ident, quote_literal};
 use lockstep_pg::wire::target::Target;
@@ -23,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::catalog::Published;
 use crate::copy_out::{CopyOut, Rows};
@@ -36,6 +38,7 @@ const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// Everything a copy needs.
 pub struct Copy {
+    pub pipeline: Arc<str>,
     pub target: Target,
     pub source: Arc<SourceInfo>,
     pub tables: Vec<(Published, Arc<TableSchema>)>,
@@ -68,6 +71,8 @@ struct Shared {
     chunks: Mutex<VecDeque<Chunk>>,
     /// Chunks left per table.
     left: Vec<AtomicU64>,
+    /// Tables of which something has been read and something is left, where traces are exported.
+    traces: Mutex<Vec<Option<Traced>>>,
     ordinal: AtomicU64,
     started: Instant,
     started_micros: i64,
@@ -107,10 +112,12 @@ impl Copy {
             state.snapshot = progress;
         });
         let workers = usize::from(self.workers).min(chunks.len());
+        let traces = self.tables.iter().map(|_| None).collect();
         let shared = Arc::new(Shared {
             copy: self,
             chunks: Mutex::new(chunks.into()),
             left: left.into_iter().map(AtomicU64::new).collect(),
+            traces: Mutex::new(traces),
             ordinal: AtomicU64::new(1),
             started: Instant::now(),
             started_micros: now.get(0),
@@ -291,6 +298,7 @@ fn copy_statement(chunk: &Chunk, published: &Published, schema: &TableSchema) ->
 
 async fn copy_chunk(shared: &Shared, connection: &mut Connection, chunk: &Chunk) -> Result<()> {
     let (published, schema) = &shared.copy.tables[chunk.table];
+    shared.begins(chunk.table);
     let statement = copy_statement(chunk, published, schema);
     let mut out = CopyOut::begin(connection, &statement, schema).await?;
     while out.read(connection).await? {
@@ -307,6 +315,7 @@ async fn copy_chunk(shared: &Shared, connection: &mut Connection, chunk: &Chunk)
             .copy
             .status
             .update(|state| state.snapshot[chunk.table].done = true);
+        shared.is_read(chunk.table);
     }
     Ok(())
 }
@@ -345,6 +354,34 @@ async fn send(shared: &Shared, batch: Batch) -> Result<()> {
 }
 
 impl Shared {
+    /// A chunk of a table is about to be read.
+    fn begins(&self, table: usize) {
+        let Ok(mut traces) = self.traces.lock() else {
+            return;
+        };
+        traces[table].get_or_insert_with(|| {
+            Traced::new(tracing::info_span!(
+                target: TARGET, parent: None, "copy", otel.kind = "client",
+                pipeline = &*self.copy.pipeline, source = &*self.copy.source.name,
+                table = %self.copy.tables[table].0.id, at = %self.copy.consistent_point,
+                rows = Empty, outcome = Empty, error = Empty, otel.status_code = Empty,
+            ))
+        });
+    }
+
+    /// All of a table has been read and handed on.
+    fn is_read(&self, table: usize) {
+        let trace = self.traces.lock().ok();
+        let Some(trace) = trace.and_then(|mut traces| traces[table].take()) else {
+            return;
+        };
+        if !trace.span().is_disabled() {
+            let rows = self.copy.status.get().snapshot[table].rows;
+            trace.span().record("rows", count(rows));
+        }
+        trace.ended("read");
+    }
+
     /// Rows, rate and time left, every few seconds.
     fn log_progress(&self) {
         let Ok(mut logged) = self.logged.lock() else {

@@ -487,6 +487,8 @@ impl Driver {
         };
         let ledger = Ledger::new(self.file, self.state, from, &self.config.publication);
         let reader = Reader {
+            pipeline: Arc::clone(&self.context.pipeline),
+            source: Arc::clone(&self.context.name),
             target: self.target.clone(),
             publication: self.config.publication.clone(),
             tables: self
@@ -592,6 +594,7 @@ impl Driver {
         recorder: Recorder,
     ) -> Result<()> {
         let copy = Copy {
+            pipeline: Arc::clone(&self.context.pipeline),
             target: self.target.clone(),
             source: Arc::clone(&self.info),
             tables: self

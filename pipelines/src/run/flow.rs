@@ -14,6 +14,7 @@ use super::checks::{Check, CheckDesk};
 use super::inbox::Entry;
 use super::lane_state::LaneState;
 use super::node::Node;
+use super::traces;
 use crate::plan::{Input, Plan, Producer};
 use crate::selector::Selector;
 
@@ -46,6 +47,7 @@ struct Outlet {
 
 /// See the module's page.
 pub(super) struct Flow {
+    pipeline: Arc<str>,
     source: usize,
     steps: Vec<Step>,
     outlets: Vec<Outlet>,
@@ -55,6 +57,7 @@ pub(super) struct Flow {
 impl Flow {
     /// The way of source `source`: the transforms and sinks of the plan that it reaches.
     pub fn new(
+        pipeline: Arc<str>,
         plan: &Plan,
         source: usize,
         nodes: &[Arc<Node>],
@@ -83,6 +86,7 @@ impl Flow {
             tap.last = !std::mem::replace(&mut seen[tap.slot], true);
         }
         Flow {
+            pipeline,
             source,
             steps,
             outlets,
@@ -188,12 +192,14 @@ impl Flow {
             }
             return Ok(());
         }
+        let span = traces::batch(&self.pipeline, &batch);
         let mut made = self.made(batch).await?;
         let mut entries = Vec::with_capacity(self.outlets.len());
         for outlet in &self.outlets {
             let batch = take(&outlet.taps, &mut made)?;
             if batch.is_some() || through.is_some() {
-                entries.push((&outlet.lane, Entry::new(self.source, batch, through)));
+                let entry = Entry::new(self.source, batch, through).within(&span);
+                entries.push((&outlet.lane, entry));
             }
         }
         for (lane, entry) in entries {
@@ -204,11 +210,13 @@ impl Flow {
 
     /// What each lane is to get of a batch of the stream, for those who send more with it.
     pub async fn entries(&self, batch: Batch) -> Result<Vec<(&Arc<LaneState>, Entry)>> {
+        let span = traces::batch(&self.pipeline, &batch);
         let mut made = self.made(batch).await?;
         let mut entries = Vec::with_capacity(self.outlets.len());
         for outlet in &self.outlets {
             if let Some(batch) = take(&outlet.taps, &mut made)? {
-                entries.push((&outlet.lane, Entry::new(self.source, Some(batch), None)));
+                let entry = Entry::new(self.source, Some(batch), None).within(&span);
+                entries.push((&outlet.lane, entry));
             }
         }
         Ok(entries)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use lockstep_core::batch::{Batch, Phase};
 use lockstep_core::position::Lsn;
 use tokio::sync::{Notify, mpsc};
+use tracing::Span;
 
 use super::checks::Check;
 use super::lane_state::Announced;
@@ -32,6 +33,8 @@ pub(super) struct Entry {
     pub check: Option<Check>,
     /// The next entry belongs to it: the two are written together.
     pub joined: bool,
+    /// The way of its batch, where traces are exported: over when the last one who holds it lets go.
+    pub way: Span,
 }
 
 /// A source reads another log, or other tables of the same one: what came before has to be durable first.
@@ -64,7 +67,16 @@ impl Entry {
             renewal: None,
             check: None,
             joined: false,
+            way: Span::none(),
         }
+    }
+
+    /// As a part of what goes this way, if it has a batch: where there is none, nothing is waited for.
+    pub fn within(mut self, way: &Span) -> Self {
+        if self.batch.is_some() {
+            self.way = way.clone();
+        }
+        self
     }
 
     pub fn marker(source: usize, mark: u64) -> Self {

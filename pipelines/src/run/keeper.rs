@@ -6,6 +6,7 @@ use std::time::Duration;
 use lockstep_core::error::Policy;
 use lockstep_core::position::Lsn;
 use lockstep_core::sink::Trouble;
+use lockstep_core::trace::Traced;
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ use super::backoff::Backoff;
 use super::lane_state::LaneState;
 use super::node::Node;
 use super::source_state::SourceShare;
+use super::traces;
 use crate::letters::Desk;
 
 /// The shortest time between two confirmations. Persisting transforms may cost a disk flush each; nobody waits for a
@@ -23,6 +25,7 @@ const CONFIRM_EVERY: Duration = Duration::from_millis(100);
 /// See the module's page.
 #[derive(Clone)]
 pub(super) struct Keeper {
+    pub pipeline: Arc<str>,
     pub sources: Vec<Arc<SourceShare>>,
     pub lanes: Vec<Arc<LaneState>>,
     pub nodes: Vec<Arc<Node>>,
@@ -92,12 +95,20 @@ impl Keeper {
         if reached.is_empty() && marks.is_empty() {
             return Ok(());
         }
-        self.persist().await?;
+        let traces = reached.iter();
+        let traces: Vec<Traced> = traces
+            .map(|(source, _, lsn)| traces::confirm(&self.pipeline, &source.name, *lsn))
+            .collect();
+        if let Err(error) = self.persist().await {
+            traces.into_iter().for_each(|trace| trace.failed(&error));
+            return Err(error);
+        }
         for (source, mark) in marks {
             source.confirm_mark(mark);
         }
-        for (source, generation, lsn) in reached {
+        for ((source, generation, lsn), trace) in reached.into_iter().zip(traces) {
             source.confirm(generation, lsn);
+            trace.ended("confirmed");
         }
         Ok(())
     }

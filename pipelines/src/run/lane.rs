@@ -24,6 +24,7 @@ use lockstep_core::position::SourceIdentity;
 use lockstep_core::progress::Progress;
 use lockstep_core::refusal::reason;
 use lockstep_core::sink::Sink;
+use lockstep_core::trace::Traced;
 use lockstep_core::{Error, Result};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -105,6 +106,10 @@ struct Pending {
     alone: bool,
     /// The letter that it is.
     letter: Option<Tag>,
+    /// How often it has been given to a sink.
+    attempts: u32,
+    /// Being written, where traces are exported.
+    write: Option<Traced>,
 }
 
 impl Pending {
@@ -116,6 +121,8 @@ impl Pending {
             given: None,
             alone: false,
             letter: None,
+            attempts: 0,
+            write: None,
         }
     }
 
@@ -207,9 +214,12 @@ impl Lane {
                 Err(error) => error,
             };
             self.written = 0;
-            self.pending
-                .iter_mut()
-                .for_each(|pending| pending.durable = None);
+            for pending in &mut self.pending {
+                pending.durable = None;
+                if let Some(write) = pending.write.take() {
+                    write.failed(&failed);
+                }
+            }
             let failed = match self.put_aside(&failed).await {
                 Ok(true) => {
                     self.after_aside = true;

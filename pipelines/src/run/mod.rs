@@ -35,6 +35,7 @@ mod source_state;
 pub(crate) mod standby;
 mod stitch;
 mod supervisor;
+mod traces;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

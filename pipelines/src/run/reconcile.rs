@@ -21,6 +21,7 @@ use super::checks::{CheckDesk, Route};
 use super::lane_state::LaneState;
 use super::lock;
 use super::source_state::SourceShare;
+use super::traces::Comparison;
 use crate::file::Reconciling;
 use crate::metrics::ReconcileMetrics;
 use crate::registry::SinkComponent;
@@ -40,6 +41,7 @@ const KEEP: Duration = Duration::from_secs(1);
 
 /// What comparisons need of a running pipeline.
 pub(super) struct Parts {
+    pub pipeline: Arc<str>,
     pub sources: Vec<Arc<SourceShare>>,
     pub lanes: Vec<Arc<LaneState>>,
     /// By index of the lane.
@@ -173,11 +175,19 @@ impl Reconciler {
                 continue;
             };
             self.keep().await;
+            let sinks = route.sinks();
+            let trace = Comparison::new(
+                &self.parts.pipeline,
+                &route.source.name,
+                &route.table,
+                sinks.clone(),
+            );
             match route.has_key {
                 true => self.run_pass(&pass, route).await,
-                false => pass.cannot_be_made(&route.sinks()),
+                false => pass.cannot_be_made(&sinks),
             }
             let report = pass.report();
+            trace.ended(&report);
             self.parts.metrics.compared(&report, request.is_whole());
             log(&report);
             if let Some(job) = lock(&self.jobs).open.iter_mut().find(|job| job.id == id) {

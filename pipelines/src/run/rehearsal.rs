@@ -50,7 +50,14 @@ pub(crate) async fn rehearse(
     let known: Vec<bool> = tables.iter().map(Option::is_some).collect();
     for (source, tables) in tables.into_iter().enumerate() {
         let Some(tables) = tables else { continue };
-        let flow = Flow::new(plan, source, &nodes, &lanes, Arc::default());
+        let flow = Flow::new(
+            Arc::clone(&pipeline.name),
+            plan,
+            source,
+            &nodes,
+            &lanes,
+            Arc::default(),
+        );
         let reached = flow
             .try_bind(tables, |node, table, error| {
                 let subject = table.map_or_else(

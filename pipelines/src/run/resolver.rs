@@ -23,6 +23,7 @@ use super::now_micros;
 use super::permit::Permit;
 use super::source_state::SourceShare;
 use super::stitch::Witness;
+use super::traces;
 use crate::file::Resolving;
 use crate::metrics::ResolverMetrics;
 
@@ -197,7 +198,13 @@ impl Resolver {
         };
         let (source, gid) = (&doubt.source, &doubt.in_doubt.gid);
         let (rule, why) = (decision.judged.rule.as_str(), &decision.judged.why);
-        match self.act(decision, &**queries).await {
+        let trace = traces::resolve(&self.parts.pipeline, decision, action);
+        let acted = self.act(decision, &**queries).await;
+        match &acted {
+            Ok(outcome) => trace.ended(outcome.label()),
+            Err(error) => trace.failed(error),
+        }
+        match acted {
             Ok(Outcome::Done | Outcome::Already) => {
                 tracing::info!(%source, gid, rule, why, "{action}, what its coordinator has left behind");
             }

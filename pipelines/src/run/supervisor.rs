@@ -35,6 +35,7 @@ use super::resolver::{self, Resolver};
 use super::source_state::SourceShare;
 use super::standby::Estate;
 use super::stitch::{self, Door, Stitch, Witness};
+use super::traces;
 use crate::file::{DeadLettersTo, Pipeline};
 use crate::letters::{Desk, Queue, Store};
 use crate::metrics::Metrics;
@@ -67,11 +68,17 @@ pub async fn start_holding(
     held: Held,
     shutdown: CancellationToken,
 ) -> Result<Running> {
+    let trace = traces::take_over(&pipeline.name, held.token());
     let begun = async {
         let estate = Estate::taken_over(pipeline, &Permit::from(held.right())).await?;
         begin(pipeline, estate, Some(held), shutdown).await
     };
-    begun.instrument(named(pipeline)).await
+    let begun = begun.instrument(named(pipeline)).await;
+    match &begun {
+        Ok(_) => trace.ended("runs"),
+        Err(error) => trace.failed(error),
+    }
+    begun
 }
 
 /// What every log line of the pipeline says. Spans of this kind have one field each, and are there at every level.
@@ -110,6 +117,7 @@ async fn begin(
         })
         .collect();
     let keeper = Keeper {
+        pipeline: Arc::clone(&pipeline.name),
         sources: sources.clone(),
         lanes: lanes.clone(),
         nodes: nodes.clone(),
@@ -119,6 +127,7 @@ async fn begin(
     };
     let draining = CancellationToken::new();
     let parts = reconcile::Parts {
+        pipeline: Arc::clone(&pipeline.name),
         sources: sources.clone(),
         lanes: lanes.clone(),
         sinks: pipeline.sinks.clone(),
@@ -364,6 +373,7 @@ impl Supervisor {
         let inner = self.handle.inner();
         let flow = |source| {
             Arc::new(Flow::new(
+                Arc::clone(&pipeline.name),
                 &pipeline.plan,
                 source,
                 &inner.nodes,

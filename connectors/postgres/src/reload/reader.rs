@@ -8,11 +8,13 @@ use lockstep_core::feedback::Feedback;
 use lockstep_core::memory::Budget;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::source::{CheckRequest, Checked};
+use lockstep_core::trace::{TARGET, Traced, count};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_pg::error::protocol;
 use lockstep_pg::sql::{self, quote_ident};
 use lockstep_pg::wire::target::Target;
 use lockstep_pg::wire::{Connection, Mode};
+use tracing::field::Empty;
 
 use super::Merge;
 use super::check::Asked;
@@ -39,6 +41,8 @@ pub fn budget() -> Budget {
 
 /// Everything the reader needs.
 pub struct Reader {
+    pub pipeline: Arc<str>,
+    pub source: Arc<str>,
     pub target: Target,
     pub publication: String,
     pub tables: Vec<(Published, Arc<TableSchema>)>,
@@ -100,7 +104,18 @@ impl Reader {
 
     async fn carry_out(&self, entry: &mut Entry, before: &Visible) {
         let table = entry.request.table.clone();
+        let trace = Traced::new(tracing::info_span!(
+            target: TARGET, parent: None, "load", otel.kind = "client",
+            pipeline = &*self.pipeline, source = &*self.source, table, id = count(entry.id),
+            rows = Empty, superseded = Empty, outcome = Empty, error = Empty, otel.status_code = Empty,
+        ));
         let loaded = self.load(entry, before).await;
+        trace.span().record("rows", count(entry.rows));
+        trace.span().record("superseded", count(entry.superseded));
+        match &loaded {
+            Ok(()) => trace.ended("durable"),
+            Err(error) => trace.failed(error),
+        }
         self.merge.lock().rest();
         let ended = match loaded {
             Ok(()) => {

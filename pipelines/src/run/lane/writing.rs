@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::super::batches;
 use super::super::inbox::{Entry, ride};
+use super::super::traces;
 use super::{End, Lane, Pending, front};
 
 impl Lane {
@@ -74,7 +75,11 @@ impl Lane {
         let count = self.written_next();
         let mut rests = Vec::with_capacity(count);
         for at in self.written..self.written + count {
-            rests.push(self.rest_at(at).await?);
+            let rest = self.rest_at(at).await?;
+            if let Some(rest) = &rest {
+                self.begins(at, rest);
+            }
+            rests.push(rest);
         }
         let batches: Vec<Arc<Batch>> = rests.iter().flatten().cloned().collect();
         let Some(durable) = self.hand_over(sink, batches).await? else {
@@ -96,6 +101,16 @@ impl Lane {
             self.written += 1;
         }
         Ok(None)
+    }
+
+    /// What the sink does not hold of a batch that waits is about to be given to it.
+    fn begins(&mut self, at: usize, rest: &Batch) {
+        let (pipeline, sink) = (&self.parts.pipeline, &self.parts.state.name);
+        let pending = &mut self.pending[at];
+        pending.attempts += 1;
+        let way = &pending.entry.way;
+        let write = traces::write(way, pipeline, sink, rest, pending.attempts);
+        pending.write = Some(write);
     }
 
     /// How many batches are written next: one, or as many as belong together.
@@ -202,8 +217,12 @@ impl Lane {
             batch,
             letter,
             given,
+            write,
             ..
         } = pending;
+        if let Some(write) = write {
+            traces::written(write, &delivered);
+        }
         if let (Some(tag), Some(course)) = (letter, &mut self.course) {
             course.settled(tag.id, delivered);
         }

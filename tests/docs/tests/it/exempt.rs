@@ -74,6 +74,12 @@ const ALL: &[Exempt] = &[
             "needs a build with `kafka-ssl`; sinks/kafka/tests/broker/encrypted.rs has the same properties",
         ),
     ),
+    of(
+        "docs/monitoring.md",
+        "sh",
+        "cargo build --release -p lockstep --features otel",
+        Not("needs a build with `otel`; tests/otel runs one"),
+    ),
     of("docs/security.md", "mermaid", "", Not("a drawing")),
     of(
         "docs/security.md",
