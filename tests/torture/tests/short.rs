@@ -20,7 +20,7 @@ use lockstep_torture::servers::{POSTGRES, Servers};
 use lockstep_torture::sinks::SINKS;
 
 const FIXED: u64 = 3;
-/// No run is begun after this.
+/// No other run is begun after this.
 const WHOLE: Duration = Duration::from_secs(140);
 /// What has to hold in every run of the tests.
 const CELLS: [&str; 5] = [
@@ -56,8 +56,9 @@ async fn nothing_is_lost_doubled_reordered_or_stale() {
     let has_disk = Fault::Disk.is_possible();
     let others = others.filter(|(cell, _)| has_disk || cell.fault != Fault::Disk);
     let mut report = Report::default();
-    for (cell, seed) in fixed.into_iter().chain(others) {
-        if began.elapsed() > WHOLE {
+    for (at, (cell, seed)) in fixed.into_iter().chain(others).enumerate() {
+        // Those that are always run take as long as they take: where all is slow, no other ones follow.
+        if at >= CELLS.len() && began.elapsed() > WHOLE {
             break;
         }
         let outcome = run(&bench, Contestant::Lockstep, cell, seed).await;
