@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use tokio::sync::OnceCell;
 
 use crate::component::{Component, dir};
-use crate::error::Error;
+use crate::error::{Context, Error};
 use crate::java;
 use crate::port::Port;
 use crate::process::Process;
@@ -216,6 +216,29 @@ impl Kafka {
     /// The bootstrap address whose clients talk through [`Kafka::proxy`] alone.
     pub fn proxied_bootstrap(&self) -> String {
         self.proxy().address()
+    }
+
+    /// Gives a user a password for `SCRAM-SHA-512`, which the broker keeps in its metadata: by its own program, on the plain listener.
+    ///
+    /// # Errors
+    /// When the program fails, with what it has said.
+    pub async fn scram_user(&self, name: &str, password: &str) -> Result<(), Error> {
+        let java = java::program().ok_or_else(|| Component::Kafka.missing())?;
+        let said = tokio::process::Command::new(java)
+            .arg("-cp")
+            .arg(dir().join("kafka/libs/*"))
+            .args(["kafka.admin.ConfigCommand", "--bootstrap-server"])
+            .arg(&self.bootstrap)
+            .args(["--alter", "--entity-type", "users", "--entity-name", name])
+            .args(["--add-config", &format!("SCRAM-SHA-512=[password={password}]")])
+            .output()
+            .await
+            .context(|| "starting kafka.admin.ConfigCommand".into())?;
+        let text = String::from_utf8_lossy(&said.stderr);
+        match said.status.success() && !text.contains("Error") {
+            true => Ok(()),
+            false => Err(Error::new(format!("no user {name}: {text}"))),
+        }
     }
 
     /// What the broker has logged since its last start.

@@ -30,6 +30,7 @@ pub mod containers;
 pub mod disk;
 mod error;
 mod http;
+mod https;
 mod java;
 pub mod kafka;
 pub mod kubernetes;

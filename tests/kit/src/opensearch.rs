@@ -1,5 +1,7 @@
 //! OpenSearch or Elasticsearch, one node: they are started and asked in the same way.
 
+mod secure;
+
 use std::ffi::OsString;
 use std::io;
 use std::time::Duration;
@@ -7,12 +9,14 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::sync::OnceCell;
 
+use crate::certificates::Certificates;
 use crate::component::Component;
 use crate::error::{Context, Error};
 use crate::port::Port;
 use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::{http, java};
+use secure::Secure;
 
 const START_DEADLINE: Duration = Duration::from_secs(180);
 
@@ -51,6 +55,9 @@ pub struct OpenSearchOptions {
     pub product: Product,
     /// Settings of the node, such as `("indices.breaker.total.limit", "10%")`.
     pub settings: Vec<(String, String)>,
+    /// It speaks TLS only, and asks for a user and a password: OpenSearch with its security plugin. The administrator is `admin`,
+    /// with the password `admin`, and makes others by `/_plugins/_security/api`.
+    pub secure: bool,
 }
 
 impl OpenSearchOptions {
@@ -58,7 +65,7 @@ impl OpenSearchOptions {
     pub fn of(product: Product) -> Self {
         Self {
             product,
-            settings: Vec::new(),
+            ..Self::default()
         }
     }
 }
@@ -77,6 +84,7 @@ struct Own {
     scratch: Scratch,
     port: Port,
     _transport: Port,
+    secure: Option<Secure>,
 }
 
 impl OpenSearch {
@@ -151,6 +159,13 @@ impl OpenSearch {
                 .iter()
                 .map(|(name, value)| format!("{name}={value}")),
         );
+        let secure = match options.secure {
+            true => Some(Secure::prepare(options.product, &scratch)?),
+            false => None,
+        };
+        if options.secure {
+            settings.extend(Secure::settings());
+        }
         let settings: Vec<OsString> = settings.into_iter().map(Into::into).collect();
         let launch = java::launch(
             component,
@@ -162,12 +177,16 @@ impl OpenSearch {
         )?;
         let server = Self {
             product: options.product,
-            url: format!("http://127.0.0.1:{}", port.number()),
+            url: match secure {
+                Some(_) => format!("https://127.0.0.1:{}", port.number()),
+                None => format!("http://127.0.0.1:{}", port.number()),
+            },
             own: Some(Own {
                 process: Process::start(launch)?,
                 scratch,
                 port,
                 _transport: transport,
+                secure,
             }),
         };
         server.ready().await.map(|()| server)
@@ -177,7 +196,10 @@ impl OpenSearch {
     async fn ready(&self) -> Result<(), Error> {
         let look = async || {
             let path = "/_cluster/health?wait_for_status=yellow&timeout=1s";
-            http::get(self.address(), path).await
+            match self.request("GET", path, "").await? {
+                (200, body) => Ok(body),
+                (status, body) => Err(io::Error::other(format!("{status} {body}"))),
+            }
         };
         self.own()
             .process
@@ -216,12 +238,26 @@ impl OpenSearch {
         self.own().port.number()
     }
 
-    /// Sends one request with a JSON body, which may be empty; status and body of the answer.
+    /// Sends one request with a JSON body, which may be empty; status and body of the answer. A
+    /// [secure](OpenSearchOptions::secure) server is asked as its administrator.
     ///
     /// # Errors
     /// When the server cannot be reached.
     pub async fn request(&self, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
-        http::request(self.address(), method, path, body).await
+        let secure = self.own.as_ref().and_then(|own| own.secure.as_ref());
+        match secure {
+            Some(secure) => secure.request(&self.url, method, path, body).await,
+            None => http::request(self.address(), method, path, body).await,
+        }
+    }
+
+    /// Of a [secure](OpenSearchOptions::secure) server.
+    ///
+    /// # Panics
+    /// For any other.
+    pub fn certificates(&self) -> &Certificates {
+        let secure = self.own().secure.as_ref();
+        &secure.expect("it is a secure server").certificates
     }
 
     /// The server's version: `2.19.1`.
@@ -229,7 +265,8 @@ impl OpenSearch {
     /// # Errors
     /// When it cannot be asked.
     pub async fn version(&self) -> Result<String, Error> {
-        let about = http::get(self.address(), "/")
+        let (_, about) = self
+            .request("GET", "/", "")
             .await
             .context(|| format!("asking {}", self.url))?;
         let version = about

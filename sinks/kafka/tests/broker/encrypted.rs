@@ -53,7 +53,14 @@ async fn start(ca: &Authority) -> Kafka {
         (format!("{own}.ssl.truststore.type"), "PEM".to_owned()),
         (format!("{own}.ssl.truststore.certificates"), line(&ca.pem)),
         (format!("{own}.ssl.client.auth"), "required".to_owned()),
-        (format!("{own}.sasl.enabled.mechanisms"), "PLAIN".to_owned()),
+        (
+            format!("{own}.sasl.enabled.mechanisms"),
+            "PLAIN,SCRAM-SHA-512".to_owned(),
+        ),
+        (
+            format!("{own}.scram-sha-512.sasl.jaas.config"),
+            "org.apache.kafka.common.security.scram.ScramLoginModule required;".to_owned(),
+        ),
         (
             format!("{own}.plain.sasl.jaas.config"),
             "org.apache.kafka.common.security.plain.PlainLoginModule required user_root=\"open-sesame\";".to_owned(),
@@ -112,15 +119,25 @@ async fn certificates_and_passwords_are_checked() {
     let prefix = unique("encrypted");
     let feed = Feed::new(&prefix);
 
-    let right = connection(&kafka, folder.path(), &prefix, &[]);
-    let mut sink = open(&right, &prefix, &[&feed]).await.expect("opens");
-    let durable = sink
-        .write(feed.batch(1, &[insert(1, "a")]))
-        .await
-        .expect("taken");
-    durable.await.expect("durable");
-    sink.close().await.expect("closes");
-    assert_eq!(read(kafka.bootstrap(), &feed.topic()).await.len(), 1);
+    kafka.scram_user("till", "open-barley").await.expect("made");
+    let scram = [
+        ("sasl.mechanism", "SCRAM-SHA-512"),
+        ("sasl.username", "till"),
+        ("sasl.password", "open-barley"),
+    ];
+    for (number, by) in [(1, &[][..]), (2, &scram)] {
+        let right = connection(&kafka, folder.path(), &prefix, by);
+        let mut sink = open(&right, &prefix, &[&feed])
+            .await
+            .unwrap_or_else(|error| panic!("{by:?}: {error}"));
+        let durable = sink
+            .write(feed.batch(number, &[insert(1, "a")]))
+            .await
+            .expect("taken");
+        durable.await.expect("durable");
+        sink.close().await.expect("closes");
+    }
+    assert_eq!(read(kafka.bootstrap(), &feed.topic()).await.len(), 2);
 
     let stranger = [
         ("ssl.certificate.location", "stranger.crt"),
@@ -130,6 +147,10 @@ async fn certificates_and_passwords_are_checked() {
         (
             &[("sasl.password", "hunter2")][..],
             &[ErrorKind::Authentication][..],
+        ),
+        (
+            &[scram[0], scram[1], ("sasl.password", "hunter2")],
+            &[ErrorKind::Authentication],
         ),
         (
             &[("ssl.ca.location", "other.crt")],

@@ -20,6 +20,7 @@ macro_rules! on_server {
 }
 
 mod restart;
+mod secure;
 mod setup;
 #[path = "../support/mod.rs"]
 mod support;
@@ -87,7 +88,11 @@ impl<'a> Corner<'a> {
     }
 
     async fn inspect(&self, context: SinkContext) -> Box<dyn Inspect> {
-        let config = self.section(json!({}));
+        self.inspect_with(json!({}), context).await
+    }
+
+    async fn inspect_with(&self, more: Value, context: SinkContext) -> Box<dyn Inspect> {
+        let config = self.section(more);
         let inspect = match self.server.product() {
             Product::OpenSearch => OpenSearch::inspect(&config, context).await,
             Product::Elasticsearch => Elasticsearch::inspect(&config, context).await,

@@ -100,6 +100,24 @@ fn they_are_rendered_as_they_are() {
         .expect("a dashboard");
     assert_eq!(text.trim_end(), dashboard.trim_end());
 
+    let linked = rules.replace(
+        "        annotations:\n",
+        "        annotations:\n          runbook_url: https://lockstep.example/docs/runbooks/Lag.md\n",
+    );
+    std::fs::write(copied.join("files/rules.yaml"), linked).expect("written");
+    for (runbooks, link) in [
+        ("", "https://lockstep.example/docs/runbooks/Lag.md"),
+        ("https://wiki.example/r/", "https://wiki.example/r/Lag.md"),
+    ] {
+        let values = helm.values(&json!({ "metrics": {
+            "prometheusRule": { "enabled": true, "runbooks": runbooks },
+        } }));
+        let rendered = helm.template_of(&copied, "shop", &[&values], &[]).output();
+        let rule = yaml::document(&rendered);
+        let alert = &rule["spec"]["groups"][0]["rules"][0];
+        assert_eq!(alert["annotations"]["runbook_url"], link, "{rendered}");
+    }
+
     std::fs::remove_file(copied.join("files/rules.yaml")).expect("there");
     std::fs::remove_dir_all(&dashboards).expect("there");
     let rendered = helm.template_of(&copied, "shop", &[&values], &[]).output();

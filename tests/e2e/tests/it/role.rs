@@ -5,11 +5,13 @@ use std::process::Command;
 
 use lockstep_e2e::Setup;
 use lockstep_e2e::child::PATIENCE;
-use lockstep_kit::Component::Postgres as NeedsPostgres;
+use lockstep_kit::Component::{Postgres as NeedsPostgres, Redis as NeedsRedis};
 use lockstep_kit::postgres::Postgres;
+use lockstep_kit::redis::Redis;
 use lockstep_kit::{require, unique};
 
-use crate::support::{end_of_log, files, source};
+use crate::reconcile::equal;
+use crate::support::{cache, end_of_log, files, source};
 
 /// What the role must not be able to do.
 const BEYOND: [&str; 8] = [
@@ -61,8 +63,12 @@ async fn a_pipeline_runs_as_the_role(major: u16) {
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
     let url = format!("{scheme}://{role}@{rest}");
     let name = unique("role");
+    let cached = Redis::shared().await;
     let setup = Setup::new(&name, |folder| {
-        source(&url, &name, &["t"]) + "publication = \"narrow\"\n" + &files(folder)
+        source(&url, &name, &["t"])
+            + "publication = \"narrow\"\n"
+            + &files(folder)
+            + &cache(cached.url(), &name)
     });
     let checked = setup.lockstep("check", &[]).await;
     assert_eq!(checked.code(), Some(0), "{}", checked.stdout);
@@ -83,6 +89,8 @@ async fn a_pipeline_runs_as_the_role(major: u16) {
         )
         .await;
     assert_eq!(loaded.code(), Some(0), "{loaded:?}");
+    // Comparisons read the table, and mark the log too.
+    equal(&setup, &mut pipeline, &[]).await;
     assert!(pipeline.terminate(PATIENCE).await.success());
 
     let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
@@ -101,12 +109,12 @@ async fn a_pipeline_runs_as_the_role(major: u16) {
 
 #[tokio::test]
 async fn a_pipeline_runs_as_the_narrow_role_on_15() {
-    require!(NeedsPostgres(15));
+    require!(NeedsPostgres(15), NeedsRedis);
     a_pipeline_runs_as_the_role(15).await;
 }
 
 #[tokio::test]
 async fn a_pipeline_runs_as_the_narrow_role_on_18() {
-    require!(NeedsPostgres(18));
+    require!(NeedsPostgres(18), NeedsRedis);
     a_pipeline_runs_as_the_role(18).await;
 }

@@ -1,16 +1,13 @@
 //! Asking the API server as its administrator.
 
 use std::io;
-use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustls::ClientConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 
 use crate::error::{Context, Error};
+use crate::https;
 
 /// How a kubeconfig that a person gives is made.
 const REMEDY: &str =
@@ -50,8 +47,8 @@ impl Access {
         };
         Ok(Self {
             url: url.trim_end_matches('/').to_owned(),
-            http: client(&ca, pair)?,
-            anonymous: client(&ca, None)?,
+            http: https::client(&ca, pair)?,
+            anonymous: https::client(&ca, None)?,
             ca,
             identity,
         })
@@ -161,40 +158,8 @@ impl Access {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let answer = request.send().await.map_err(io::Error::other)?;
-        let status = answer.status().as_u16();
-        let body = answer.text().await.map_err(io::Error::other)?;
-        Ok((status, body))
+        https::answer(request).await
     }
-}
-
-fn client(ca: &str, identity: Option<(&str, &str)>) -> Result<reqwest::Client, Error> {
-    let doing = || "making a client of the API server".into();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
-        roots.add(certificate.context(doing)?).context(doing)?;
-    }
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .context(doing)?
-        .with_root_certificates(roots);
-    let config = match identity {
-        None => config.with_no_client_auth(),
-        Some((certificate, key)) => {
-            let chain = CertificateDer::pem_slice_iter(certificate.as_bytes());
-            let chain = chain.collect::<Result<Vec<_>, _>>().context(doing)?;
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).context(doing)?;
-            config.with_client_auth_cert(chain, key).context(doing)?
-        }
-    };
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(config)
-        // Tests restart the server: what is left of a connection is no use.
-        .pool_max_idle_per_host(0)
-        .no_proxy()
-        .build()
-        .context(doing)
 }
 
 #[cfg(test)]
