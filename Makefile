@@ -13,7 +13,7 @@ TORTURE ?=
 # SOAK='--minutes 5 --sinks kafka,redis-json', or '--purchases 500' for purchases over two clusters: see `--help`.
 SOAK ?=
 
-.PHONY: demo test torture soak bench lint audit docs install-test
+.PHONY: demo test test-features torture soak bench lint audit docs install-test
 
 demo:
 	tests/kit/install postgres redis kafka $(if $(FULL),opensearch)
@@ -28,6 +28,12 @@ demo:
 test: install-test
 	cargo build --workspace --all-targets
 	cargo run -q -p lockstep-kit -- run -- cargo test --workspace --no-fail-fast
+
+# What a plain build leaves out: traces, and TLS to Kafka.
+test-features:
+	tests/kit/install postgres redis kafka
+	cargo test -p lockstep --features otel --test otel
+	cargo test -p lockstep-sink-kafka --features kafka-ssl-static --test broker encrypted
 
 # A server that cannot be had here is no failure but where CI=true: the run names the tests that it leaves out.
 install-test:
@@ -50,7 +56,7 @@ bench:
 
 lint:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --features lockstep/otel -- -D warnings
 	@if cargo tree --workspace --edges normal,build -i aws-lc-sys >/dev/null 2>&1; then \
 		echo 'aws-lc-sys is in the tree; one TLS provider (ring) is enough' >&2; exit 1; fi
 

@@ -82,8 +82,8 @@ enum Kind {
     Local,
 }
 
-/// Between two tries to reach a database.
-const AGAIN: Duration = Duration::from_millis(100);
+/// Between two tries to reach a database: dozens of workers try, and each try is a process of the server that is just recovering.
+const AGAIN: Duration = Duration::from_millis(500);
 /// How long one that decides by hand looks for what it has left behind in between: a PREPARE of a process that was killed may come late.
 const LOOK_BEHIND: Duration = Duration::from_secs(2);
 /// Between two tallies on the standard output.

@@ -117,7 +117,7 @@ class Buyer:
                 return
             except psycopg.Error:
                 traceback.print_exc()
-                time.sleep(0.1)
+                time.sleep(0.5)
 
     def buy(self, number, death):
         """Whether it was bought, and not given up."""

@@ -100,6 +100,10 @@ fn connection(kafka: &Kafka, folder: &Path, prefix: &str, changed: &[(&str, &str
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(feature = "kafka-ssl"),
+    ignore = "needs a build with kafka-ssl: make test-features"
+)]
 async fn certificates_and_passwords_are_checked() {
     require!(Component::Kafka);
     let folder = tempfile::tempdir().expect("a folder");

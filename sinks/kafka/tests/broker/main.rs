@@ -2,7 +2,6 @@
 
 mod conformance;
 mod delivery;
-#[cfg(feature = "kafka-ssl")]
 mod encrypted;
 mod exactly_once;
 mod faults;

@@ -23,7 +23,7 @@ import javax.transaction.xa.XAException;
  */
 public final class Shop {
     /** Behind a failure, before the next purchase of those who go on. */
-    private static final long AGAIN = TimeUnit.MILLISECONDS.toNanos(100);
+    private static final long AGAIN = TimeUnit.MILLISECONDS.toNanos(500);
 
     private final Manager manager;
     private final List<Database> databases;

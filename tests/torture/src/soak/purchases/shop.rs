@@ -55,7 +55,9 @@ impl Shop {
         let [first, second] = VERSIONS.map(|version| {
             let options = PostgresOptions::new(version)
                 .set("max_prepared_transactions", "200")
-                .set("max_wal_size", "4GB");
+                .set("max_wal_size", "4GB")
+                // What a crash makes it read again.
+                .set("checkpoint_timeout", "1min");
             Postgres::start(options)
         });
         let (first, second, kafka, redis) = tokio::join!(
