@@ -62,6 +62,7 @@ pub fn builtin() -> Registry {
         .with_transform::<lockstep_transforms::Filter>()
         .with_transform::<lockstep_transforms::Mask>()
         .with_transform::<lockstep_transforms::Project>()
+        .with_transform::<lockstep_transforms::Outbox>()
         .with_transform::<lockstep_transforms::Route>()
         .with_transform::<lockstep_transforms::Stitch>()
         .with_sink::<lockstep_sink_kafka::KafkaSinkFactory>()

@@ -3,6 +3,7 @@
 mod clock;
 mod debezium;
 mod encoder;
+mod event;
 mod flat;
 pub mod read;
 #[cfg(test)]
@@ -162,7 +163,8 @@ impl From<Format> for FormatName {
 /// One record, borrowed from the encoder for the length of a call of `emit`.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// The table, to derive topic or file from. Of a logical message: [`TableSchema::message`].
+    /// The table, to derive topic or file from. Of a logical message: [`TableSchema::message`]; of an event, which says itself where it
+    /// goes: [`TableSchema::event`].
     pub schema: &'a Arc<TableSchema>,
     /// The key; `None` for tables without a key and for TRUNCATE.
     pub key: Option<&'a [u8]>,
@@ -175,7 +177,7 @@ pub struct Record<'a> {
     pub op: Op,
 }
 
-/// The most headers a record has.
+/// The most headers of our own that a record has.
 const MAX_HEADERS: usize = 6;
 
 /// The headers of a record, in order.
@@ -183,6 +185,8 @@ const MAX_HEADERS: usize = 6;
 pub struct Headers<'a> {
     pairs: [(&'static str, &'a [u8]); MAX_HEADERS],
     len: usize,
+    /// An event's own, behind ours.
+    more: &'a [(&'a str, &'a [u8])],
 }
 
 impl<'a> Headers<'a> {
@@ -190,6 +194,7 @@ impl<'a> Headers<'a> {
         let mut headers = Headers {
             pairs: [("", &[]); MAX_HEADERS],
             len: 0,
+            more: &[],
         };
         headers.add(HEADER_ID, id);
         headers.add(HEADER_SOURCE, source);
@@ -210,14 +215,14 @@ impl<'a> Headers<'a> {
     }
 
     /// Name and value of each.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&'static str, &'a [u8])> + '_ {
-        self.pairs[..self.len].iter().copied()
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + '_ {
+        self.pairs[..self.len].iter().chain(self.more).copied()
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len
+        self.len + self.more.len()
     }
 
     /// Never true: the id is always there.

@@ -12,7 +12,7 @@ use lockstep_core::{Error, Result};
 use super::clock::{Clock, Now};
 use super::{
     Format, HEADER_BRANCHES, HEADER_GLOBAL, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, Record,
-    debezium, flat,
+    debezium, event, flat,
 };
 use crate::errors::{absent, no_image};
 use crate::key::{KeyJson, key_changed};
@@ -249,6 +249,7 @@ impl<'a> Work<'a, '_> {
                 self.send(Op::Truncate, None, Some(value), self.headers)
             }
             Op::Message => self.message(need(new)?, key, value),
+            Op::Event => self.event(need(new)?),
         }
     }
 
@@ -353,6 +354,16 @@ impl<'a> Work<'a, '_> {
             (Body::Debezium(_), Some(key)) => self.headers.with(name, key),
             _ => self.headers,
         }
+    }
+
+    fn event(&mut self, row: Row<'_>) -> Result<()> {
+        let said = event::said(self.schema, row)?;
+        let more: Vec<_> = said.headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        let headers = Headers {
+            more: &more,
+            ..self.headers
+        };
+        self.send(Op::Event, said.key.as_deref(), said.payload.as_deref(), headers)
     }
 
     fn message(&mut self, row: Row<'_>, key: &mut Vec<u8>, value: &mut Vec<u8>) -> Result<()> {
