@@ -309,7 +309,10 @@ impl Events {
     /// `None` where a field of it has no text.
     fn topic_of_row(&self, row: Row<'_>) -> Option<String> {
         self.render(|column, out| match value(&column.ty, row.get(column)) {
-            Value::Text(text) => Some(out.push_str(std::str::from_utf8(&text).ok()?)),
+            Value::Text(text) => {
+                out.push_str(std::str::from_utf8(&text).ok()?);
+                Some(())
+            }
             Value::Null | Value::Unchanged | Value::Opaque(_) => None,
         })
     }
@@ -317,7 +320,8 @@ impl Events {
     fn topic_of_fields(&self, fields: &said::Fields<'_>) -> Option<String> {
         self.render(|column, out| {
             let value = fields.get(&column.name)?;
-            Some(out.push_str(std::str::from_utf8(&value).ok()?))
+            out.push_str(std::str::from_utf8(&value).ok()?);
+            Some(())
         })
     }
 
