@@ -1,6 +1,7 @@
 //! Whole records: key, value and headers of each change.
 
 mod clock;
+mod cloud;
 mod debezium;
 mod encoder;
 mod event;
@@ -60,7 +61,7 @@ pub struct DebeziumOptions {
     pub decimals: Decimals,
 }
 
-/// The format of a record's value. In a pipeline file: `"debezium"` or `"flat"`; options have keys of their own beside it
+/// The format of a record's value. In a pipeline file: `"debezium"`, `"flat"`, `"cloudevents"` or `"cloudevents-binary"`; options have keys of their own beside it
 /// ([`Decimals`], see [`Format::with_decimals`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "FormatName", into = "FormatName")]
@@ -70,6 +71,17 @@ pub enum Format {
     Debezium(DebeziumOptions),
     /// One object: the row in the natural mapping with what is known of the change beside it.
     Flat,
+    /// A CloudEvent: `flat` as its data.
+    CloudEvents(Content),
+}
+
+/// How a CloudEvent is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// All of it in the value, as a JSON object.
+    Structured,
+    /// Its attributes in headers, and the data alone in the value.
+    Binary,
 }
 
 impl Default for Format {
@@ -84,7 +96,7 @@ impl Format {
     pub fn with_decimals(self, decimals: Decimals) -> Self {
         match self {
             Format::Debezium(_) => Format::Debezium(DebeziumOptions { decimals }),
-            Format::Flat => Format::Flat,
+            Format::Flat | Format::CloudEvents(_) => self,
         }
     }
 
@@ -127,7 +139,7 @@ impl Format {
     pub(crate) fn mapping(self) -> Mapping {
         match self {
             Format::Debezium(options) => Mapping::Debezium(options.decimals),
-            Format::Flat => Mapping::Natural,
+            Format::Flat | Format::CloudEvents(_) => Mapping::Natural,
         }
     }
 }
@@ -140,6 +152,11 @@ enum FormatName {
     Debezium,
     /// One object: the row with what is known of the change beside it.
     Flat,
+    /// CloudEvents 1.0 in structured mode, with `flat` as data.
+    CloudEvents,
+    /// CloudEvents 1.0 in binary mode: attributes in headers, `flat` as value.
+    #[serde(rename = "cloudevents-binary")]
+    CloudEventsBinary,
 }
 
 impl From<FormatName> for Format {
@@ -147,6 +164,8 @@ impl From<FormatName> for Format {
         match name {
             FormatName::Debezium => Format::default(),
             FormatName::Flat => Format::Flat,
+            FormatName::CloudEvents => Format::CloudEvents(Content::Structured),
+            FormatName::CloudEventsBinary => Format::CloudEvents(Content::Binary),
         }
     }
 }
@@ -156,6 +175,8 @@ impl From<Format> for FormatName {
         match format {
             Format::Debezium(_) => FormatName::Debezium,
             Format::Flat => FormatName::Flat,
+            Format::CloudEvents(Content::Structured) => FormatName::CloudEvents,
+            Format::CloudEvents(Content::Binary) => FormatName::CloudEventsBinary,
         }
     }
 }
@@ -202,6 +223,11 @@ impl<'a> Headers<'a> {
             headers.add(HEADER_DUPLICATE, b"true");
         }
         headers
+    }
+
+    /// The value of [`HEADER_ID`].
+    fn id(&self) -> &'a [u8] {
+        self.pairs[0].1
     }
 
     fn add(&mut self, name: &'static str, value: &'a [u8]) {
