@@ -52,7 +52,50 @@ pub(crate) async fn look(config: &RedisConfig) -> Vec<Finding> {
     }
     findings.push(scripts_and_commands(&link).await);
     findings.push(scan(&link).await);
+    if let Some(channel) = &config.notify {
+        findings.push(publishes(&link, channel).await);
+    }
     findings
+}
+
+/// `PUBLISH` cannot be tried without being heard: the server says whether the user may.
+async fn publishes(link: &Link, channel: &str) -> Finding {
+    const SUBJECT: &str = "PUBLISH";
+    let ask = |words: &[&str]| {
+        let mut cmd = redis::cmd("ACL");
+        for word in words {
+            cmd.arg(*word);
+        }
+        link.expect_one(Command {
+            cmd,
+            node: Node::Any,
+        })
+    };
+    let user = match ask(&["WHOAMI"]).await {
+        Ok(redis::Value::BulkString(name)) => String::from_utf8_lossy(&name).into_owned(),
+        Ok(_) | Err(_) => {
+            return Finding::warn(
+                SUBJECT,
+                "the server does not say whether it is permitted",
+                "see that the user may PUBLISH to the channel of `notify`",
+            );
+        }
+    };
+    match ask(&["DRYRUN", &user, "PUBLISH", channel, ""]).await {
+        Ok(redis::Value::Okay) => Finding::pass(SUBJECT, "permitted"),
+        Ok(redis::Value::SimpleString(text)) if text == "OK" => Finding::pass(SUBJECT, "permitted"),
+        Ok(redis::Value::BulkString(refused)) => Finding::fail(
+            SUBJECT,
+            String::from_utf8_lossy(&refused),
+            format!("ACL SETUSER <user> +publish &{channel}"),
+        ),
+        // Before 7.0, or without the right to ask.
+        Ok(_) | Err(_) => Finding::warn(
+            SUBJECT,
+            "the server does not say whether it is permitted",
+            "see that the user may PUBLISH to the channel of `notify`",
+        ),
+    }
 }
 
 /// What a user needs to append to streams, as an ACL.
