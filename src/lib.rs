@@ -62,10 +62,12 @@ pub fn builtin() -> Registry {
         .with_transform::<lockstep_transforms::Filter>()
         .with_transform::<lockstep_transforms::Mask>()
         .with_transform::<lockstep_transforms::Project>()
+        .with_transform::<lockstep_transforms::Outbox>()
         .with_transform::<lockstep_transforms::Route>()
         .with_transform::<lockstep_transforms::Stitch>()
         .with_sink::<lockstep_sink_kafka::KafkaSinkFactory>()
         .with_sink::<lockstep_sink_redis::RedisFactory>()
+        .with_sink::<lockstep_sink_redis::StreamFactory>()
         .with_sink::<lockstep_sink_search::opensearch::OpenSearch>()
         .with_sink::<lockstep_sink_search::opensearch::Elasticsearch>()
         .with_sink::<lockstep_sink_file::FileSinkFactory>();

@@ -194,7 +194,7 @@ impl Drain {
     async fn next(&mut self, source: &mut dyn Source) -> Result<Batch> {
         let batch = source.next().await?.ok_or("the source ended")?;
         // A copy that is made again begins with a TRUNCATE, which is no row.
-        let rows = |change: &&Change| !matches!(change.op, Op::Truncate | Op::Message);
+        let rows = |change: &&Change| !matches!(change.op, Op::Truncate | Op::Message | Op::Event);
         self.rows += batch.changes().iter().filter(rows).count() as u64;
         self.batches += 1;
         self.done = self.rows >= self.expected && (self.copying || batch.through.is_some());

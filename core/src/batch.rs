@@ -40,6 +40,9 @@ pub enum Op {
     Truncate,
     /// A logical message; cells `prefix` and `content` of [`TableSchema::message`], the content as raw bytes.
     Message,
+    /// What a row of an outbox says, for queues: cells of [`TableSchema::event`]. It is no row of a table: sinks that hold rows
+    /// leave it out.
+    Event,
 }
 
 impl Op {
@@ -53,6 +56,7 @@ impl Op {
             Op::Delete => "delete",
             Op::Truncate => "truncate",
             Op::Message => "message",
+            Op::Event => "event",
         }
     }
 }
@@ -502,6 +506,11 @@ impl<'a> Row<'a> {
     #[must_use]
     pub fn get(&self, column: &Column) -> CellRef<'a> {
         self.batch.resolve(self.cells[usize::from(column.slot)])
+    }
+
+    /// The values of all slots, in order.
+    pub fn values(&self) -> impl Iterator<Item = CellRef<'a>> + '_ {
+        self.cells.iter().map(|&cell| self.batch.resolve(cell))
     }
 
     /// The raw cells, by slot.

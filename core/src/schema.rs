@@ -86,6 +86,9 @@ pub struct Column {
     pub not_null: bool,
 }
 
+/// Columns that every event has: `id`, `key`, `payload`, in this order. See [`TableSchema::event`].
+pub const EVENT_COLUMNS: usize = 3;
+
 /// One version of a table's shape. Shared by all rows decoded under it; a new `Relation` message or a transform makes
 /// a new one, so pointer equality is a valid cache key while the `Arc` is held.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +138,28 @@ impl TableSchema {
             .map(|column| &*column.name)
             .collect::<Vec<_>>()
             .join(", ")
+    }
+
+    /// The shape of events that an outbox makes of the rows of `origin`, for one destination (a topic, say): the columns `id`, `key`,
+    /// `payload`, and one per header, named as it is. A row has `width` cells. No key: there is nothing to be replaced by a later event.
+    #[must_use]
+    pub fn event(origin: &TableSchema, destination: &str, columns: Vec<Column>, width: u16) -> Self {
+        debug_assert!(columns.len() >= EVENT_COLUMNS, "id, key, payload");
+        TableSchema {
+            id: TableId::new("", destination),
+            columns,
+            key: Vec::new(),
+            identity: ReplicaIdentity::Nothing,
+            width,
+            ..origin.clone()
+        }
+    }
+
+    /// Where an [event](TableSchema::event) goes, whatever a sink makes of names of tables; `None` for all that is no event.
+    #[must_use]
+    pub fn destination(&self) -> Option<&str> {
+        let is_event = self.id.schema.is_empty() && !self.id.name.is_empty();
+        is_event.then_some(&*self.id.name)
     }
 
     /// The shape of a logical message (`pg_logical_emit_message`): table `""."":` columns `prefix` and `content`, no key.

@@ -398,13 +398,14 @@ impl StitchMetrics {
     }
 }
 
-const OPS: [Op; 6] = [
+const OPS: [Op; 7] = [
     Op::Read,
     Op::Insert,
     Op::Update,
     Op::Delete,
     Op::Truncate,
     Op::Message,
+    Op::Event,
 ];
 
 fn op_index(op: Op) -> usize {
@@ -415,6 +416,7 @@ fn op_index(op: Op) -> usize {
         Op::Delete => 3,
         Op::Truncate => 4,
         Op::Message => 5,
+        Op::Event => 6,
     }
 }
 

@@ -7,16 +7,18 @@
 //! | [`route`] | sets the schema and table that records go to | none |
 //! | [`project`] | keeps, drops and renames columns | none |
 //! | [`mask`] | hashes and redacts columns | none |
+//! | [`outbox`] | makes events of rows and logical messages | none |
 //! | [`stitch`] | branches of a transaction of several databases go on together | what waits |
 //!
 //! Names are resolved once per schema version; per batch there is one call, and tables that a transform does not
-//! concern cost one look-up per batch. Logical messages pass every transform as they are, except where a `filter`
-//! leaves `message` out of its `ops`.
+//! concern cost one look-up per batch. Logical messages and events pass every transform as they are, except where a `filter`
+//! leaves `message` or `event` out of its `ops`, and where an `outbox` makes events of messages.
 
 pub mod dedupe;
 pub mod filter;
 mod image;
 pub mod mask;
+pub mod outbox;
 mod plans;
 pub mod project;
 pub mod route;
@@ -27,6 +29,7 @@ mod text;
 pub use dedupe::Dedupe;
 pub use filter::Filter;
 pub use mask::Mask;
+pub use outbox::Outbox;
 pub use project::Project;
 pub use route::Route;
 pub use stitch::Stitch;

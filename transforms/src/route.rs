@@ -320,7 +320,7 @@ impl PerRow {
     fn route(&self, batch: &Batch, change: &Change, out: &mut Output) -> Result<()> {
         let (old, new) = (batch.old_row(change), batch.new_row(change));
         match (change.op, old, new) {
-            (Op::Message, ..) => {
+            (Op::Message | Op::Event, ..) => {
                 out.changes.push(*change);
                 Ok(())
             }

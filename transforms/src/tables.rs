@@ -63,9 +63,9 @@ impl Applies {
         }
     }
 
-    /// Whether the transform applies to this table. Never to logical messages, which are no table.
+    /// Whether the transform applies to this table. Never to logical messages and events, which are no table.
     pub(crate) fn to(&self, schema: &TableSchema) -> bool {
-        !is_message(schema)
+        !is_no_table(schema)
             && (self.patterns.is_empty()
                 || self.patterns.iter().any(|pattern| pattern.matches(schema)))
     }
@@ -77,7 +77,7 @@ impl Applies {
 
     /// Notes a table, for [`Applies::check`].
     pub(crate) fn note(&mut self, schema: &TableSchema) {
-        if self.checked || is_message(schema) {
+        if self.checked || is_no_table(schema) {
             return;
         }
         for pattern in &mut self.patterns {
@@ -140,9 +140,14 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     text.starts_with(head) && (head.len()..=text.len()).any(|at| glob(rest, &text[at..]))
 }
 
+/// Whether this is the shape of logical messages, or of events of an `outbox`.
+pub(crate) fn is_no_table(schema: &TableSchema) -> bool {
+    is_message(schema) || schema.destination().is_some()
+}
+
 /// Whether this is the shape of logical messages.
 pub(crate) fn is_message(schema: &TableSchema) -> bool {
-    schema.relation == 0 && schema.origin.name.is_empty()
+    schema.relation == 0 && schema.id.name.is_empty()
 }
 
 /// The column `name` of `schema`.

@@ -3,7 +3,7 @@
 use lockstep_conformance::transform::TransformUnderTest;
 use lockstep_core::Result;
 use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
-use lockstep_transforms::{Dedupe, Filter, Mask, Project, Route};
+use lockstep_transforms::{Dedupe, Filter, Mask, Outbox, Project, Route};
 use serde_json::{Value, json};
 
 fn of<F: TransformFactory>(section: Value) -> impl TransformUnderTest {
@@ -33,6 +33,7 @@ transforms! {
     dedupe_that_tags: Dedupe, json!({"key": ["note"], "window": "24h", "action": "tag"});
     filter: Filter, json!({"where": "id > 40"});
     mask: Mask, json!({"hash": ["status"], "redact": ["note"], "salt": "0123456789abcdef0123456789abcdef"});
+    outbox: Outbox, json!({"tables": ["*.items"], "id": "id", "key": "id", "payload": "note", "topic": "events", "updated": "skip"});
     project: Project, json!({"drop": ["note"], "rename": {"status": "state"}});
     route: Route, json!({"table": "{table}_by_{id}"});
 }

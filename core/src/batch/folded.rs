@@ -8,13 +8,14 @@ use super::{Batch, Cell, Change, OldImage, Op};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::Lsn;
 
-const OPS: [Op; 6] = [
+const OPS: [Op; 7] = [
     Op::Read,
     Op::Insert,
     Op::Update,
     Op::Delete,
     Op::Truncate,
     Op::Message,
+    Op::Event,
 ];
 const IMAGES: [OldImage; 3] = [OldImage::None, OldImage::Key, OldImage::Full];
 /// Four lengths.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::cell::EXTRA;
-use super::{Batch, Cell, CellRef, NONE};
+use super::{Batch, Cell, CellRef, NONE, OldImage, Op};
 use crate::schema::TableSchema;
 
 /// What becomes of a cell in [`Rewrite::edit_cell`].
@@ -49,6 +49,31 @@ impl Rewrite {
     /// Puts another schema of the same width under a change.
     pub fn set_schema(&mut self, change: usize, schema: u16) {
         self.batch.changes[change].schema = schema;
+    }
+
+    /// Makes an event of a change: `schema` says which cells of its new row it has.
+    pub fn become_event(&mut self, change: usize, schema: u16) {
+        let change = &mut self.batch.changes[change];
+        (change.op, change.schema) = (Op::Event, schema);
+        (change.old, change.old_image) = (NONE, OldImage::None);
+    }
+
+    /// Makes an event of a change, with a row of these values; `None` is NULL.
+    pub fn become_event_of(&mut self, change: usize, schema: u16, values: &[Option<&[u8]>]) {
+        let cells = self.cells.get_or_insert_with(|| self.batch.cells.to_vec());
+        let start = cells.len() as u32;
+        for value in values {
+            cells.push(match value {
+                None => Cell::NULL,
+                Some(value) => {
+                    let offset = self.extra.len() as u32;
+                    self.extra.extend_from_slice(value);
+                    Cell::extra_text(offset, value.len() as u32)
+                }
+            });
+        }
+        self.become_event(change, schema);
+        self.batch.changes[change].new = start;
     }
 
     /// Marks a change as a duplicate.

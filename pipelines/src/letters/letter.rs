@@ -257,13 +257,14 @@ impl Letter {
     }
 }
 
-const OPS: [Op; 6] = [
+const OPS: [Op; 7] = [
     Op::Read,
     Op::Insert,
     Op::Update,
     Op::Delete,
     Op::Truncate,
     Op::Message,
+    Op::Event,
 ];
 
 fn cells(schema: &TableSchema, row: Row<'_>) -> Map<String, Value> {

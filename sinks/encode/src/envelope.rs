@@ -1,8 +1,10 @@
 //! Whole records: key, value and headers of each change.
 
 mod clock;
+mod cloud;
 mod debezium;
 mod encoder;
+mod event;
 mod flat;
 pub mod read;
 #[cfg(test)]
@@ -59,7 +61,7 @@ pub struct DebeziumOptions {
     pub decimals: Decimals,
 }
 
-/// The format of a record's value. In a pipeline file: `"debezium"` or `"flat"`; options have keys of their own beside it
+/// The format of a record's value. In a pipeline file: `"debezium"`, `"flat"`, `"cloudevents"` or `"cloudevents-binary"`; options have keys of their own beside it
 /// ([`Decimals`], see [`Format::with_decimals`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "FormatName", into = "FormatName")]
@@ -69,6 +71,17 @@ pub enum Format {
     Debezium(DebeziumOptions),
     /// One object: the row in the natural mapping with what is known of the change beside it.
     Flat,
+    /// A CloudEvent: `flat` as its data.
+    CloudEvents(Content),
+}
+
+/// How a CloudEvent is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// All of it in the value, as a JSON object.
+    Structured,
+    /// Its attributes in headers, and the data alone in the value.
+    Binary,
 }
 
 impl Default for Format {
@@ -83,7 +96,7 @@ impl Format {
     pub fn with_decimals(self, decimals: Decimals) -> Self {
         match self {
             Format::Debezium(_) => Format::Debezium(DebeziumOptions { decimals }),
-            Format::Flat => Format::Flat,
+            Format::Flat | Format::CloudEvents(_) => self,
         }
     }
 
@@ -126,7 +139,7 @@ impl Format {
     pub(crate) fn mapping(self) -> Mapping {
         match self {
             Format::Debezium(options) => Mapping::Debezium(options.decimals),
-            Format::Flat => Mapping::Natural,
+            Format::Flat | Format::CloudEvents(_) => Mapping::Natural,
         }
     }
 }
@@ -139,6 +152,11 @@ enum FormatName {
     Debezium,
     /// One object: the row with what is known of the change beside it.
     Flat,
+    /// CloudEvents 1.0 in structured mode, with `flat` as data.
+    CloudEvents,
+    /// CloudEvents 1.0 in binary mode: attributes in headers, `flat` as value.
+    #[serde(rename = "cloudevents-binary")]
+    CloudEventsBinary,
 }
 
 impl From<FormatName> for Format {
@@ -146,6 +164,8 @@ impl From<FormatName> for Format {
         match name {
             FormatName::Debezium => Format::default(),
             FormatName::Flat => Format::Flat,
+            FormatName::CloudEvents => Format::CloudEvents(Content::Structured),
+            FormatName::CloudEventsBinary => Format::CloudEvents(Content::Binary),
         }
     }
 }
@@ -155,6 +175,8 @@ impl From<Format> for FormatName {
         match format {
             Format::Debezium(_) => FormatName::Debezium,
             Format::Flat => FormatName::Flat,
+            Format::CloudEvents(Content::Structured) => FormatName::CloudEvents,
+            Format::CloudEvents(Content::Binary) => FormatName::CloudEventsBinary,
         }
     }
 }
@@ -162,7 +184,8 @@ impl From<Format> for FormatName {
 /// One record, borrowed from the encoder for the length of a call of `emit`.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// The table, to derive topic or file from. Of a logical message: [`TableSchema::message`].
+    /// The table, to derive topic or file from. Of a logical message: [`TableSchema::message`]; of an event, which says itself where it
+    /// goes: [`TableSchema::event`].
     pub schema: &'a Arc<TableSchema>,
     /// The key; `None` for tables without a key and for TRUNCATE.
     pub key: Option<&'a [u8]>,
@@ -175,7 +198,7 @@ pub struct Record<'a> {
     pub op: Op,
 }
 
-/// The most headers a record has.
+/// The most headers of our own that a record has.
 const MAX_HEADERS: usize = 6;
 
 /// The headers of a record, in order.
@@ -183,6 +206,8 @@ const MAX_HEADERS: usize = 6;
 pub struct Headers<'a> {
     pairs: [(&'static str, &'a [u8]); MAX_HEADERS],
     len: usize,
+    /// An event's own, behind ours.
+    more: &'a [(&'a str, &'a [u8])],
 }
 
 impl<'a> Headers<'a> {
@@ -190,6 +215,7 @@ impl<'a> Headers<'a> {
         let mut headers = Headers {
             pairs: [("", &[]); MAX_HEADERS],
             len: 0,
+            more: &[],
         };
         headers.add(HEADER_ID, id);
         headers.add(HEADER_SOURCE, source);
@@ -197,6 +223,11 @@ impl<'a> Headers<'a> {
             headers.add(HEADER_DUPLICATE, b"true");
         }
         headers
+    }
+
+    /// The value of [`HEADER_ID`].
+    fn id(&self) -> &'a [u8] {
+        self.pairs[0].1
     }
 
     fn add(&mut self, name: &'static str, value: &'a [u8]) {
@@ -210,14 +241,14 @@ impl<'a> Headers<'a> {
     }
 
     /// Name and value of each.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&'static str, &'a [u8])> + '_ {
-        self.pairs[..self.len].iter().copied()
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + '_ {
+        self.pairs[..self.len].iter().chain(self.more).copied()
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len
+        self.len + self.more.len()
     }
 
     /// Never true: the id is always there.

@@ -260,7 +260,7 @@ impl<'a> Fold<'a> {
     fn take(&mut self, change: &'a Change) -> Result<()> {
         let schema = self.batch.schema(change);
         match change.op {
-            Op::Message => Ok(()),
+            Op::Message | Op::Event => Ok(()),
             Op::Truncate => {
                 self.truncate(schema, self.batch.position(change));
                 Ok(())

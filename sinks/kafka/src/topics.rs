@@ -96,7 +96,11 @@ impl Topics {
             true => ("message_topic", &self.message),
             false => ("topic", &self.table),
         };
-        let raw = template.render(schema, |_| None);
+        // An event says itself where it goes.
+        let raw = match schema.destination() {
+            Some(destination) => destination.to_owned(),
+            None => template.render(schema, |_| None),
+        };
         let name = sanitize(&raw);
         if name.is_empty() || name == "." || name == ".." || name.len() > MAX_LENGTH {
             return Err(Error::new(

@@ -262,7 +262,7 @@ async fn clear(link: &Link, limits: &Limits, found: &[Vec<u8>], floor: Version) 
         let (node, keys) = groups[index];
         let names = 2 * keys.len() + usize::from(fence.is_some());
         let bytes = 128 * keys.len();
-        let mut cmd = Script::Clear.call(how, fence.is_some(), names, names + 1, bytes);
+        let mut cmd = Script::Clear.call(how, fence.is_some(), names, names + 2, bytes);
         let mut companion = Vec::new();
         for key in keys {
             companion.clear();
@@ -271,7 +271,7 @@ async fn clear(link: &Link, limits: &Limits, found: &[Vec<u8>], floor: Version) 
         }
         let slot = link.is_cluster().then(|| Slot::for_key(&keys[0]));
         Fence::add_key(fence, &mut cmd, slot);
-        cmd.arg(floor.as_bytes());
+        cmd.arg(floor.as_bytes()).arg(limits.channel());
         Fence::add_token(fence, &mut cmd);
         Command { cmd, node }
     };

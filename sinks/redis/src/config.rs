@@ -53,6 +53,10 @@ pub struct RedisConfig {
     /// longer than the longest outage after which changes are replayed. Default: `24h`.
     #[serde(default = "default_tombstone_ttl")]
     pub tombstone_ttl: Duration,
+    /// A channel that is told the key of each row that was written or deleted, in the same step: for caches in front of this one. It reaches
+    /// who listens at that moment. Not in a cluster. Default: none.
+    #[serde(default)]
+    pub notify: Option<String>,
     /// How writes are grouped.
     #[serde(default)]
     pub batch: BatchConfig,
@@ -130,6 +134,13 @@ impl RedisConfig {
                 );
             }
         }
+        if self.notify.as_deref().is_some_and(|channel| channel.trim().is_empty()) {
+            return Err(wrong("`notify` names no channel").remedy("name one, or leave it out"));
+        }
+        if self.notify.is_some() && self.cluster {
+            return Err(wrong("`notify` is not there in a cluster")
+                .remedy("leave it out: clients that track keys (CLIENT TRACKING) are told by the server"));
+        }
         if !(1..=MAX_BATCH_KEYS).contains(&self.batch.keys) {
             return Err(wrong(format!("`batch.keys` is {}", self.batch.keys))
                 .remedy(format!("choose a number from 1 to {MAX_BATCH_KEYS}")));
@@ -196,6 +207,8 @@ mod tests {
             r#"{"url":"redis://h","key":"{tabel}:{key}"}"#,
             r#"{"url":"redis://h","tombstone_ttl":"0s"}"#,
             r#"{"url":"redis://h","batch":{"keys":0}}"#,
+            r#"{"url":"redis://h","notify":" "}"#,
+            r#"{"url":"redis://h","notify":"changed","cluster":true}"#,
             r#"{"url":"redis://h","batch":{"keys":1001}}"#,
             r#"{"url":"redis://h","tls":{"ca":"/ca.pem"}}"#,
             r#"{"url":"rediss://h","tls":{"cert":"/c.pem"}}"#,

@@ -42,8 +42,17 @@ pub(crate) struct Limits {
     pub(crate) ttl: u64,
     /// How long tombstones live, in milliseconds.
     pub(crate) tombstone_ttl: u64,
+    /// On a single server: the channel that is told which rows were written.
+    pub(crate) notify: Option<String>,
     /// Where a lease decides who writes.
     pub(crate) fence: Option<Fence>,
+}
+
+impl Limits {
+    /// As scripts take it.
+    pub(crate) fn channel(&self) -> &str {
+        self.notify.as_deref().unwrap_or_default()
+    }
 }
 
 /// Writes that are sent together. Keys of one flush may repeat: scripts compare versions, so the order of calls does not

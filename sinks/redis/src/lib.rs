@@ -29,6 +29,7 @@ mod sink;
 mod splice;
 mod state;
 mod steps;
+mod streams;
 mod together;
 mod version;
 mod writer;
@@ -39,3 +40,6 @@ pub use config::{
 };
 pub use lockstep_redis::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_TIMEOUT, TlsConfig};
 pub use sink::{RedisFactory, RedisSink};
+pub use streams::{
+    DEFAULT_MESSAGE_STREAM, DEFAULT_STREAM, StreamConfig, StreamFactory, StreamSink,
+};

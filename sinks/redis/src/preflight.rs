@@ -1,10 +1,11 @@
 //! What `lockstep check` says about the server. It writes no key; the server's script cache may gain our scripts.
 
-use lockstep_core::check::{Finding, Verdict};
 use lockstep_redis::preflight::{
     cluster_state, commands, eviction_limit, failed, info, mode, role, version,
 };
-use lockstep_redis::{Command, Link, Node};
+use lockstep_core::Error;
+use lockstep_core::check::{Finding, Verdict};
+use lockstep_redis::{Command, Link, Node, Server};
 
 use crate::config::RedisConfig;
 use crate::scripts;
@@ -51,7 +52,92 @@ pub(crate) async fn look(config: &RedisConfig) -> Vec<Finding> {
     }
     findings.push(scripts_and_commands(&link).await);
     findings.push(scan(&link).await);
+    if let Some(channel) = &config.notify {
+        findings.push(publishes(&link, channel).await);
+    }
     findings
+}
+
+/// `PUBLISH` cannot be tried without being heard: the server says whether the user may.
+async fn publishes(link: &Link, channel: &str) -> Finding {
+    const SUBJECT: &str = "PUBLISH";
+    let ask = |words: &[&str]| {
+        let mut cmd = redis::cmd("ACL");
+        for word in words {
+            cmd.arg(*word);
+        }
+        link.expect_one(Command {
+            cmd,
+            node: Node::Any,
+        })
+    };
+    let user = match ask(&["WHOAMI"]).await {
+        Ok(redis::Value::BulkString(name)) => String::from_utf8_lossy(&name).into_owned(),
+        Ok(_) | Err(_) => {
+            return Finding::warn(
+                SUBJECT,
+                "the server does not say whether it is permitted",
+                "see that the user may PUBLISH to the channel of `notify`",
+            );
+        }
+    };
+    match ask(&["DRYRUN", &user, "PUBLISH", channel, ""]).await {
+        Ok(redis::Value::Okay) => Finding::pass(SUBJECT, "permitted"),
+        Ok(redis::Value::SimpleString(text)) if text == "OK" => Finding::pass(SUBJECT, "permitted"),
+        Ok(redis::Value::BulkString(refused)) => Finding::fail(
+            SUBJECT,
+            String::from_utf8_lossy(&refused),
+            format!("ACL SETUSER <user> +publish &{channel}"),
+        ),
+        // Before 7.0, or without the right to ask.
+        Ok(_) | Err(_) => Finding::warn(
+            SUBJECT,
+            "the server does not say whether it is permitted",
+            "see that the user may PUBLISH to the channel of `notify`",
+        ),
+    }
+}
+
+/// What a user needs to append to streams, as an ACL.
+const STREAM_RIGHTS: &str = "ACL SETUSER <user> ~* +get +set +mget +mset +xadd +type +eval +evalsha +script|load +info";
+
+/// As [`TRY_COMMANDS`], for streams. `NOMKSTREAM` appends only to what is there.
+const TRY_STREAM_COMMANDS: &str = r"
+local refused = {}
+for _, words in ipairs({
+  {'GET', KEYS[1]}, {'MGET', KEYS[1]}, {'SET', KEYS[1], '', 'XX'}, {'TYPE', KEYS[1]},
+  {'XADD', KEYS[1], 'NOMKSTREAM', '*', 'f', 'v'},
+}) do
+  local reply = redis.pcall(unpack(words))
+  if type(reply) == 'table' and reply.err then refused[#refused + 1] = words[1] .. ': ' .. reply.err end
+end
+return refused";
+
+/// Connects and looks, for a sink of streams.
+pub(crate) async fn look_at_streams(server: &Server) -> Vec<Finding> {
+    let seen = async {
+        let link = Link::open(server).await?;
+        let info = info(&link).await?;
+        Ok::<_, Error>((link, info))
+    };
+    let (link, info) = match seen.await {
+        Ok(seen) => seen,
+        Err(error) => return vec![failed("connection", &error)],
+    };
+    let key = "lockstep:v:{lockstep:preflight}";
+    vec![
+        Finding::pass("connection", link.place()),
+        version(&info),
+        mode(&info, false),
+        role(&info, false),
+        eviction(&info),
+        commands(&link, TRY_STREAM_COMMANDS, key, STREAM_RIGHTS).await,
+    ]
+}
+
+/// A section that cannot be used.
+pub(crate) fn wrong_section(error: &Error) -> Finding {
+    failed("section", error)
 }
 
 /// Eviction may take versions and tombstones away, and with them the proof that a late write is late.

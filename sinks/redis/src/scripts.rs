@@ -37,9 +37,11 @@ pub(crate) enum Script {
     Show,
     /// Raises the fence, and does nothing else.
     Raise,
+    /// One step of a sink of streams: entries, and how far their sources have come.
+    Append,
 }
 
-const COUNT: usize = 12;
+const COUNT: usize = 13;
 
 type Loaded = [lockstep_redis::Script; COUNT];
 
@@ -65,6 +67,7 @@ sources! {
     "the save script", "scripts/save.lua";
     "the show script", "scripts/show.lua";
     "the raise script", "scripts/raise.lua";
+    "the append script", "scripts/append.lua";
 }
 
 impl Script {
@@ -82,6 +85,7 @@ impl Script {
         Script::Save,
         Script::Show,
         Script::Raise,
+        Script::Append,
     ];
 
     fn all(fenced: bool) -> &'static Loaded {

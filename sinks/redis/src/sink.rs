@@ -87,6 +87,7 @@ impl SinkFactory for RedisFactory {
             bytes: config.batch.bytes.bytes(),
             ttl: config.ttl.map_or(0, |ttl| millis(ttl.0)),
             tombstone_ttl: millis(config.tombstone_ttl.0),
+            notify: config.notify.clone(),
             fence,
         };
         let writer = Writer::new(

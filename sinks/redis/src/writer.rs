@@ -49,6 +49,11 @@ pub(crate) enum Job {
 pub(crate) struct Fate(Arc<OnceLock<Error>>);
 
 impl Fate {
+    /// The first one counts.
+    pub(crate) fn set(&self, error: &Error) {
+        let _ = self.0.set(error.clone());
+    }
+
     /// The error that ended the writer, or the general one when it ended without.
     pub(crate) fn error(&self) -> Error {
         self.outcome()
@@ -156,7 +161,7 @@ impl Writer {
         };
         tracing::debug!(%error, "the Redis writer stops");
         // Set once: this is the only place, at the task's end.
-        let _ = self.fate.0.set(error.clone());
+        self.fate.set(&error);
         if let Some(oldest) = self.waiting.pop_front() {
             oldest.receipt.resolve(Err(error));
         }

@@ -176,7 +176,7 @@ impl Counters {
             Op::Insert => 0,
             Op::Update => 1,
             Op::Delete => 2,
-            Op::Read | Op::Truncate | Op::Message => return,
+            Op::Read | Op::Truncate | Op::Message | Op::Event => return,
         };
         self.tables[table as usize][slot].fetch_add(rows, Ordering::Relaxed);
     }

@@ -81,6 +81,40 @@ pub async fn read_any(bootstrap: &str, topic: &str) -> Vec<Record> {
         .expect("the reader")
 }
 
+/// One record as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raw {
+    /// `None` when there is none.
+    pub key: Option<String>,
+    /// `None` for a tombstone.
+    pub value: Option<String>,
+    /// By name.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// As [`read`], without looking into keys and values, in no order between partitions.
+///
+/// # Panics
+/// As [`read`].
+pub async fn read_raw(bootstrap: &str, topic: &str) -> Vec<Raw> {
+    let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+    let read = move || {
+        let mut records = Vec::new();
+        visit(&bootstrap, &topic, DEADLINE, |message| {
+            let headers = message.headers().into_iter().flat_map(Headers::iter);
+            records.push(Raw {
+                key: message.key().map(text),
+                value: message.payload().map(text),
+                headers: headers
+                    .map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default())))
+                    .collect(),
+            });
+        });
+        records
+    };
+    tokio::task::spawn_blocking(read).await.expect("the reader")
+}
+
 fn consumer(bootstrap: &str, isolation: &str) -> BaseConsumer {
     ClientConfig::new()
         .set("bootstrap.servers", bootstrap)

@@ -11,7 +11,7 @@ use super::config::{DedupeConfig, Scope};
 use super::digest::{Digest, Hasher};
 use super::history::Moment;
 use super::judge::{Alteration, Arrival, Case, KeyAfter};
-use crate::tables::is_message;
+use crate::tables::is_no_table;
 use crate::text::{Value, value};
 
 /// What is worked out for a version of a table that has the key.
@@ -46,7 +46,7 @@ fn moment(batch: &Batch, change: &Change, source: u16) -> Moment {
 impl Plan {
     /// `None` when the table lacks the key.
     pub(crate) fn new(config: &DedupeConfig, schema: &Arc<TableSchema>) -> Option<Arc<Self>> {
-        if is_message(schema) {
+        if is_no_table(schema) {
             return None;
         }
         let columns = config.key.iter().map(|name| schema.column(name));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, ErrorKind, Result};
 
-use crate::tables::{is_message, nearest};
+use crate::tables::{is_no_table, nearest};
 
 /// The tables met before all were bound.
 #[derive(Default)]
@@ -22,7 +22,7 @@ const LISTED: usize = 20;
 
 impl Seen {
     pub(crate) fn note(&mut self, schema: &TableSchema, with_key: bool) {
-        if self.checked || is_message(schema) {
+        if self.checked || is_no_table(schema) {
             return;
         }
         self.with_key |= with_key;

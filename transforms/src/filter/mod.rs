@@ -28,7 +28,7 @@ use self::parse::Expr;
 use self::predicate::{Missing, Predicate, Truth};
 use crate::image::enters;
 use crate::plans::Plans;
-use crate::tables::{Applies, Tables, is_message};
+use crate::tables::{Applies, Tables, is_no_table};
 
 /// `type = "filter"`.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -63,6 +63,8 @@ pub enum Operation {
     Truncate,
     /// A logical message.
     Message,
+    /// An event of an `outbox`.
+    Event,
 }
 
 impl From<Op> for Operation {
@@ -74,6 +76,7 @@ impl From<Op> for Operation {
             Op::Delete => Operation::Delete,
             Op::Truncate => Operation::Truncate,
             Op::Message => Operation::Message,
+            Op::Event => Operation::Event,
         }
     }
 }
@@ -200,7 +203,7 @@ impl Settings {
         let expr = self.expr.as_ref().filter(|_| concerned);
         let predicate = expr.map(|expr| Predicate::bind(expr, schema));
         let predicate = predicate.transpose().at("`where`")?;
-        let with_ops = concerned || (is_message(schema) && self.applies.to_all());
+        let with_ops = concerned || (is_no_table(schema) && self.applies.to_all());
         Ok(Arc::new(Plan {
             schema: Arc::clone(schema),
             on_key: predicate
@@ -237,7 +240,7 @@ impl Plan {
     ) -> Result<Option<Change>> {
         let was = |new: Option<bool>| self.was_in(predicate, batch, &change, new);
         match (change.op, batch.new_row(&change)) {
-            (Op::Truncate | Op::Message, _) | (_, None) if change.op != Op::Delete => {
+            (Op::Truncate | Op::Message | Op::Event, _) | (_, None) if change.op != Op::Delete => {
                 Ok(Some(change))
             }
             (Op::Update, Some(row)) => {

@@ -10,9 +10,10 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::{Error, Result};
 
 use super::clock::{Clock, Now};
+use super::cloud::Cloud;
 use super::{
     Format, HEADER_BRANCHES, HEADER_GLOBAL, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, Record,
-    debezium, flat,
+    debezium, event, flat,
 };
 use crate::errors::{absent, no_image};
 use crate::key::{KeyJson, key_changed};
@@ -31,6 +32,7 @@ pub struct Encoder {
     key: Vec<u8>,
     old_key: Vec<u8>,
     value: Vec<u8>,
+    whole: Vec<u8>,
 }
 
 /// What is fixed for one schema version.
@@ -39,6 +41,8 @@ struct Table {
     source: Arc<SourceInfo>,
     key: KeyJson,
     body: Body,
+    /// What is put around the body.
+    cloud: Option<Cloud>,
 }
 
 #[derive(Debug)]
@@ -107,6 +111,7 @@ impl Encoder {
             key: Vec::new(),
             old_key: Vec::new(),
             value: Vec::new(),
+            whole: Vec::new(),
         }
     }
 
@@ -153,6 +158,7 @@ impl Encoder {
                 now: self.clock.now(batch.received),
             },
             headers,
+            whole: &mut self.whole,
             emit,
         };
         work.run(&mut self.key, &mut self.old_key, &mut self.value)
@@ -206,7 +212,13 @@ impl Table {
                 Format::Debezium(_) => {
                     Body::Debezium(Box::new(debezium::Body::new(schema, mapping, source)))
                 }
-                Format::Flat => Body::Flat(flat::Body::new(schema, source)),
+                Format::Flat | Format::CloudEvents(_) => {
+                    Body::Flat(flat::Body::new(schema, source))
+                }
+            },
+            cloud: match format {
+                Format::CloudEvents(content) => Some(Cloud::new(content, schema, source)),
+                Format::Debezium(_) | Format::Flat => None,
             },
         }
     }
@@ -218,6 +230,8 @@ struct Work<'a, 'e> {
     schema: &'a Arc<TableSchema>,
     context: Context<'a>,
     headers: Headers<'a>,
+    /// Kept for its room.
+    whole: &'e mut Vec<u8>,
     emit: &'e mut dyn FnMut(Record<'_>) -> Result<()>,
 }
 
@@ -249,6 +263,7 @@ impl<'a> Work<'a, '_> {
                 self.send(Op::Truncate, None, Some(value), self.headers)
             }
             Op::Message => self.message(need(new)?, key, value),
+            Op::Event => self.event(need(new)?),
         }
     }
 
@@ -259,6 +274,17 @@ impl<'a> Work<'a, '_> {
         value: Option<&[u8]>,
         headers: Headers<'_>,
     ) -> Result<()> {
+        if let (Some(cloud), Some(data), true) = (&self.table.cloud, value, op != Op::Event) {
+            let attributes = cloud.attributes(self.context, op, self.headers);
+            let more = attributes.headers();
+            return (self.emit)(Record {
+                schema: self.schema,
+                key,
+                value: Some(attributes.around(data, self.whole)),
+                headers: Headers { more: &more, ..headers },
+                op,
+            });
+        }
         (self.emit)(Record {
             schema: self.schema,
             key,
@@ -353,6 +379,16 @@ impl<'a> Work<'a, '_> {
             (Body::Debezium(_), Some(key)) => self.headers.with(name, key),
             _ => self.headers,
         }
+    }
+
+    fn event(&mut self, row: Row<'_>) -> Result<()> {
+        let said = event::said(self.schema, row)?;
+        let more: Vec<_> = said.headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        let headers = Headers {
+            more: &more,
+            ..self.headers
+        };
+        self.send(Op::Event, said.key.as_deref(), said.payload.as_deref(), headers)
     }
 
     fn message(&mut self, row: Row<'_>, key: &mut Vec<u8>, value: &mut Vec<u8>) -> Result<()> {

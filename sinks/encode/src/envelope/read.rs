@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::Format;
+use super::{Content, Format};
 use crate::value::toast;
 
 /// What the value of a record says.
@@ -83,6 +83,12 @@ struct Flat<'a> {
     unchanged: Vec<Name<'a>>,
 }
 
+#[derive(Deserialize)]
+struct Structured<'a> {
+    #[serde(borrow)]
+    data: &'a RawValue,
+}
+
 impl Format {
     /// What the value of a record in this format says; `None` when it is not in this format.
     #[must_use]
@@ -94,7 +100,11 @@ impl Format {
                 let place = read.source.unwrap_or_default();
                 Some(Reading { said, place })
             }
-            Format::Flat => {
+            Format::CloudEvents(Content::Structured) => {
+                let read: Structured<'_> = serde_json::from_slice(value).ok()?;
+                Format::Flat.read(read.data.get().as_bytes())
+            }
+            Format::Flat | Format::CloudEvents(Content::Binary) => {
                 let read: Flat<'_> = serde_json::from_slice(value).ok()?;
                 let mut said = said(&read.op, read.row, |_, _| false)?;
                 if let Said::Row(image) = &mut said {
@@ -230,6 +240,15 @@ mod tests {
     use crate::envelope::Encoder;
     use crate::testing::{Maker, Value, base, table};
 
+    const FORMATS: [Format; 4] = [
+        Format::Debezium(crate::envelope::DebeziumOptions {
+            decimals: crate::envelope::DEFAULT_DECIMALS,
+        }),
+        Format::Flat,
+        Format::CloudEvents(Content::Structured),
+        Format::CloudEvents(Content::Binary),
+    ];
+
     #[test]
     fn the_same_in_another_order_and_with_other_space_is_the_same() {
         for (one, other) in [
@@ -270,7 +289,7 @@ mod tests {
             .push(Op::Delete, &schema, Some((OldImage::Key, &old)), None)
             .push(Op::Truncate, &schema, None, None);
         let batch = maker.batch(Phase::Stream);
-        for format in [Format::default(), Format::Flat] {
+        for format in FORMATS {
             let mut told = Vec::new();
             let mut encoder = Encoder::new(format);
             for change in batch.changes() {
@@ -316,7 +335,7 @@ mod tests {
             r#"{"op":"d","after":{},"row":{}}"#,
             r#"{"op":7}"#,
         ] {
-            for format in [Format::default(), Format::Flat] {
+            for format in FORMATS {
                 assert!(format.read(value.as_bytes()).is_none(), "{value}");
             }
         }

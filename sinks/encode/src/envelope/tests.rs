@@ -581,3 +581,101 @@ fn keys_as_text_and_as_json() {
     assert!(error.to_string().contains("column b"), "{error}");
     assert!(KeyJson::new(&schema).write(without, &mut json).is_err());
 }
+
+#[test]
+fn a_cloud_event_has_flat_as_its_data() {
+    let old: [Value<'_>; 5] = [Value::Text("7"), Value::Null, Value::Null, Value::Null, Value::Null];
+    let mut maker = Maker::new(100);
+    maker
+        .push(Op::Update, &customers(), Some((OldImage::Key, &old)), Some(&ANN))
+        .push(Op::Message, &Arc::new(TableSchema::message("orders".into())), None, Some(&["p".into(), "c".into()]));
+    let batch = maker.batch(Phase::Stream);
+    let flat = records(Format::Flat, &batch);
+    let structured = records(Format::CloudEvents(Content::Structured), &batch);
+    let binary = records(Format::CloudEvents(Content::Binary), &batch);
+    assert_eq!((flat.len(), structured.len(), binary.len()), (4, 4, 4));
+    let header = |sent: &Sent, name: &str| {
+        let found = sent.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.clone())
+    };
+    let mut kinds = Vec::new();
+    for ((flat, structured), binary) in flat.iter().zip(&structured).zip(&binary) {
+        assert_eq!((&flat.key, &flat.value), (&binary.key, &binary.value));
+        let Some(data) = &flat.value else {
+            assert_eq!(flat, structured, "a tombstone");
+            continue;
+        };
+        let event: Json = serde_json::from_str(structured.value.as_deref().expect("a value")).expect("JSON");
+        let data: Json = serde_json::from_str(data).expect("JSON");
+        assert_eq!(event["data"], data);
+        let content = header(structured, "content-type");
+        assert_eq!(content.as_deref(), Some("application/cloudevents+json; charset=UTF-8"));
+        assert_eq!(header(binary, "content-type").as_deref(), Some("application/json"));
+        for name in ["specversion", "id", "source", "type", "time"] {
+            let told = event[name].as_str().expect(name);
+            assert_eq!(header(binary, &format!("ce_{name}")).as_deref(), Some(told));
+            assert!(!told.is_empty());
+        }
+        assert_eq!(event["time"], data["ts"]);
+        let id = header(flat, "lockstep.id").expect("an id");
+        assert!(event["id"].as_str().expect("an id").starts_with(&format!("{id}.")));
+        kinds.push((
+            event["type"].as_str().expect("a type").to_owned(),
+            event["subject"].as_str().map(str::to_owned),
+        ));
+    }
+    let subject = || Some("public.customers".to_owned());
+    assert_eq!(
+        kinds,
+        [
+            ("lockstep.row.deleted".to_owned(), subject()),
+            ("lockstep.row.created".to_owned(), subject()),
+            ("lockstep.message".to_owned(), None),
+        ]
+    );
+}
+
+#[test]
+fn an_event_of_an_outbox_is_what_was_written() {
+    let origin = table(
+        "outbox",
+        &[
+            ("id", base(25, "text")),
+            ("aggregateid", base(25, "text")),
+            ("payload", base(17, "bytea")),
+            ("type", base(25, "text")),
+        ],
+        1,
+    );
+    let columns = origin.columns.clone();
+    let schema = Arc::new(TableSchema::event(&origin, "outbox.event.order", columns, 4));
+    let mut maker = Maker::new(100);
+    maker
+        .push(
+            Op::Event,
+            &schema,
+            None,
+            Some(&["e1".into(), "17".into(), r"\x7b7d".into(), "Placed".into()]),
+        )
+        .push(Op::Event, &schema, None, Some(&["e2".into(), Value::Null, Value::Null, Value::Null]));
+    let batch = maker.batch(Phase::Stream);
+    for format in [Format::default(), Format::Flat, Format::CloudEvents(Content::Structured)] {
+        let sent = records(format, &batch);
+        let shown: Vec<_> = sent
+            .iter()
+            .map(|sent| {
+                let own = sent.headers.iter().filter(|(name, _)| !name.starts_with("lockstep."));
+                let own: Vec<_> = own.map(|(name, value)| format!("{name}={value}")).collect();
+                (sent.key.as_deref(), sent.value.as_deref(), own.join(" "))
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                (Some("17"), Some("{}"), "id=e1 type=Placed".to_owned()),
+                (None, None, "id=e2".to_owned()),
+            ],
+            "{format:?}"
+        );
+    }
+}

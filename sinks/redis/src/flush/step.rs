@@ -111,7 +111,7 @@ impl Flush {
         Fence::add_key(fence, &mut cmd, None);
         cmd.arg(limits.ttl).arg(limits.tombstone_ttl);
         cmd.arg(&place.follows).arg(&place.name);
-        cmd.arg(rows).arg(sources);
+        cmd.arg(rows).arg(sources).arg(limits.channel());
         for reached in &self.reached {
             cmd.arg(reached.progress.to_hex());
         }

@@ -2,7 +2,7 @@
 -- another step than the one it follows was the last, or when one of the rows cannot be written.
 -- KEYS: data, version for each row; where the progress is kept, for each source; where the last step is noted.
 -- ARGV: ttl of rows in ms or 0, how long to keep versions of deletes in ms, the step that it follows, its own name, how many
--- rows, how many sources, the progress of each; then for each run of rows of a kind: 'put', 'hash' or 'drop', how many, and for
+-- rows, how many sources, the channel that is told which rows were written or nothing, the progress of each; then for each run of rows of a kind: 'put', 'hash' or 'drop', how many, and for
 -- each row its version and what the script of that name takes.
 -- Returns how many rows were older, and how many merges found no hash to merge into; or -1 and the places of what cannot be
 -- written: merges into what is no hash; or -2 when another step was the last, and whether there is one.
@@ -26,7 +26,7 @@ for first = 1, rows, 4000 do
 end
 
 -- Nothing is written before all is known to be possible. Merges are the only ones that may not be.
-local begin = 7 + sources
+local begin = 8 + sources
 local refused, at, row = {-1}, begin, 1
 while row <= rows do
   local kind, many = ARGV[at], tonumber(ARGV[at + 1])
@@ -60,7 +60,7 @@ local function set()
   count = 0
   return done
 end
-local stale, gaps = 0, 0
+local stale, gaps, told = 0, 0, {}
 local function put(data, name, version, value)
   local done = redis.pcall('SET', data, value, 'PX', ttl)
   if failed(done) then return done end
@@ -109,7 +109,7 @@ while row <= rows do
     local name, version, done = names[i], ARGV[at], nil
     local old = held[name]
     local is_late = old and sub(old, 1, 28) > version
-    if is_late then stale = stale + 1 else held[name] = version end
+    if is_late then stale = stale + 1 else held[name], told[#told + 1] = version, KEYS[2 * i - 1] end
     if kind == 'put' then
       if is_late then
       elseif ttl == '0' then
@@ -135,11 +135,17 @@ while row <= rows do
 end
 -- Last: what is noted is there.
 for i = 1, sources do
-  sets[count + 1], sets[count + 2] = KEYS[2 * rows + i], ARGV[6 + i]
+  sets[count + 1], sets[count + 2] = KEYS[2 * rows + i], ARGV[7 + i]
   count = count + 2
 end
 sets[count + 1], sets[count + 2] = last, ARGV[4]
 count = count + 2
 local done = set()
 if failed(done) then return done end
+if ARGV[7] ~= '' then
+  for i = 1, #told do
+    done = redis.pcall('PUBLISH', ARGV[7], told[i])
+    if failed(done) then return done end
+  end
+end
 return {stale, gaps}

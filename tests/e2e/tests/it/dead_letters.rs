@@ -54,7 +54,7 @@ async fn letters(setup: &Setup, running: Option<&mut Pipeline>, words: &[&str]) 
 }
 
 /// What `list` tells as JSON: reason and key of each.
-async fn list(setup: &Setup, running: Option<&mut Pipeline>) -> Vec<(String, String)> {
+pub async fn list(setup: &Setup, running: Option<&mut Pipeline>) -> Vec<(String, String)> {
     let ended = letters(setup, running, &["list", "--format", "json"]).await;
     assert_eq!(ended.code(), Some(0), "{ended:?}");
     let heads: Value = serde_json::from_str(&ended.stdout).expect("JSON");
