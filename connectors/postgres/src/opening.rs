@@ -42,8 +42,8 @@ pub enum Start {
         /// Sinks may hold rows of an earlier attempt.
         again: bool,
     },
-    /// Stream from where the slot stands, and load beside it what an interrupted copy has left, and tables that have
-    /// come since. That is to be on record before the state is.
+    /// Stream from where the slot stands, or stood before the server crashed, and load beside it what an interrupted copy has left, and
+    /// tables that have come since. That is to be on record before the state is.
     Resume { from: Lsn, rest: Vec<ReloadRequest> },
     /// Stream from where the slot stands.
     Stream { from: Lsn },
@@ -207,7 +207,7 @@ impl Opening<'_> {
             }
             Standing::Continues { slot, state } => {
                 replication.terminate().await;
-                let from = slot.confirmed;
+                let from = begins(&slot, state.reached.as_ref());
                 let known = work.opening.known();
                 let rest = fresh(state.tables.as_ref(), &known, never);
                 let state = State {
@@ -224,6 +224,14 @@ impl Opening<'_> {
             server: as_is,
         })
     }
+}
+
+/// Where a stream begins that is continued: where the slot stands, or further on where a crash of the server has taken it back, to
+/// where it was saved last. What was confirmed is not asked for again, but for the last transaction: it shows that this is the same log.
+fn begins(slot: &Slot, reached: Option<&Reached>) -> Lsn {
+    let last = reached.and_then(|reached| Some((reached, reached.last.as_ref()?)));
+    let known = last.map(|(reached, last)| reached.told().min(last.commit));
+    slot.confirmed.max(known.unwrap_or(Lsn::ZERO))
 }
 
 /// The carrying out of a decision.

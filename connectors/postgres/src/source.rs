@@ -516,6 +516,7 @@ impl Driver {
                 .collect(),
             types: self.types,
             from,
+            begins: from,
             server: self.server,
             ledger,
             status_interval: self.config.status_interval.0,

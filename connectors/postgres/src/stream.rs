@@ -71,8 +71,10 @@ pub struct Stream {
     /// Tables to carry, with their schemas as they are now; rows of others are dropped unread.
     pub tables: Vec<(Described, Arc<TableSchema>)>,
     pub types: TypeCache,
-    /// Where the slot stands.
+    /// Where what is handed on begins.
     pub from: Lsn,
+    /// Where the server is asked to begin; it begins where the slot stands if that is further on.
+    pub begins: Lsn,
     /// Who the server said it is when it was decided to begin here.
     pub server: SourceIdentity,
     /// Where it is recorded how far the stream has come.
@@ -183,10 +185,12 @@ impl Stream {
             (false, true) => "proto_version '2', streaming 'on'",
             (false, false) => "proto_version '1'",
         };
-        // 0/0 lets the slot say where to begin: a client that asks for more than it confirmed would lose changes.
+        // The server begins where the slot stands, and goes on to where it is asked to begin: a client that asks for more than it
+        // has confirmed would lose changes.
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 ({protocol}, publication_names {}, messages 'true')",
+            "START_REPLICATION SLOT {} LOGICAL {} ({protocol}, publication_names {}, messages 'true')",
             quote_ident(&self.slot),
+            self.begins,
             quote_literal(&quote_ident(&self.publication)).trim_start(),
         );
         connection.begin_stream(&command).await?;

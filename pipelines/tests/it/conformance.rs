@@ -66,7 +66,7 @@ impl SinkUnderTest for Memory {
                 (Op::Update, _) => tell('u', &held.key, row),
                 (Op::Delete, _) => tell('d', &held.key, None),
                 (Op::Truncate, _) => tell('t', "", None),
-                (Op::Message, _) => {}
+                (Op::Message | Op::Event, _) => {}
             }
         }
         Held::Events(events)

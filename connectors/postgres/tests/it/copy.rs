@@ -34,7 +34,7 @@ pub fn state_of(opened: &Opened) -> BTreeMap<i64, String> {
                 );
             }
             Op::Truncate => rows.clear(),
-            Op::Message => {}
+            Op::Message | Op::Event => {}
         }
     }
     rows

@@ -32,7 +32,7 @@ fn copy_of(seen: &[Seen]) -> Rows {
             id.map(|id| (change.table.clone(), id))
         };
         match change.op {
-            Op::Truncate | Op::Message => {}
+            Op::Truncate | Op::Message | Op::Event => {}
             Op::Delete => {
                 rows.remove(&key(&change.old).expect("a key"));
             }
