@@ -148,7 +148,7 @@ fn one_writer() -> Row {
         panels: vec![
             Panel::new(States, "Holders of leases", "short", "Who holds the lease of its pipeline (1), and who stands by (0). Good: one holder at a time. Empty without a lease, as the rest of the row.")
                 .query("{{pipeline}} {{instance}}", format!("max by (pipeline, instance) ({})", series(names::LEASE_HELD, ALL)))
-                .bad_below(1.0),
+                .idle_below(1.0),
             Panel::new(Stat, "Acquisitions that succeed", "percentunit", "R = acquired / all attempts, since the processes were started. Standbys are refused as long as they wait.")
                 .query("{{pipeline}}", format!("{} / sum by (pipeline) ({})", acquired("pipeline"), series(names::LEASE_ATTEMPTS, ALL)))
                 .wide(4),

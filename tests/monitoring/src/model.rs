@@ -88,6 +88,8 @@ pub enum Bad {
     From(f64),
     /// Below this.
     Below(f64),
+    /// Never; below this it is at rest.
+    Idle(f64),
 }
 
 /// A query.
@@ -133,6 +135,13 @@ impl Panel {
     #[must_use]
     pub fn bad_below(mut self, value: f64) -> Self {
         self.bad = Some(Bad::Below(value));
+        self
+    }
+
+    /// At rest below this value, which is as well.
+    #[must_use]
+    pub fn idle_below(mut self, value: f64) -> Self {
+        self.bad = Some(Bad::Idle(value));
         self
     }
 
@@ -205,6 +214,9 @@ impl Panel {
             }
             Some(Bad::Below(value)) => {
                 json!([{ "color": "red", "value": null }, { "color": "green", "value": value }])
+            }
+            Some(Bad::Idle(value)) => {
+                json!([{ "color": "#8e8e8e", "value": null }, { "color": "green", "value": value }])
             }
         };
         let mut field = json!({

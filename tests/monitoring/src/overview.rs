@@ -138,7 +138,7 @@ fn who_runs() -> Row {
         panels: vec![
             Panel::new(States, "Holders of leases", "short", "Who holds the lease of its pipeline (1), and who stands by (0). Good: one holder at a time. Empty where no pipeline has a lease.")
                 .query("{{pipeline}} {{instance}}", format!("max by (pipeline, instance) ({})", series(names::LEASE_HELD, ALL)))
-                .bad_below(1.0)
+                .idle_below(1.0)
                 .wide(16)
                 .may_be_empty(),
             Panel::new(Table, "Versions", "short", "Which version each process runs. Good: one.")

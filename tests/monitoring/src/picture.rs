@@ -349,12 +349,12 @@ fn last(series: &Series) -> f64 {
 }
 
 fn colour(value: f64, bad: Option<Bad>) -> &'static str {
-    let is_bad = match bad {
-        None => false,
-        Some(Bad::From(limit)) => value >= limit,
-        Some(Bad::Below(limit)) => value < limit,
-    };
-    if is_bad { RED } else { GREEN }
+    match bad {
+        Some(Bad::From(limit)) if value >= limit => RED,
+        Some(Bad::Below(limit)) if value < limit => RED,
+        Some(Bad::Idle(limit)) if value < limit => GREY,
+        None | Some(_) => GREEN,
+    }
 }
 
 /// As Grafana writes it, roughly.
