@@ -143,7 +143,12 @@ impl TableSchema {
     /// The shape of events that an outbox makes of the rows of `origin`, for one destination (a topic, say): the columns `id`, `key`,
     /// `payload`, and one per header, named as it is. A row has `width` cells. No key: there is nothing to be replaced by a later event.
     #[must_use]
-    pub fn event(origin: &TableSchema, destination: &str, columns: Vec<Column>, width: u16) -> Self {
+    pub fn event(
+        origin: &TableSchema,
+        destination: &str,
+        columns: Vec<Column>,
+        width: u16,
+    ) -> Self {
         debug_assert!(columns.len() >= EVENT_COLUMNS, "id, key, payload");
         TableSchema {
             id: TableId::new("", destination),

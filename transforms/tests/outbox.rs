@@ -17,14 +17,25 @@ use serde_json::{Value, json};
 fn table_of_events() -> Arc<TableSchema> {
     table(
         "public.outbox",
-        &["id uuid", "aggregatetype text", "aggregateid text", "type text", "payload json"],
+        &[
+            "id uuid",
+            "aggregatetype text",
+            "aggregateid text",
+            "type text",
+            "payload json",
+        ],
         &["id"],
         ReplicaIdentity::Default,
     )
 }
 
 fn orders() -> Arc<TableSchema> {
-    table("public.orders", &["id int8"], &["id"], ReplicaIdentity::Default)
+    table(
+        "public.orders",
+        &["id int8"],
+        &["id"],
+        ReplicaIdentity::Default,
+    )
 }
 
 fn section(more: Value) -> Value {
@@ -55,7 +66,10 @@ fn an_insert_is_an_event_and_its_delete_is_none() {
     let batch = Feed::new()
         .begin(1, 1)
         .insert(&orders, &["7"])
-        .insert(&events, &["u1", "order", "7", "Placed", r#"{"total": 1.50}"#])
+        .insert(
+            &events,
+            &["u1", "order", "7", "Placed", r#"{"total": 1.50}"#],
+        )
         .insert(&events, &["u2", "payment", "9", NULL, NULL])
         .delete(&events, OldImage::Key, &["u1", NULL, NULL, NULL, NULL])
         .truncate(&events)
@@ -91,9 +105,15 @@ fn what_is_no_event_is_put_aside() {
         .insert(&events, &["u2", NULL, "7", "Placed", "{}"])
         .insert(&events, &["u3", "", "7", "Placed", "{}"])
         .finish();
-    assert_eq!(lines(&outbox.apply_now(batch).unwrap()), Vec::<String>::new());
+    assert_eq!(
+        lines(&outbox.apply_now(batch).unwrap()),
+        Vec::<String>::new()
+    );
     let kept = letters.0.lock().unwrap().clone();
-    let begins: Vec<_> = kept.iter().map(|line| &line[..line.find(" aggregatetype").unwrap()]).collect();
+    let begins: Vec<_> = kept
+        .iter()
+        .map(|line| &line[..line.find(" aggregatetype").unwrap()])
+        .collect();
     assert_eq!(
         begins,
         [
@@ -139,7 +159,8 @@ fn messages_are_events_without_a_table() {
     outbox.bind(&orders()).unwrap();
     outbox.complete().unwrap();
     let event = r#"{"id": "m1", "aggregatetype": "order", "aggregateid": 7, "type": "Placed", "payload": {"a":  [1.50]}}"#;
-    let text = r#"{"aggregatetype": "order", "type": "Noted", "payload": "gift \u00fc", "by": "till"}"#;
+    let text =
+        r#"{"aggregatetype": "order", "type": "Noted", "payload": "gift \u00fc", "by": "till"}"#;
     let message = |feed: Feed, prefix, content| {
         feed.push(Op::Message, &messages, None, Some(&[prefix, content]))
     };
@@ -170,10 +191,19 @@ fn refusals_name_what_is_wrong() {
     let events = table_of_events();
     for (section, words) in [
         (json!({}), "neither `tables` nor `messages`"),
-        (section(json!({"headers": {"key": "type"}})), "`key` is not free"),
+        (
+            section(json!({"headers": {"key": "type"}})),
+            "`key` is not free",
+        ),
         (section(json!({"topic": "{aggregatetype"})), "`topic`"),
-        (section(json!({"payload": "payloads"})), "`payload`, if that is meant"),
-        (section(json!({"topic": "{region}"})), "there is no column `region`"),
+        (
+            section(json!({"payload": "payloads"})),
+            "`payload`, if that is meant",
+        ),
+        (
+            section(json!({"topic": "{region}"})),
+            "there is no column `region`",
+        ),
     ] {
         let error = open::<Outbox>(section, &[&events]).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");

@@ -134,12 +134,17 @@ impl RedisConfig {
                 );
             }
         }
-        if self.notify.as_deref().is_some_and(|channel| channel.trim().is_empty()) {
+        if self
+            .notify
+            .as_deref()
+            .is_some_and(|channel| channel.trim().is_empty())
+        {
             return Err(wrong("`notify` names no channel").remedy("name one, or leave it out"));
         }
         if self.notify.is_some() && self.cluster {
-            return Err(wrong("`notify` is not there in a cluster")
-                .remedy("leave it out: clients that track keys (CLIENT TRACKING) are told by the server"));
+            return Err(wrong("`notify` is not there in a cluster").remedy(
+                "leave it out: clients that track keys (CLIENT TRACKING) are told by the server",
+            ));
         }
         if !(1..=MAX_BATCH_KEYS).contains(&self.batch.keys) {
             return Err(wrong(format!("`batch.keys` is {}", self.batch.keys))

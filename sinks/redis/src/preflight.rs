@@ -1,10 +1,10 @@
 //! What `lockstep check` says about the server. It writes no key; the server's script cache may gain our scripts.
 
+use lockstep_core::Error;
+use lockstep_core::check::{Finding, Verdict};
 use lockstep_redis::preflight::{
     cluster_state, commands, eviction_limit, failed, info, mode, role, version,
 };
-use lockstep_core::Error;
-use lockstep_core::check::{Finding, Verdict};
 use lockstep_redis::{Command, Link, Node, Server};
 
 use crate::config::RedisConfig;
@@ -99,7 +99,8 @@ async fn publishes(link: &Link, channel: &str) -> Finding {
 }
 
 /// What a user needs to append to streams, as an ACL.
-const STREAM_RIGHTS: &str = "ACL SETUSER <user> ~* +get +set +mget +mset +xadd +type +eval +evalsha +script|load +info";
+const STREAM_RIGHTS: &str =
+    "ACL SETUSER <user> ~* +get +set +mget +mset +xadd +type +eval +evalsha +script|load +info";
 
 /// As [`TRY_COMMANDS`], for streams. `NOMKSTREAM` appends only to what is there.
 const TRY_STREAM_COMMANDS: &str = r"

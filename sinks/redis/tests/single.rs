@@ -2,9 +2,9 @@
 
 mod support;
 
+use futures_util::StreamExt;
 use lockstep_kit::Component::Redis;
 use lockstep_kit::redis::Redis as Server;
-use futures_util::StreamExt;
 use support::{Lab, Null, T, deliver, scenarios};
 
 macro_rules! on_a_single_server {

@@ -70,7 +70,10 @@ impl Streams {
             command.arg(*word);
         }
         let mut connection = self.connection.clone();
-        command.query_async(&mut connection).await.expect("an answer")
+        command
+            .query_async(&mut connection)
+            .await
+            .expect("an answer")
     }
 
     /// Names and values of each entry.
@@ -80,10 +83,17 @@ impl Streams {
             panic!("XRANGE");
         };
         let fields = |entry: Value| {
-            let Value::Array(entry) = entry else { panic!("{entry:?}") };
-            let Value::Array(words) = entry[1].clone() else { panic!("{entry:?}") };
+            let Value::Array(entry) = entry else {
+                panic!("{entry:?}")
+            };
+            let Value::Array(words) = entry[1].clone() else {
+                panic!("{entry:?}")
+            };
             let words: Vec<String> = words.into_iter().map(text).collect();
-            words.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
+            words
+                .chunks(2)
+                .map(|pair| (pair[0].clone(), pair[1].clone()))
+                .collect()
         };
         entries.into_iter().map(fields).collect()
     }
@@ -100,11 +110,20 @@ fn text(value: Value) -> String {
 impl SinkUnderTest for Streams {
     async fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
         let pipeline = self.prefix.as_str().into();
-        StreamFactory::open(&self.config, SinkContext { pipeline, ..context }).await
+        StreamFactory::open(
+            &self.config,
+            SinkContext {
+                pipeline,
+                ..context
+            },
+        )
+        .await
     }
 
     async fn held(&self, table: &Arc<TableSchema>) -> Held {
-        let entries = self.entries(&format!("{}:{}", table.source, table.id.name)).await;
+        let entries = self
+            .entries(&format!("{}:{}", table.source, table.id.name))
+            .await;
         let event = |entry: &Vec<(String, String)>| {
             let get = |name: &str| {
                 let found = entry.iter().find(|(known, _)| known == name);
@@ -174,7 +193,10 @@ async fn what_is_no_stream_is_named_and_nothing_is_written() {
     let durable = sink.write(three(7)).await.expect("taken");
     let error = durable.await.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Setup, "{error}");
-    assert!(error.to_string().contains(&name) && error.remedy_text().is_some(), "{error}");
+    assert!(
+        error.to_string().contains(&name) && error.remedy_text().is_some(),
+        "{error}"
+    );
     let mut sink = streams.open(streams.context()).await.expect("opens");
     let resumed = sink.resume(&source("shop")).await.expect("resumes");
     assert!(resumed.is_none(), "{resumed:?}");
@@ -186,15 +208,27 @@ async fn the_check_tries_what_the_sink_needs() {
     require!(Component::Redis);
     let streams = Streams::new(json!({})).await;
     let findings = StreamFactory::preflight(&streams.config, "test", "sink").await;
-    let failed = findings.iter().find(|finding| finding.verdict == Verdict::Fail);
+    let failed = findings
+        .iter()
+        .find(|finding| finding.verdict == Verdict::Fail);
     assert!(failed.is_none() && findings.len() > 4, "{findings:?}");
     let user = unique("user");
-    let rule = ["ACL", "SETUSER", &user, "on", ">hello", "~*", "+@all", "-xadd"];
+    let rule = [
+        "ACL", "SETUSER", &user, "on", ">hello", "~*", "+@all", "-xadd",
+    ];
     streams.ask(&rule).await;
-    let url = Server::shared().await.url().replacen("://", &format!("://{user}:hello@"), 1);
+    let url = Server::shared()
+        .await
+        .url()
+        .replacen("://", &format!("://{user}:hello@"), 1);
     let streams = Streams::new(json!({ "url": url })).await;
     let findings = StreamFactory::preflight(&streams.config, "test", "sink").await;
-    let refused = findings.iter().find(|finding| finding.verdict == Verdict::Fail);
+    let refused = findings
+        .iter()
+        .find(|finding| finding.verdict == Verdict::Fail);
     let refused = refused.expect("a finding");
-    assert!(refused.detail.contains("XADD") && !format!("{findings:?}").contains("hello"), "{findings:?}");
+    assert!(
+        refused.detail.contains("XADD") && !format!("{findings:?}").contains("hello"),
+        "{findings:?}"
+    );
 }

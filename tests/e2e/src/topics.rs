@@ -106,7 +106,12 @@ pub async fn read_raw(bootstrap: &str, topic: &str) -> Vec<Raw> {
                 key: message.key().map(text),
                 value: message.payload().map(text),
                 headers: headers
-                    .map(|header| (header.key.to_owned(), text(header.value.unwrap_or_default())))
+                    .map(|header| {
+                        (
+                            header.key.to_owned(),
+                            text(header.value.unwrap_or_default()),
+                        )
+                    })
                     .collect(),
             });
         });

@@ -7,6 +7,7 @@
 
 mod fleet;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -131,7 +132,11 @@ async fn run(components: &[Component], command: &[String]) -> Done {
         _ = terminate.recv() => return Ok(ExitCode::from(143)),
     };
     let not_run: PathBuf = std::env::temp_dir().join(unique("lockstep-kit-not-run"));
-    let mut child = Command::new(&command[0])
+    let mut child = Command::new(&command[0]);
+    for name in of_a_package(std::env::vars_os().map(|(name, _)| name)) {
+        child.env_remove(name);
+    }
+    let mut child = child
         .args(&command[1..])
         .envs(
             servers
@@ -188,4 +193,19 @@ async fn up(components: &[Component]) -> Done {
         _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
         _ = terminate.recv() => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// What `cargo run` tells a program of its own package. Cargo run by that program would take it for a change of what some packages
+/// are built from, and build everything on top of them again.
+fn of_a_package(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    const OF_A_PACKAGE: [&str; 4] = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_CRATE_",
+        "CARGO_BIN_",
+    ];
+    names.filter(|name| {
+        let name = name.to_string_lossy();
+        OF_A_PACKAGE.iter().any(|begins| name.starts_with(begins))
+    })
 }

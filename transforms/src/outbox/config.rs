@@ -99,12 +99,14 @@ impl OutboxConfig {
     pub(super) fn check(&self) -> Result<()> {
         self.tables.validate()?;
         if self.tables.0.is_empty() && self.messages.is_empty() {
-            return Err(
-                Error::new(ErrorKind::Config, "there is neither `tables` nor `messages`")
-                    .remedy("name the table of events, or the prefix of messages that are events"),
-            );
+            return Err(Error::new(
+                ErrorKind::Config,
+                "there is neither `tables` nor `messages`",
+            )
+            .remedy("name the table of events, or the prefix of messages that are events"));
         }
-        let taken = |name: &&String| RESERVED.contains(&name.as_str()) || name.starts_with("lockstep.");
+        let taken =
+            |name: &&String| RESERVED.contains(&name.as_str()) || name.starts_with("lockstep.");
         if let Some(name) = self.headers.keys().find(taken) {
             return Err(Error::new(
                 ErrorKind::Config,

@@ -204,7 +204,10 @@ impl Emitting {
             return Ok(Fate::Passes);
         };
         let prefixes = &self.settings.config.messages;
-        if !prefixes.iter().any(|prefix| prefix.as_bytes() == message.prefix) {
+        if !prefixes
+            .iter()
+            .any(|prefix| prefix.as_bytes() == message.prefix)
+        {
             return Ok(Fate::Passes);
         }
         let Some(fields) = said::Fields::read(message.content) else {
@@ -275,7 +278,12 @@ impl Settings {
         };
         Ok(Events {
             columns: columns.collect::<Result<_>>()?,
-            topic: self.topic.parts().iter().map(piece).collect::<Result<_>>()?,
+            topic: self
+                .topic
+                .parts()
+                .iter()
+                .map(piece)
+                .collect::<Result<_>>()?,
             width: schema.width,
             origin: Arc::clone(schema),
             destinations: Mutex::default(),
@@ -290,7 +298,12 @@ impl Settings {
             not_null: false,
             ..text.clone()
         };
-        let columns: Vec<_> = self.names().map(|(name, _)| name).enumerate().map(column).collect();
+        let columns: Vec<_> = self
+            .names()
+            .map(|(name, _)| name)
+            .enumerate()
+            .map(column)
+            .collect();
         let piece = |part: &Part| match part {
             Part::Literal(text) => Piece::Literal(text.clone()),
             Part::Field(name) => Piece::Field(column((0, name))),

@@ -54,9 +54,14 @@ mod tests {
 
     #[test]
     fn fields_are_texts_or_json() {
-        let content = br#"{"a": "x\n\u00e4", "b": {"n": 1.50,  "m": []}, "c": null, "d": 7, "a\u0062": "1"}"#;
+        let content =
+            br#"{"a": "x\n\u00e4", "b": {"n": 1.50,  "m": []}, "c": null, "d": 7, "a\u0062": "1"}"#;
         let fields = Fields::read(content).expect("an object");
-        let get = |name| fields.get(name).map(|value| String::from_utf8_lossy(&value).into_owned());
+        let get = |name| {
+            fields
+                .get(name)
+                .map(|value| String::from_utf8_lossy(&value).into_owned())
+        };
         assert_eq!(get("a").as_deref(), Some("x\nä"));
         assert_eq!(get("b").as_deref(), Some(r#"{"n": 1.50,  "m": []}"#));
         assert_eq!(get("c"), None);

@@ -513,7 +513,10 @@ async fn a_server_that_crashed_goes_on() {
     server.restart().await;
     let after = away.slot_on(&server).await;
     let stands: Lsn = after.as_deref().expect("a slot").parse().expect("an LSN");
-    assert!(stands < fourth, "{stands} is not before {fourth}: there is nothing to see here");
+    assert!(
+        stands < fourth,
+        "{stands} is not before {fourth}: there is nothing to see here"
+    );
     let mut opened = away.open("stop").await;
     database.execute("INSERT INTO t VALUES (7, 'g')").await;
     while !opened.seen.iter().any(|seen| seen.value("id") == "7") {

@@ -281,7 +281,10 @@ impl<'a> Work<'a, '_> {
                 schema: self.schema,
                 key,
                 value: Some(attributes.around(data, self.whole)),
-                headers: Headers { more: &more, ..headers },
+                headers: Headers {
+                    more: &more,
+                    ..headers
+                },
                 op,
             });
         }
@@ -383,12 +386,21 @@ impl<'a> Work<'a, '_> {
 
     fn event(&mut self, row: Row<'_>) -> Result<()> {
         let said = event::said(self.schema, row)?;
-        let more: Vec<_> = said.headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        let more: Vec<_> = said
+            .headers
+            .iter()
+            .map(|(name, value)| (*name, &**value))
+            .collect();
         let headers = Headers {
             more: &more,
             ..self.headers
         };
-        self.send(Op::Event, said.key.as_deref(), said.payload.as_deref(), headers)
+        self.send(
+            Op::Event,
+            said.key.as_deref(),
+            said.payload.as_deref(),
+            headers,
+        )
     }
 
     fn message(&mut self, row: Row<'_>, key: &mut Vec<u8>, value: &mut Vec<u8>) -> Result<()> {

@@ -25,7 +25,9 @@ pub(super) struct Said<'a> {
 /// Kind `Refused`, naming table and column, for a value that the log does not carry as text.
 pub(super) fn said<'a>(schema: &'a TableSchema, row: Row<'a>) -> Result<Said<'a>> {
     let value = |column: &'a Column| bytes(schema, column, row.get(column));
-    let headers = schema.columns[..1].iter().chain(&schema.columns[EVENT_COLUMNS..]);
+    let headers = schema.columns[..1]
+        .iter()
+        .chain(&schema.columns[EVENT_COLUMNS..]);
     let headers = headers.filter_map(|column| {
         let value = value(column).transpose()?;
         Some(value.map(|value| (&*column.name, value)))

@@ -584,11 +584,27 @@ fn keys_as_text_and_as_json() {
 
 #[test]
 fn a_cloud_event_has_flat_as_its_data() {
-    let old: [Value<'_>; 5] = [Value::Text("7"), Value::Null, Value::Null, Value::Null, Value::Null];
+    let old: [Value<'_>; 5] = [
+        Value::Text("7"),
+        Value::Null,
+        Value::Null,
+        Value::Null,
+        Value::Null,
+    ];
     let mut maker = Maker::new(100);
     maker
-        .push(Op::Update, &customers(), Some((OldImage::Key, &old)), Some(&ANN))
-        .push(Op::Message, &Arc::new(TableSchema::message("orders".into())), None, Some(&["p".into(), "c".into()]));
+        .push(
+            Op::Update,
+            &customers(),
+            Some((OldImage::Key, &old)),
+            Some(&ANN),
+        )
+        .push(
+            Op::Message,
+            &Arc::new(TableSchema::message("orders".into())),
+            None,
+            Some(&["p".into(), "c".into()]),
+        );
     let batch = maker.batch(Phase::Stream);
     let flat = records(Format::Flat, &batch);
     let structured = records(Format::CloudEvents(Content::Structured), &batch);
@@ -605,12 +621,19 @@ fn a_cloud_event_has_flat_as_its_data() {
             assert_eq!(flat, structured, "a tombstone");
             continue;
         };
-        let event: Json = serde_json::from_str(structured.value.as_deref().expect("a value")).expect("JSON");
+        let event: Json =
+            serde_json::from_str(structured.value.as_deref().expect("a value")).expect("JSON");
         let data: Json = serde_json::from_str(data).expect("JSON");
         assert_eq!(event["data"], data);
         let content = header(structured, "content-type");
-        assert_eq!(content.as_deref(), Some("application/cloudevents+json; charset=UTF-8"));
-        assert_eq!(header(binary, "content-type").as_deref(), Some("application/json"));
+        assert_eq!(
+            content.as_deref(),
+            Some("application/cloudevents+json; charset=UTF-8")
+        );
+        assert_eq!(
+            header(binary, "content-type").as_deref(),
+            Some("application/json")
+        );
         for name in ["specversion", "id", "source", "type", "time"] {
             let told = event[name].as_str().expect(name);
             assert_eq!(header(binary, &format!("ce_{name}")).as_deref(), Some(told));
@@ -618,7 +641,12 @@ fn a_cloud_event_has_flat_as_its_data() {
         }
         assert_eq!(event["time"], data["ts"]);
         let id = header(flat, "lockstep.id").expect("an id");
-        assert!(event["id"].as_str().expect("an id").starts_with(&format!("{id}.")));
+        assert!(
+            event["id"]
+                .as_str()
+                .expect("an id")
+                .starts_with(&format!("{id}."))
+        );
         kinds.push((
             event["type"].as_str().expect("a type").to_owned(),
             event["subject"].as_str().map(str::to_owned),
@@ -648,7 +676,12 @@ fn an_event_of_an_outbox_is_what_was_written() {
         1,
     );
     let columns = origin.columns.clone();
-    let schema = Arc::new(TableSchema::event(&origin, "outbox.event.order", columns, 4));
+    let schema = Arc::new(TableSchema::event(
+        &origin,
+        "outbox.event.order",
+        columns,
+        4,
+    ));
     let mut maker = Maker::new(100);
     maker
         .push(
@@ -657,14 +690,26 @@ fn an_event_of_an_outbox_is_what_was_written() {
             None,
             Some(&["e1".into(), "17".into(), r"\x7b7d".into(), "Placed".into()]),
         )
-        .push(Op::Event, &schema, None, Some(&["e2".into(), Value::Null, Value::Null, Value::Null]));
+        .push(
+            Op::Event,
+            &schema,
+            None,
+            Some(&["e2".into(), Value::Null, Value::Null, Value::Null]),
+        );
     let batch = maker.batch(Phase::Stream);
-    for format in [Format::default(), Format::Flat, Format::CloudEvents(Content::Structured)] {
+    for format in [
+        Format::default(),
+        Format::Flat,
+        Format::CloudEvents(Content::Structured),
+    ] {
         let sent = records(format, &batch);
         let shown: Vec<_> = sent
             .iter()
             .map(|sent| {
-                let own = sent.headers.iter().filter(|(name, _)| !name.starts_with("lockstep."));
+                let own = sent
+                    .headers
+                    .iter()
+                    .filter(|(name, _)| !name.starts_with("lockstep."));
                 let own: Vec<_> = own.map(|(name, value)| format!("{name}={value}")).collect();
                 (sent.key.as_deref(), sent.value.as_deref(), own.join(" "))
             })

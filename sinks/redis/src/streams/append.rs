@@ -183,7 +183,11 @@ impl Append {
             cmd.arg(stream);
         }
         for reached in &self.reached {
-            cmd.arg(keys::progress(&names.pipeline, &names.sink, &reached.source));
+            cmd.arg(keys::progress(
+                &names.pipeline,
+                &names.sink,
+                &reached.source,
+            ));
         }
         cmd.arg(&*place.key);
         Fence::add_key(fence, &mut cmd, None);

@@ -98,7 +98,9 @@ impl StreamConfig {
                 return Err(wrong("it names no key".to_owned()));
             }
             if keys::is_beside(text.as_bytes()) {
-                return Err(wrong(format!("`{text}` begins like the keys of lockstep itself")));
+                return Err(wrong(format!(
+                    "`{text}` begins like the keys of lockstep itself"
+                )));
             }
             Template::parse(text, fields).map_err(wrong)
         };
@@ -131,19 +133,30 @@ mod tests {
             (r#"{"url":"http://u:hunter2@h"}"#, "url"),
             (r#"{"url":"redis://h","stream":" "}"#, "`stream`"),
             (r#"{"url":"redis://h","stream":"{key}"}"#, "`stream`"),
-            (r#"{"url":"redis://h","stream":"lockstep:step:{table}"}"#, "`stream`"),
-            (r#"{"url":"redis://h","message_stream":"{table}"}"#, "`message_stream`"),
+            (
+                r#"{"url":"redis://h","stream":"lockstep:step:{table}"}"#,
+                "`stream`",
+            ),
+            (
+                r#"{"url":"redis://h","message_stream":"{table}"}"#,
+                "`message_stream`",
+            ),
             (r#"{"url":"redis://h","max_length":0}"#, "`max_length`"),
         ] {
             let config: StreamConfig = serde_json::from_str(json).expect(json);
             let error = config.validate().expect_err(json);
             assert_eq!(error.kind(), ErrorKind::Config, "{json}");
             assert!(error.to_string().contains(words), "{json}: {error}");
-            assert!(error.remedy_text().is_some() && !error.to_string().contains("hunter2"), "{error}");
+            assert!(
+                error.remedy_text().is_some() && !error.to_string().contains("hunter2"),
+                "{error}"
+            );
         }
         let whole: StreamConfig = serde_json::from_str(r#"{"url":"redis://h"}"#).expect("valid");
         whole.validate().expect("valid");
         assert_eq!(whole.stream, DEFAULT_STREAM);
-        assert!(serde_json::from_str::<StreamConfig>(r#"{"url":"redis://h","cluster":true}"#).is_err());
+        assert!(
+            serde_json::from_str::<StreamConfig>(r#"{"url":"redis://h","cluster":true}"#).is_err()
+        );
     }
 }

@@ -126,7 +126,12 @@ impl Writer {
     }
 
     /// Encodes changes, which are the batch's last or followed by others of it.
-    fn append(&mut self, batch: &Batch, changes: &[Change], step: &mut Append) -> Result<Delivered> {
+    fn append(
+        &mut self,
+        batch: &Batch,
+        changes: &[Change],
+        step: &mut Append,
+    ) -> Result<Delivered> {
         let mut total = Delivered::default();
         for (index, change) in changes.iter().enumerate() {
             let stream = stream(&mut self.streams, &self.templates, batch.schema(change));
@@ -146,7 +151,13 @@ impl Writer {
     }
 
     /// The refusal with all others of the batch.
-    fn all_refused(&mut self, batch: &Batch, change: &Change, rest: &[Change], refused: Error) -> Error {
+    fn all_refused(
+        &mut self,
+        batch: &Batch,
+        change: &Change,
+        rest: &[Change],
+        refused: Error,
+    ) -> Error {
         let change = batch.source.change_id(batch.position(change));
         let refused = refused.at(format!("change {change}"));
         let mut scratch = Append::default();

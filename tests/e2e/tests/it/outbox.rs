@@ -83,7 +83,12 @@ async fn events_are_what_the_application_wrote() {
         let shown = records.into_iter().map(|record| {
             assert!(record.headers.contains_key("lockstep.id"), "{record:?}");
             let header = |name: &str| record.headers.get(name).cloned().unwrap_or_default();
-            (record.key.clone(), record.value.clone(), header("id"), header("eventType"))
+            (
+                record.key.clone(),
+                record.value.clone(),
+                header("id"),
+                header("eventType"),
+            )
         });
         shown.collect::<Vec<_>>()
     };
@@ -94,7 +99,12 @@ async fn events_are_what_the_application_wrote() {
     assert_eq!(
         read("order").await,
         [
-            said("17", Some(r#"{"total": 12.50}"#), "00000000-0000-0000-0000-000000000001", "Placed"),
+            said(
+                "17",
+                Some(r#"{"total": 12.50}"#),
+                "00000000-0000-0000-0000-000000000001",
+                "Placed"
+            ),
             said("17", Some(r#"{"by": "card"}"#), "m1", "Paid"),
         ]
     );
@@ -102,7 +112,10 @@ async fn events_are_what_the_application_wrote() {
     assert_eq!(read("stock").await, [gone]);
     // The UPDATE says nothing that could be told, and is not forgotten either.
     assert_eq!(list(&setup, Some(&mut pipeline)).await.len(), 1);
-    assert_eq!(list(&setup, Some(&mut pipeline)).await[0].0, "outbox_update");
+    assert_eq!(
+        list(&setup, Some(&mut pipeline)).await[0].0,
+        "outbox_update"
+    );
     assert!(pipeline.terminate(PATIENCE).await.success());
 }
 
@@ -141,13 +154,17 @@ async fn every_event_is_told_once_over_kills() {
     let end = end_of_log(&database).await;
     pipeline.wait_visible("shop", &end, PATIENCE).await;
     assert!(pipeline.terminate(PATIENCE).await.success());
-    let records = topics::read_raw(Kafka::shared().await.bootstrap(), &format!("{name}.order")).await;
+    let records =
+        topics::read_raw(Kafka::shared().await.bootstrap(), &format!("{name}.order")).await;
     let mut by_key: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for record in &records {
         let value = record.value.as_deref().expect("a payload");
         let value: serde_json::Value = serde_json::from_str(value).expect("JSON");
         let key = record.key.clone().expect("a key");
-        by_key.entry(key).or_default().push(value["n"].as_u64().expect("a number"));
+        by_key
+            .entry(key)
+            .or_default()
+            .push(value["n"].as_u64().expect("a number"));
     }
     assert_eq!(records.len() as u64, written, "each once");
     for (key, numbers) in &by_key {
