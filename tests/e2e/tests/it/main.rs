@@ -51,3 +51,4 @@ mod terminal;
 mod two_phase;
 mod two_phase_measures;
 mod web;
+mod webhook;
