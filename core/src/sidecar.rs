@@ -161,8 +161,7 @@ mod tests {
             commit: Lsn(7),
             ordinal: 1,
         });
-        let (sidecar, mut positions) =
-            Sidecar::open::<Positions>(&path, &|| false).expect("opens");
+        let (sidecar, mut positions) = Sidecar::open::<Positions>(&path, &|| false).expect("opens");
         positions.note(&source("a/b"), reached.clone());
         sidecar.save(&positions).expect("saved");
         drop(sidecar);
@@ -174,8 +173,7 @@ mod tests {
     #[test]
     fn a_folder_that_another_has_locked_is_told_as_such() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (_sidecar, _) =
-            Sidecar::open::<Positions>(folder.path(), &|| false).expect("opens");
+        let (_sidecar, _) = Sidecar::open::<Positions>(folder.path(), &|| false).expect("opens");
         let error = Sidecar::open::<Positions>(folder.path(), &|| true).expect_err("locked");
         assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
     }

@@ -154,7 +154,10 @@ mod tests {
         });
         let secrets = Secrets::of(&schema);
         let keys = ["maybe", "pin", "urls"].map(str::to_owned).into();
-        assert_eq!((secrets.keys, secrets.tables), (keys, ["headers".to_owned()].into()));
+        assert_eq!(
+            (secrets.keys, secrets.tables),
+            (keys, ["headers".to_owned()].into())
+        );
         let secrets = Secrets::of(&schema);
         let mut file = json!({
             "name": "shop",

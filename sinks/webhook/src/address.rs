@@ -44,8 +44,9 @@ impl Addresses {
     /// Of kind `Config`, without a part of the URL that may be secret.
     pub(crate) fn new(url: &Secret) -> Result<Self> {
         let bad = |what: &str| {
-            wrong(format!("`url` {what}"))
-                .remedy("write it as https://host/path/{table}; there are {source}, {schema} and {table}")
+            wrong(format!("`url` {what}")).remedy(
+                "write it as https://host/path/{table}; there are {source}, {schema} and {table}",
+            )
         };
         let text = url.reveal();
         // What the parser says would repeat the text.
@@ -54,7 +55,9 @@ impl Addresses {
         for part in template.parts() {
             match part {
                 Part::Field(name) if !FIELDS.contains(&name.as_str()) => {
-                    return Err(bad(&format!("has the field `{{{name}}}`, which is not known")));
+                    return Err(bad(&format!(
+                        "has the field `{{{name}}}`, which is not known"
+                    )));
                 }
                 _ => {}
             }
@@ -115,7 +118,8 @@ impl Addresses {
 
     fn target(&self, source: &str, table: &TableId) -> Result<Target> {
         let unusable = |what: String| -> Error {
-            wrong(what).remedy("rename it with a `route` transform, or leave the field out of `url`")
+            wrong(what)
+                .remedy("rename it with a `route` transform, or leave the field out of `url`")
         };
         for (field, name) in [
             ("source", source),
@@ -174,7 +178,11 @@ mod tests {
 
     #[test]
     fn names_are_encoded_wherever_they_stand() {
-        let target = shown("https://h/in/{source}/{table}?of={schema}.{table}", "a/b ?ü").expect("an address");
+        let target = shown(
+            "https://h/in/{source}/{table}?of={schema}.{table}",
+            "a/b ?ü",
+        )
+        .expect("an address");
         assert_eq!(
             target.url.as_str(),
             "https://h/in/shop/a%2Fb%20%3F%C3%BC?of=public.a%2Fb%20%3F%C3%BC"
@@ -192,6 +200,9 @@ mod tests {
         let (user, password) = addresses.login().expect("a login");
         assert_eq!((user, password.map(Secret::reveal)), ("us@er", Some("p/w")));
         let target = addresses.sample().expect("an address");
-        assert_eq!((target.url.as_str(), &*target.shown), ("https://h/x", "https://h/x"));
+        assert_eq!(
+            (target.url.as_str(), &*target.shown),
+            ("https://h/x", "https://h/x")
+        );
     }
 }

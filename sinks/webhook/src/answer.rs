@@ -112,7 +112,11 @@ impl Answer {
 fn shown(location: &str) -> String {
     match location.contains("://") {
         true => Secret::new(location).redacted_url(),
-        false => location.split(['?', '#']).next().unwrap_or_default().to_owned(),
+        false => location
+            .split(['?', '#'])
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
     }
 }
 

@@ -141,8 +141,9 @@ impl Config {
             return Err(wrong("`bearer` and a user are both given").remedy("keep one of them"));
         }
         if self.cert_file.is_some() != self.key_file.is_some() {
-            return Err(wrong("`cert_file` and `key_file` belong together")
-                .remedy("give both or none"));
+            return Err(
+                wrong("`cert_file` and `key_file` belong together").remedy("give both or none")
+            );
         }
         if !(1..=MOST_CONCURRENCY).contains(&self.concurrency) {
             return Err(wrong(format!("`concurrency` is {}", self.concurrency))
@@ -156,8 +157,10 @@ impl Config {
         if let Some(batch) = &self.batch
             && (batch.records == 0 || batch.bytes.0 == 0)
         {
-            return Err(wrong("`batch.records` and `batch.bytes` must be above zero")
-                .remedy("leave `batch` out to post each record by itself"));
+            return Err(
+                wrong("`batch.records` and `batch.bytes` must be above zero")
+                    .remedy("leave `batch` out to post each record by itself"),
+            );
         }
         Ok(())
     }
@@ -170,9 +173,8 @@ impl Config {
             let parsed = HeaderName::from_bytes(name.as_bytes())
                 .map_err(|_| bad("is no name of a header").remedy("use letters, digits and `-`"))?;
             if is_ours(parsed.as_str()) {
-                return Err(bad("is set by the sink").remedy(
-                    "leave it out; `user`, `password` and `bearer` make `Authorization`",
-                ));
+                return Err(bad("is set by the sink")
+                    .remedy("leave it out; `user`, `password` and `bearer` make `Authorization`"));
             }
             // The value is not repeated.
             let mut value = HeaderValue::from_str(value.reveal()).map_err(|_| {
@@ -186,7 +188,10 @@ impl Config {
 
     /// The value of `Authorization`, if there is to be one.
     pub(crate) fn authorization(&self, addresses: &Addresses) -> Result<Option<HeaderValue>> {
-        let user = self.user.as_deref().map(|user| (user, self.password.as_ref()));
+        let user = self
+            .user
+            .as_deref()
+            .map(|user| (user, self.password.as_ref()));
         let value = match (&self.bearer, user.or(addresses.login())) {
             (Some(bearer), _) => format!("Bearer {}", bearer.reveal()),
             (None, Some((user, password))) => {
@@ -260,7 +265,10 @@ mod tests {
         assert_eq!((config.concurrency, config.batch.is_none()), (1, true));
         assert_eq!(config.request_timeout.to_string(), "30s");
         let batch: BatchConfig = serde_json::from_value(json!({})).expect("valid");
-        assert_eq!((batch.records, batch.bytes.to_string()), (100, "1MiB".to_owned()));
+        assert_eq!(
+            (batch.records, batch.bytes.to_string()),
+            (100, "1MiB".to_owned())
+        );
     }
 
     #[test]
@@ -273,11 +281,20 @@ mod tests {
             (json!({"url": "https://h/hunter2}"}), "`url`"),
             (json!({"headers": {"a b": "hunter2"}}), "`a b`"),
             (json!({"headers": {"a": "hunter2\n"}}), "`a`"),
-            (json!({"headers": {"Authorization": "hunter2"}}), "`Authorization`"),
-            (json!({"headers": {"X-Lockstep-Op": "hunter2"}}), "`X-Lockstep-Op`"),
+            (
+                json!({"headers": {"Authorization": "hunter2"}}),
+                "`Authorization`",
+            ),
+            (
+                json!({"headers": {"X-Lockstep-Op": "hunter2"}}),
+                "`X-Lockstep-Op`",
+            ),
             (json!({"password": "hunter2"}), "`password`"),
             (json!({"user": "u", "bearer": "hunter2"}), "`bearer`"),
-            (json!({"url": "https://u:hunter2@h/", "bearer": "x"}), "`bearer`"),
+            (
+                json!({"url": "https://u:hunter2@h/", "bearer": "x"}),
+                "`bearer`",
+            ),
             (json!({"bearer": "hunter2\n"}), "`bearer`"),
             (json!({"secrets": ["hunter2"]}), "`secrets`"),
             (json!({"secrets": [key, "whsec_aHVudGVyMg=="]}), "`secrets`"),

@@ -46,8 +46,10 @@ pub(crate) async fn preflight(config: &Config) -> Vec<Finding> {
     findings
 }
 
-fn failed(subject: &str, error: &Error) -> Finding {
-    let remedy = error.remedy_text().unwrap_or("mend the section of the sink");
+pub(crate) fn failed(subject: impl Into<String>, error: &Error) -> Finding {
+    let remedy = error
+        .remedy_text()
+        .unwrap_or("mend the section of the sink");
     Finding::fail(subject, error.to_string(), remedy)
 }
 
@@ -65,7 +67,10 @@ async fn connects(config: &Config, target: &Target) -> Finding {
     let subject = format!("receiver {host}:{port}");
     let remedy = "see that the receiver is up and can be reached from here, and that its certificate is one of `ca_file`";
     match timeout(PATIENCE, connect(config, target, host, port)).await {
-        Ok(Ok(how)) => Finding::pass(subject, how),
+        Ok(Ok(how)) => {
+            let to = config.url.redacted_url();
+            Finding::pass(subject, format!("{how}; changes are posted to {to}"))
+        }
         Ok(Err(error)) => Finding::fail(subject, error, remedy),
         Err(_) => Finding::fail(subject, "cannot be connected to in time", remedy),
     }
@@ -97,10 +102,10 @@ async fn is_well(client: &Client, probe: Url) -> Finding {
     let subject = format!("probe {}", Secret::new(probe.as_str()).redacted_url());
     let answer = match client.get(probe).await {
         Ok(answer) => answer,
-        Err(error) => return failed(&subject, &error),
+        Err(error) => return failed(subject, &error),
     };
     match answer.judge("GET", false) {
         Verdict::Taken => Finding::pass(subject, format!("answers {}", answer.status)),
-        Verdict::Again(error, _) | Verdict::Failed(error) => failed(&subject, &error),
+        Verdict::Again(error, _) | Verdict::Failed(error) => failed(subject, &error),
     }
 }

@@ -5,10 +5,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_core::Error;
 use lockstep_core::batch::Op;
 use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::schema::TableId;
-use lockstep_core::Error;
 use lockstep_encode::envelope::{HEADER_ID, Record};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode, utf8_percent_encode};
 
@@ -105,7 +105,13 @@ impl Posted {
         json.push(b'}');
         let mut hasher = DefaultHasher::new();
         // Without a key: all rows of the table are one to us.
-        (&*record.schema.source, &*table.schema, &*table.name, record.key).hash(&mut hasher);
+        (
+            &*record.schema.source,
+            &*table.schema,
+            &*table.name,
+            record.key,
+        )
+            .hash(&mut hasher);
         Some(Posted {
             id,
             head: Head::One(source, format!("{schema}.{name}"), op),
@@ -172,7 +178,8 @@ impl Bulk {
     }
 
     pub(crate) fn push(&mut self, record: Posted, origin: Origin) {
-        self.body.push(if self.records.is_empty() { b'[' } else { b',' });
+        self.body
+            .push(if self.records.is_empty() { b'[' } else { b',' });
         self.body.extend_from_slice(&record.json);
         self.last = record.id;
         self.keys.insert(record.key);

@@ -170,12 +170,14 @@ mod tests {
                         ended.insert(index);
                     }
                     _ => {
-                        let begun: HashSet<usize> = under_way.iter().map(|(_, index)| *index).collect();
+                        let begun: HashSet<usize> =
+                            under_way.iter().map(|(_, index)| *index).collect();
                         let may = |index: &usize| {
                             !ended.contains(index)
                                 && !begun.contains(index)
                                 && (0..*index).all(|earlier| {
-                                    ended.contains(&earlier) || !waits(&made[earlier], &made[*index])
+                                    ended.contains(&earlier)
+                                        || !waits(&made[earlier], &made[*index])
                                 })
                         };
                         let expected = (0..made.len()).find(may);

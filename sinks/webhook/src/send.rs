@@ -133,13 +133,15 @@ struct InTrouble {
 
 impl InTrouble {
     fn tell(&self, text: String) {
-        self.troubles.change(|waiting| drop(waiting.insert(self.number, text)));
+        self.troubles
+            .change(|waiting| drop(waiting.insert(self.number, text)));
     }
 }
 
 impl Drop for InTrouble {
     fn drop(&mut self) {
-        self.troubles.change(|waiting| drop(waiting.remove(&self.number)));
+        self.troubles
+            .change(|waiting| drop(waiting.remove(&self.number)));
     }
 }
 

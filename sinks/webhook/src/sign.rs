@@ -30,7 +30,10 @@ impl Signer {
                 .decode(text)
                 .map_err(|_| bad("is no base64 behind `whsec_`"))?;
             if !(24..=64).contains(&key.len()) {
-                return Err(bad(&format!("has {} bytes; there must be 24 to 64", key.len())));
+                return Err(bad(&format!(
+                    "has {} bytes; there must be 24 to 64",
+                    key.len()
+                )));
             }
             // HMAC takes keys of any length.
             Hmac::new_from_slice(&key).map_err(|error| bad("is no key").source(error))
@@ -66,9 +69,15 @@ mod tests {
             signer.sign(id, "1614265330", br#"{"test": 2432232314}"#)
         };
         let expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
-        assert_eq!(sign(std::slice::from_ref(&known)).as_deref(), Some(expected));
+        assert_eq!(
+            sign(std::slice::from_ref(&known)).as_deref(),
+            Some(expected)
+        );
         let both = sign(&[other, known]).expect("signed");
-        assert!(both.starts_with("v1,") && both.ends_with(&format!(" {expected}")), "{both}");
+        assert!(
+            both.starts_with("v1,") && both.ends_with(&format!(" {expected}")),
+            "{both}"
+        );
         assert_eq!(sign(&[]), None);
     }
 }

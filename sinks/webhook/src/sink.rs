@@ -20,7 +20,7 @@ use tracing::Instrument as _;
 use crate::address::Addresses;
 use crate::client::Client;
 use crate::config::Config;
-use crate::preflight::preflight;
+use crate::preflight::{failed, preflight};
 use crate::send::Sender;
 use crate::writer::{Command, Fault, Flights, Outbox, Saved, Writer};
 
@@ -81,7 +81,12 @@ impl SinkFactory for Webhook {
     }
 
     fn suits(config: &Config, table: &TableSchema) -> Vec<Finding> {
-        config.format.findings(table)
+        let mut findings = config.format.findings(table);
+        let subject = format!("table {}", table.origin);
+        let table = Arc::new(table.clone());
+        let address = Addresses::new(&config.url).and_then(|mut all| all.of(&table));
+        findings.extend(address.err().map(|error| failed(subject, &error)));
+        findings
     }
 
     async fn preflight(config: &Config, _pipeline: &str, _name: &str) -> Vec<Finding> {

@@ -236,7 +236,10 @@ impl Writer {
 
 fn mark(batch: &Batch) -> Option<Mark> {
     // Rows of an initial copy come from several readers at once: their positions say nothing of each other.
-    let last = batch.changes().last().filter(|_| batch.phase == Phase::Stream)?;
+    let last = batch
+        .changes()
+        .last()
+        .filter(|_| batch.phase == Phase::Stream)?;
     Some((Arc::clone(&batch.source), batch.progress_at(last)))
 }
 
@@ -294,7 +297,8 @@ impl Outbox {
                 at
             }
             None => {
-                self.bulks.push(Bulk::new(Arc::clone(target), record, origin));
+                self.bulks
+                    .push(Bulk::new(Arc::clone(target), record, origin));
                 self.bulks.len() - 1
             }
         };

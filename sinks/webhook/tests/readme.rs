@@ -34,7 +34,10 @@ impl Drop for Program {
 impl Program {
     async fn start() -> Self {
         let readme = include_str!("../README.md");
-        let block = readme.split("```python\n").nth(1).and_then(|rest| rest.split("```").next());
+        let block = readme
+            .split("```python\n")
+            .nth(1)
+            .and_then(|rest| rest.split("```").next());
         let program = block.expect("a receiver in the README");
         assert!(program.lines().count() <= 24, "short enough to be read");
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
@@ -53,7 +56,10 @@ impl Program {
                 let _ = told.send(line);
             }
         });
-        wait_for(PATIENCE, "the receiver", async || TcpStream::connect(address).is_ok()).await;
+        wait_for(PATIENCE, "the receiver", async || {
+            TcpStream::connect(address).is_ok()
+        })
+        .await;
         Program {
             child,
             url: format!("http://{address}/{{table}}"),
@@ -97,7 +103,9 @@ async fn the_receiver_of_the_readme_verifies_and_takes_each_change_once() {
         let config = config(&program.url, &json!({"secrets": secrets}));
         let context = context(&source, folder.path());
         let mut sink = Webhook::open(&config, context).await.expect("opens");
-        let error = put(&mut sink, inserts(40, &["5"])).await.expect_err("unknown");
+        let error = put(&mut sink, inserts(40, &["5"]))
+            .await
+            .expect_err("unknown");
         assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
     }
     assert!(program.lines.try_recv().is_err(), "nothing else was taken");

@@ -30,7 +30,10 @@ const SECRETS: [&str; 2] = [
 #[tokio::test]
 async fn a_request_says_what_it_is_about() {
     let receiver = Receiver::willing().await;
-    let url = format!("{}/in/{{source}}/{{schema}}/{{table}}?of={{table}}", receiver.url);
+    let url = format!(
+        "{}/in/{{source}}/{{schema}}/{{table}}?of={{table}}",
+        receiver.url
+    );
     let section = json!({"headers": {"X-Api-Key": "k"}, "user": "u", "password": "p"});
     let mut open = open(&url, section).await;
     let table = table("shop", "odd ü/name", 1, &[("id", "int8", INT8)]);
@@ -90,7 +93,11 @@ async fn records_of_one_place_have_ids_of_their_own() {
     let same_place = Feed::new(&other).begin(10).delete(&shelf, "1").finish();
     put_ok(&mut open.sink, same_place).await;
     let place = "7000000000000000001/1/shop/0000000000000050/1";
-    let ids: Vec<String> = receiver.taken().into_iter().map(|record| record.id).collect();
+    let ids: Vec<String> = receiver
+        .taken()
+        .into_iter()
+        .map(|record| record.id)
+        .collect();
     let expected = [
         format!("{place}:shop:public:items:d"),
         format!("{place}:shop:public:items:c"),
@@ -140,9 +147,7 @@ async fn a_logical_message_is_posted_as_one() {
     assert_eq!(asked.records[0].key, json!({"prefix": "greeting"}));
 }
 
-fn message(
-    schema: &Arc<lockstep_core::schema::TableSchema>,
-) -> Arc<lockstep_core::batch::Batch> {
+fn message(schema: &Arc<lockstep_core::schema::TableSchema>) -> Arc<lockstep_core::batch::Batch> {
     use lockstep_core::batch::{BatchBuilder, Cell, Op, Phase, Transaction};
     let mut builder = BatchBuilder::new();
     builder.begin(Transaction {
@@ -166,9 +171,14 @@ fn message(
 
 /// Verified as a receiver does it, by another implementation than the one that signed.
 fn is_signed(asked: &Asked, secret: &str) -> bool {
-    let key = STANDARD.decode(secret.trim_start_matches("whsec_")).expect("base64");
+    let key = STANDARD
+        .decode(secret.trim_start_matches("whsec_"))
+        .expect("base64");
     let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
-    let (id, time) = (asked.header("webhook-id"), asked.header("webhook-timestamp"));
+    let (id, time) = (
+        asked.header("webhook-id"),
+        asked.header("webhook-timestamp"),
+    );
     let signed = format!("{id}.{time}.{}", asked.body);
     asked.header("webhook-signature").split(' ').any(|one| {
         let signature = one.strip_prefix("v1,").expect("a version");
@@ -192,7 +202,10 @@ async fn requests_are_signed_by_every_secret_and_each_try_anew() {
         assert!(asked.len() >= 2);
         for asked in &asked {
             assert!(is_signed(asked, SECRETS[0]) && is_signed(asked, SECRETS[1]));
-            assert!(!is_signed(asked, "whsec_bm90IHRoZSBzZWNyZXQgYXQgYWxsISEhIQ=="));
+            assert!(!is_signed(
+                asked,
+                "whsec_bm90IHRoZSBzZWNyZXQgYXQgYWxsISEhIQ=="
+            ));
             assert_eq!(asked.header("webhook-id"), asked.header("idempotency-key"));
             assert!(!asked.header("webhook-id").contains('.'));
             let mut changed = asked.clone();
@@ -200,7 +213,10 @@ async fn requests_are_signed_by_every_secret_and_each_try_anew() {
             assert!(!is_signed(&changed, SECRETS[0]), "the body is signed");
         }
         let time = |at: usize| -> u64 {
-            asked[at].header("webhook-timestamp").parse().expect("seconds")
+            asked[at]
+                .header("webhook-timestamp")
+                .parse()
+                .expect("seconds")
         };
         assert!(time(1) > time(0), "a try is signed when it is made");
     }
@@ -217,9 +233,19 @@ async fn an_array_is_known_by_its_records() {
     put_ok(&mut open.sink, inserts(10, &["1", "2"])).await;
     let asked = receiver.asked();
     assert_eq!(asked.len(), 2);
-    assert_eq!(asked[0].headers["idempotency-key"], asked[1].headers["idempotency-key"]);
-    assert_eq!((&asked[0].body, asked[0].header("x-lockstep-records")), (&asked[1].body, "2"));
-    assert!(asked[0].body.starts_with("[{\"id\":\""), "{}", asked[0].body);
+    assert_eq!(
+        asked[0].headers["idempotency-key"],
+        asked[1].headers["idempotency-key"]
+    );
+    assert_eq!(
+        (&asked[0].body, asked[0].header("x-lockstep-records")),
+        (&asked[1].body, "2")
+    );
+    assert!(
+        asked[0].body.starts_with("[{\"id\":\""),
+        "{}",
+        asked[0].body
+    );
     assert_eq!(receiver.rows(), ["1", "2"]);
 }
 
@@ -336,7 +362,11 @@ async fn a_server_may_ask_for_a_certificate() {
     let mut known = open(&receiver.url, section).await;
     put_ok(&mut known.sink, inserts(10, &["1"])).await;
     let mut unknown = open(&receiver.url, json!({"ca_file": authority.ca()})).await;
-    let durable = unknown.sink.write(inserts(20, &["2"])).await.expect("taken");
+    let durable = unknown
+        .sink
+        .write(inserts(20, &["2"]))
+        .await
+        .expect("taken");
     wait_for(PATIENCE, "trouble", async || unknown.trouble.get()).await;
     drop(unknown.sink);
     durable.await.expect_err("not durable");
@@ -356,10 +386,19 @@ async fn a_check_connects_and_posts_nothing() {
         let findings = Webhook::preflight(&config(&url, &section), "test", "hook").await;
         let text = format!("{findings:?}");
         assert!(!text.contains("hunter"), "{text}");
-        assert!(findings.iter().all(|one| one.verdict != Verdict::Fail || one.remedy.is_some()));
+        assert!(
+            findings
+                .iter()
+                .all(|one| one.verdict != Verdict::Fail || one.remedy.is_some())
+        );
         findings.iter().map(|one| one.verdict).collect::<Vec<_>>()
     };
     assert_eq!(look(json!({})).await, [Verdict::Pass]);
+    let dots = table("shop", "..", 1, &[("id", "int8", INT8)]);
+    let section = config("https://h/{table}", &json!({}));
+    let findings = Webhook::suits(&section, &dots);
+    assert_eq!(findings[0].verdict, Verdict::Fail, "{findings:?}");
+    assert_eq!(Webhook::suits(&section, &items()), []);
     assert_eq!(receiver.asked().len(), 0);
     let probe = format!("{}/health?hunter2", receiver.url);
     let known = json!({"probe": probe, "bearer": "hunter2"});
@@ -367,7 +406,11 @@ async fn a_check_connects_and_posts_nothing() {
     let unknown = json!({"probe": probe, "bearer": "hunter4"});
     assert_eq!(look(unknown).await, [Verdict::Pass, Verdict::Fail]);
     let asked = receiver.asked();
-    assert!(asked.iter().all(|asked| asked.method == "GET" && asked.body.is_empty()));
+    assert!(
+        asked
+            .iter()
+            .all(|asked| asked.method == "GET" && asked.body.is_empty())
+    );
     assert_eq!(asked.len(), 2);
     // Another host learns nothing of who we are.
     let elsewhere = Receiver::willing().await;

@@ -264,7 +264,9 @@ async fn a_file_that_is_wrong_tells_no_secret() {
         ),
         (
             "of a webhook with a field that is not known",
-            format!("{start}{url}{sink}type = \"webhook\"\nurl = \"https://u:pl4nted@h/{{tabel}}\"\n"),
+            format!(
+                "{start}{url}{sink}type = \"webhook\"\nurl = \"https://u:pl4nted@h/{{tabel}}\"\n"
+            ),
         ),
         (
             "a search server's scheme",

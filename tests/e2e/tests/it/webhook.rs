@@ -117,7 +117,9 @@ async fn kills_under_load_leave_a_receiver_with_every_change_once_by_its_id() {
         pipeline
             .until(PATIENCE, "more to arrive", async |_| {
                 let now = receiver.ids();
-                (now > seen + 50).then_some(()).ok_or_else(|| now.to_string())
+                (now > seen + 50)
+                    .then_some(())
+                    .ok_or_else(|| now.to_string())
             })
             .await;
         tokio::time::sleep(random.millis(0, 900)).await;
