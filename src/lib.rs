@@ -70,7 +70,8 @@ pub fn builtin() -> Registry {
         .with_sink::<lockstep_sink_redis::StreamFactory>()
         .with_sink::<lockstep_sink_search::opensearch::OpenSearch>()
         .with_sink::<lockstep_sink_search::opensearch::Elasticsearch>()
-        .with_sink::<lockstep_sink_file::FileSinkFactory>();
+        .with_sink::<lockstep_sink_file::FileSinkFactory>()
+        .with_sink::<lockstep_sink_webhook::Webhook>();
     #[cfg(feature = "search-embedded")]
     let registry = registry.with_sink::<lockstep_sink_search::tantivy::Tantivy>();
     registry

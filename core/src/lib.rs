@@ -1,6 +1,6 @@
 //! The words that every room of lockstep shares: positions, schemas, batches, the traits of the stages, errors.
 //!
-//! No runtime and no drivers live here, and no I/O but that of a [`folder::Folder`]. Data flows `Source → Transform → Sink` in [`batch::Batch`]es;
+//! No runtime and no drivers live here, and no I/O but that of a [`folder::Folder`] and of a [`sidecar::Sidecar`]. Data flows `Source → Transform → Sink` in [`batch::Batch`]es;
 //! durability flows back through [`durable::Durable`] and [`feedback::Feedback`].
 
 pub mod batch;
@@ -17,6 +17,7 @@ pub mod progress;
 pub mod query;
 pub mod refusal;
 pub mod schema;
+pub mod sidecar;
 pub mod sink;
 pub mod source;
 pub mod template;

@@ -30,40 +30,59 @@ const TELLING: [&str; 9] = [
 /// The tree of a file, its variables not replaced, with stars instead of what is secret. `${NAME}` is shown as it stands: it says where
 /// a secret is, not what it is.
 pub(super) fn shown(root: &Value, registry: &Registry) -> Value {
-    let secrets = secret_keys(&schema(registry));
+    let secrets = Secrets::of(&schema(registry));
     let mut shown = root.clone();
     hide_in(&mut shown, &secrets);
     shown
 }
 
-/// The keys that are secrets by the schema of pipeline files.
-fn secret_keys(schema: &Value) -> BTreeSet<String> {
-    let mut keys = BTreeSet::new();
-    collect(schema, &mut keys);
-    keys
+/// What is secret by the schema of pipeline files.
+#[derive(Default)]
+struct Secrets {
+    /// Keys that are secrets, or lists of them.
+    keys: BTreeSet<String>,
+    /// Keys whose values are tables of secrets under free names.
+    tables: BTreeSet<String>,
 }
 
-fn collect(schema: &Value, keys: &mut BTreeSet<String>) {
-    match schema {
-        Value::Object(object) => {
-            if let Some(Value::Object(properties)) = object.get("properties") {
-                let secret = properties.iter().filter(|(_, schema)| is_secret(schema));
-                keys.extend(secret.map(|(key, _)| key.clone()));
+impl Secrets {
+    fn of(schema: &Value) -> Self {
+        let mut secrets = Secrets::default();
+        secrets.collect(schema);
+        secrets
+    }
+
+    fn collect(&mut self, schema: &Value) {
+        match schema {
+            Value::Object(object) => {
+                if let Some(Value::Object(properties)) = object.get("properties") {
+                    for (key, schema) in properties {
+                        if is_secret(schema) {
+                            self.keys.insert(key.clone());
+                        }
+                        if refers(&schema["additionalProperties"]) {
+                            self.tables.insert(key.clone());
+                        }
+                    }
+                }
+                object.values().for_each(|inner| self.collect(inner));
             }
-            object.values().for_each(|inner| collect(inner, keys));
+            Value::Array(elements) => elements.iter().for_each(|inner| self.collect(inner)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
-        Value::Array(elements) => elements.iter().for_each(|inner| collect(inner, keys)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
 /// A secret, perhaps, or a list of them.
 fn is_secret(schema: &Value) -> bool {
-    let refers = |schema: &Value| schema["$ref"] == "#/$defs/Secret";
     let any_of = schema["anyOf"].as_array();
     refers(schema)
         || refers(&schema["items"])
         || any_of.is_some_and(|cases| cases.iter().any(is_secret))
+}
+
+fn refers(schema: &Value) -> bool {
+    schema["$ref"] == "#/$defs/Secret"
 }
 
 /// Whether a property of this name is one by what the field calls such things.
@@ -72,15 +91,17 @@ fn looks_secret(key: &str) -> bool {
     TELLING.iter().any(|part| key.contains(part))
 }
 
-fn hide_in(value: &mut Value, secrets: &BTreeSet<String>) {
+fn hide_in(value: &mut Value, secrets: &Secrets) {
     match value {
         Value::Object(table) => {
             for (key, inner) in table {
-                let is_plain = !inner.is_object();
-                if is_plain && (secrets.contains(key) || looks_secret(key)) {
-                    hide(inner);
-                } else {
-                    hide_in(inner, secrets);
+                match inner {
+                    Value::Object(inner) if secrets.tables.contains(key) => {
+                        inner.values_mut().for_each(hide);
+                    }
+                    Value::Object(_) => hide_in(inner, secrets),
+                    _ if secrets.keys.contains(key) || looks_secret(key) => hide(inner),
+                    _ => hide_in(inner, secrets),
                 }
             }
         }
@@ -126,18 +147,25 @@ mod tests {
                     "pin": { "$ref": "#/$defs/Secret" },
                     "maybe": { "anyOf": [{ "$ref": "#/$defs/Secret" }, { "type": "null" }] },
                     "urls": { "anyOf": [{ "type": "array", "items": { "$ref": "#/$defs/Secret" } }, { "type": "null" }] },
+                    "headers": { "type": "object", "additionalProperties": { "$ref": "#/$defs/Secret" } },
                     "topic": { "type": "string" },
                 } } }] } },
             }
         });
-        let secrets = secret_keys(&schema);
-        assert_eq!(secrets, ["maybe", "pin", "urls"].map(str::to_owned).into());
+        let secrets = Secrets::of(&schema);
+        let keys = ["maybe", "pin", "urls"].map(str::to_owned).into();
+        assert_eq!(
+            (secrets.keys, secrets.tables),
+            (keys, ["headers".to_owned()].into())
+        );
+        let secrets = Secrets::of(&schema);
         let mut file = json!({
             "name": "shop",
             "sinks": { "one": {
                 "pin": "1234",
                 "maybe": "${PIN}",
                 "urls": ["redis://u:p@one:1?x=y", "${file:/run/two}"],
+                "headers": { "X-Of-Ours": "h", "X-Variable": "${H}", "X-Number": 5 },
                 "topic": "t",
                 "brokers": ["http://u:p@host/path"],
                 "properties": { "sasl.password": "p", "ssl.key.pem": "k", "api.key": 5, "linger.ms": 5 },
@@ -152,6 +180,7 @@ mod tests {
                     "pin": "***",
                     "maybe": "${PIN}",
                     "urls": ["redis://one:1", "${file:/run/two}"],
+                    "headers": { "X-Of-Ours": "***", "X-Variable": "${H}", "X-Number": "***" },
                     "topic": "t",
                     "brokers": ["http://host/path"],
                     "properties": { "sasl.password": "***", "ssl.key.pem": "***", "api.key": "***", "linger.ms": 5 },

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lockstep_core::schema::{TableId, TableSchema};
+use lockstep_core::sidecar::storage;
 use lockstep_core::template::Template;
 use lockstep_core::{Error, ErrorKind, Result};
 
-use crate::sidecar::{Sidecar, storage, sync_folder};
+use crate::sidecar::{Sidecar, sync_folder};
 
 /// A buffer is written when it holds this much.
 const BUFFER: usize = 256 * 1024;

@@ -8,8 +8,8 @@ use toml_edit::{Document, Item, Table, TableLike};
 
 use crate::program;
 
-/// Long enough for every secret that has to have a length.
-const SECRET: &str = "a-secret-that-is-long-enough";
+/// Long enough for every secret that has to have a length, and of the form that webhooks are signed with.
+const SECRET: &str = "whsec_YS1zZWNyZXQtdGhhdC1pcy1sb25nLWVub3VnaA==";
 /// What a variable has whose name says that it is an address.
 const ADDRESS: &str = "postgres://lockstep@127.0.0.1:5432/shop";
 /// Sections of a file.

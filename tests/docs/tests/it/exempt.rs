@@ -154,6 +154,12 @@ const ALL: &[Exempt] = &[
         Not("needs an index with `gtx_epoch`"),
     ),
     of(
+        "sinks/webhook/README.md",
+        "python",
+        "import base64",
+        By("sinks/webhook/tests/readme.rs"),
+    ),
+    of(
         "tests/kit/README.md",
         "sh",
         "tests/kit/install",

@@ -52,3 +52,4 @@ mod terminal;
 mod two_phase;
 mod two_phase_measures;
 mod web;
+mod webhook;

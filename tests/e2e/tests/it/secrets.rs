@@ -153,7 +153,7 @@ async fn what_cannot_connect_tells_no_secret() {
     let (server, redis) = tokio::join!(Postgres::shared(17), Redis::shared());
     let database = server.database("shop").await;
     database
-        .execute("CREATE TABLE t (id int PRIMARY KEY)")
+        .execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
         .await;
     let name = unique("refused");
     let good = source(database.url(), &name, &["t"]);
@@ -187,6 +187,13 @@ async fn what_cannot_connect_tells_no_secret() {
             "one with a key",
             sink(
                 "type = \"elasticsearch\"\nurl = \"https://127.0.0.1:1\"\napi_key = \"pl4nted-key\"",
+            ),
+        ),
+        (
+            "a receiver of webhooks that is not there",
+            sink(
+                "type = \"webhook\"\nurl = \"https://127.0.0.1:1/{table}?key=pl4nted\"\nbearer = \"pl4nted-bearer\"\n\
+                 secrets = [\"whsec_pl4ntedApl4ntedApl4ntedApl4ntedApl4n\"]\n[sinks.out.headers]\nX-Key = \"pl4nted-header\"",
             ),
         ),
         (
@@ -254,6 +261,12 @@ async fn a_file_that_is_wrong_tells_no_secret() {
         (
             "of a search server",
             format!("{start}{url}{sink}type = \"opensearch\"\nurl = \"https://u:pl4nted/x@h:1\"\n"),
+        ),
+        (
+            "of a webhook with a field that is not known",
+            format!(
+                "{start}{url}{sink}type = \"webhook\"\nurl = \"https://u:pl4nted@h/{{tabel}}\"\n"
+            ),
         ),
         (
             "a search server's scheme",
