@@ -230,7 +230,10 @@ impl Kafka {
             .args(["kafka.admin.ConfigCommand", "--bootstrap-server"])
             .arg(&self.bootstrap)
             .args(["--alter", "--entity-type", "users", "--entity-name", name])
-            .args(["--add-config", &format!("SCRAM-SHA-512=[password={password}]")])
+            .args([
+                "--add-config",
+                &format!("SCRAM-SHA-512=[password={password}]"),
+            ])
             .output()
             .await
             .context(|| "starting kafka.admin.ConfigCommand".into())?;

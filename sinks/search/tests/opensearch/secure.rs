@@ -85,17 +85,36 @@ async fn a_user_with_a_role_writes_by_tls_and_nobody_else() {
     assert_eq!(inspect.count(&orders).await.expect("counted"), 2);
 
     let findings = corner.preflight(by("lockstep")).await;
-    let failed = findings.iter().find(|finding| finding.verdict == Verdict::Fail);
+    let failed = findings
+        .iter()
+        .find(|finding| finding.verdict == Verdict::Fail);
     assert!(failed.is_none(), "{findings:?}");
 
-    let wrong_password = json!({ "user": "lockstep", "password": "hunter2", "ca_file": certificates.ca });
+    let wrong_password =
+        json!({ "user": "lockstep", "password": "hunter2", "ca_file": certificates.ca });
     let wrong_authority =
         json!({ "user": "lockstep", "password": PASSWORD, "ca_file": certificates.other_ca });
     for (what, section, kind) in [
-        ("a wrong password", wrong_password, ErrorKind::Authentication),
-        ("no user", json!({ "ca_file": certificates.ca }), ErrorKind::Authentication),
-        ("an authority of others", wrong_authority, ErrorKind::Unavailable),
-        ("a user who may only read", by("reader"), ErrorKind::Permission),
+        (
+            "a wrong password",
+            wrong_password,
+            ErrorKind::Authentication,
+        ),
+        (
+            "no user",
+            json!({ "ca_file": certificates.ca }),
+            ErrorKind::Authentication,
+        ),
+        (
+            "an authority of others",
+            wrong_authority,
+            ErrorKind::Unavailable,
+        ),
+        (
+            "a user who may only read",
+            by("reader"),
+            ErrorKind::Permission,
+        ),
     ] {
         let opened = corner.open(section, context(&source, &[&orders])).await;
         let error = opened.err().unwrap_or_else(|| panic!("{what} is taken"));

@@ -31,6 +31,7 @@ mod lost;
 mod managers;
 mod matrix;
 mod memory;
+mod rabbitmq;
 mod reconcile;
 mod reconcile_faults;
 mod reconcile_kafka;

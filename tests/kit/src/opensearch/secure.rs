@@ -40,7 +40,11 @@ impl Secure {
         let plugins = scratch.make_dir("plugins")?;
         symlink(&plugin, plugins.join(PLUGIN)).context(|| format!("linking {PLUGIN}"))?;
         scratch.make_dir("config")?;
-        let files = [&certificates.ca, &certificates.server, &certificates.server_key];
+        let files = [
+            &certificates.ca,
+            &certificates.server,
+            &certificates.server_key,
+        ];
         for (name, file) in CERTIFICATES.into_iter().zip(files) {
             scratch.write(&format!("config/{name}"), &read(file)?)?;
         }
