@@ -9,7 +9,7 @@ use lockstep_core::config::{ByteSize, Duration, Secret};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::envelope::{DEFAULT_DECIMALS, Decimals, Format};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::link::Endpoint;
 use crate::routes::Routes;
@@ -140,33 +140,14 @@ pub struct Queue {
     #[serde(default, rename = "type")]
     pub kind: QueueKind,
 
-    /// The binding, or several, to each of the sink's exchanges: a pattern for `topic`, a weight for `x-consistent-hash`. Fields as in the
-    /// name. Not for the default exchange, which knows all queues by their names.
+    /// Its bindings to each of the sink's exchanges: patterns for `topic`, a weight for `x-consistent-hash`. Fields as in the name. None to the
+    /// default exchange, which knows all queues by their names.
     #[serde(default)]
-    pub bind: Option<Bindings>,
+    pub bind: Vec<String>,
 
     /// More arguments, such as `"x-max-age" = "7D"` of a stream.
     #[serde(default)]
     pub arguments: BTreeMap<String, Argument>,
-}
-
-/// One binding, or several.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Bindings {
-    /// One.
-    One(String),
-    /// Several.
-    Several(Vec<String>),
-}
-
-impl Bindings {
-    pub(crate) fn as_slice(&self) -> &[String] {
-        match self {
-            Bindings::One(one) => std::slice::from_ref(one),
-            Bindings::Several(several) => several,
-        }
-    }
 }
 
 /// An argument's value as a pipeline file may write it.
@@ -199,7 +180,7 @@ pub enum ExchangeKind {
 }
 
 /// The kind of a queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum QueueKind {
     /// On one node.
@@ -212,7 +193,7 @@ pub enum QueueKind {
 }
 
 /// The kind of the queue that keeps the position.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProgressQueue {
     /// On one node.
@@ -415,7 +396,7 @@ mod tests {
     fn a_declaration_is_read() {
         let config = parse(
             r#"{"url":"amqp://h","declare":{"exchange":"x-consistent-hash","queues":[
-                {"name":"a","type":"stream","bind":"1","arguments":{"x-max-age":"7D","x-n":1,"x-f":true}},
+                {"name":"a","type":"stream","bind":["1"],"arguments":{"x-max-age":"7D","x-n":1,"x-f":true}},
                 {"name":"{table}","bind":["a.#","b.#"]}]}}"#,
         )
         .expect("valid");
@@ -423,8 +404,7 @@ mod tests {
         let declare = config.declare.expect("there");
         assert_eq!(declare.exchange, Some(ExchangeKind::ConsistentHash));
         assert_eq!(declare.queues[0].kind, QueueKind::Stream);
-        let bind = declare.queues[1].bind.as_ref().expect("there");
-        assert_eq!(bind.as_slice().len(), 2);
+        assert_eq!(declare.queues[1].bind.len(), 2);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! that. So nothing is taken as done before all confirms that are there have been read, and what has come back is known by its
 //! `message_id`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use lockstep_core::batch::Batch;
-use lockstep_core::position::{Position, SourceIdentity, SourceInfo};
+use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::refusal::{Refusal, reason};
 use lockstep_core::{Error, ErrorKind, Result};
 use tokio::time::Instant;
@@ -145,7 +145,11 @@ impl Flight {
         // The first poll puts it in the line.
         let mut context = Context::from_waker(Waker::noop());
         match publishing.as_mut().poll(&mut context) {
-            Poll::Ready(landed) => self.land(landed),
+            Poll::Ready(landed) => {
+                // A channel that has been closed: what it was closed for is told to those that were on their way.
+                self.land_ready()?;
+                self.land(landed)
+            }
             Poll::Pending => {
                 self.confirms.push(publishing);
                 Ok(())
@@ -250,36 +254,55 @@ impl Flight {
     /// way has landed.
     pub(crate) fn refusal(&self) -> Option<(u64, Error)> {
         let returned = self.returned.first()?;
-        let mut refusals: Vec<Refusal> = Vec::new();
-        let mut first = None;
+        let mut places: HashMap<Position, Vec<usize>> = HashMap::new();
+        for (at, sent) in self.window.iter().enumerate() {
+            if let What::Record { batch, change } = &sent.what
+                && let Some(change) = batch.changes().get(*change)
+            {
+                places.entry(batch.position(change)).or_default().push(at);
+            }
+        }
+        let mut refusals: BTreeMap<usize, Refusal> = BTreeMap::new();
         for back in &self.returned {
             let Some((source, position)) = SourceInfo::parse_change_id(&back.id) else {
                 // Of all that is sent only the position has no id.
                 return Some((self.first, position_gone(back)));
             };
-            let before = refusals.len();
-            for (at, sent) in self.window.iter().enumerate() {
-                let What::Record { batch, change } = &sent.what else {
-                    continue;
-                };
-                if is_of(batch, *change, &source, position)
+            let places = places.get(&position).into_iter().flatten();
+            let mut is_known = false;
+            for &at in places {
+                let sent = &self.window[at];
+                if let What::Record { batch, change } = &sent.what
+                    && batch.source.identity == source
                     && sent.exchange.as_str() == back.exchange
                 {
-                    first = Some(first.map_or(at, |first: usize| first.min(at)));
-                    refusals.extend(refusal(batch, *change, reason::UNROUTABLE, back.message()));
+                    is_known = true;
+                    let refusal = refusal(batch, *change, reason::UNROUTABLE, back.message());
+                    refusals.extend(refusal.map(|refusal| (at, refusal)));
                 }
             }
-            if refusals.len() == before {
+            if !is_known {
                 let message = format!("a message came back that was not sent: {}", back.message());
                 return Some((self.first, Error::new(ErrorKind::Protocol, message)));
             }
         }
-        refusals.sort_by_key(|refusal| refusal.position);
-        refusals.dedup();
+        let first = refusals.keys().next().copied().unwrap_or_default();
+        let mut named: Vec<Refusal> = Vec::with_capacity(refusals.len());
+        for refusal in refusals.into_values() {
+            // The two messages of a key change are of one change, and stand beside each other.
+            let same = |last: &Refusal| {
+                last.position == refusal.position
+                    && last.table == refusal.table
+                    && last.source == refusal.source
+            };
+            if !named.last().is_some_and(same) {
+                named.push(refusal);
+            }
+        }
         let error = refused(&returned.message(), reason::UNROUTABLE)
             .remedy("bind a queue to the exchange for this routing key, or let lockstep make one by `declare`; or leave the table out by `inputs`")
-            .refusing(refusals);
-        Some((self.first + first.unwrap_or_default() as u64, error))
+            .refusing(named);
+        Some((self.first + first as u64, error))
     }
 }
 
@@ -302,13 +325,6 @@ impl From<BasicReturnMessage> for Returned {
             text: message.reply_text.as_str().to_owned(),
         }
     }
-}
-
-fn is_of(batch: &Batch, change: usize, source: &SourceIdentity, position: Position) -> bool {
-    let change = batch.changes().get(change);
-    change.is_some_and(|change| {
-        batch.position(change) == position && batch.source.identity == *source
-    })
 }
 
 fn refusal(batch: &Batch, change: usize, reason: &'static str, message: String) -> Option<Refusal> {

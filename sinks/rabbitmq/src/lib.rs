@@ -23,7 +23,7 @@ mod topology;
 mod worker;
 
 pub use config::{
-    Argument, Bindings, DEFAULT_CONNECT_TIMEOUT, DEFAULT_EXCHANGE, DEFAULT_HEARTBEAT,
+    Argument, DEFAULT_CONNECT_TIMEOUT, DEFAULT_EXCHANGE, DEFAULT_HEARTBEAT,
     DEFAULT_IN_FLIGHT_BYTES, DEFAULT_IN_FLIGHT_MESSAGES, DEFAULT_MESSAGE_ROUTING_KEY,
     DEFAULT_ROUTING_KEY, Declare, ExchangeKind, ProgressQueue, Queue, QueueKind, RabbitmqConfig,
     TlsConfig,

@@ -60,7 +60,7 @@ impl Routes {
         let names_tables = names_tables(&exchange);
         for queue in config.declare.iter().flat_map(|declare| &declare.queues) {
             parse("declare.queues.name", &queue.name, TABLE)?;
-            for bind in queue.bind.iter().flat_map(|bind| bind.as_slice()) {
+            for bind in &queue.bind {
                 parse("declare.queues.bind", bind, TABLE)?;
             }
         }
@@ -216,7 +216,7 @@ pub(crate) fn letter(op: Op) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_conformance::feed::{Feed, INT8, TEXT, V, source, table_of};
+    use lockstep_conformance::feed::{Feed, INT8, TEXT, V, source, table};
     use lockstep_core::schema::TableId;
 
     use super::*;
@@ -266,7 +266,9 @@ mod tests {
     #[test]
     fn a_key_has_the_values_of_the_row_that_a_record_is_about() {
         let columns = [("id", "int8", INT8), ("name", "text", TEXT)];
-        let schema = table_of("shop", ("public", "t"), 1, &columns, 2);
+        let mut schema = TableSchema::clone(&table("shop", "t", 1, &columns));
+        schema.key = vec![0, 1];
+        let schema = Arc::new(schema);
         let source = source("shop");
         let mut feed = Feed::new(&source);
         feed.begin(10)

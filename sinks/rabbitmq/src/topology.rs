@@ -8,9 +8,7 @@ use lockstep_core::Result;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::template::Template;
 
-use crate::config::{
-    Argument, Bindings, ExchangeKind, MAX_NAME, Queue, QueueKind, RabbitmqConfig, wrong,
-};
+use crate::config::{Argument, ExchangeKind, MAX_NAME, Queue, QueueKind, RabbitmqConfig, wrong};
 use crate::link::Link;
 use crate::routes::names_tables;
 
@@ -132,11 +130,7 @@ impl Plan {
         let parse = |field: &str, text: &str| {
             Template::parse_any(text).map_err(|cause| wrong(field, cause))
         };
-        let bind = queue
-            .bind
-            .as_ref()
-            .map_or(&[][..], Bindings::as_slice)
-            .iter();
+        let bind = queue.bind.iter();
         Ok(Plan {
             name: parse("declare.queues.name", &queue.name)?,
             bind: bind

@@ -197,6 +197,8 @@ impl Worker {
                 self.blocked = None;
                 self.flight.moved = Instant::now();
             }
+            // Of a channel: whoever uses it learns of it. One that was to show what is not there has ended as it should.
+            Some(Event::Error(error)) if error.is_amqp_soft_error() => {}
             Some(Event::Error(error)) => {
                 return Err(self
                     .link

@@ -315,7 +315,7 @@ fn environment(
         set("ERL_EPMD_ADDRESS", &"127.0.0.1"),
         set("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", &VM_ARGS),
         // The script becomes the server then, instead of waiting for it: signals reach it.
-        set("RABBITMQ_ALLOW_INPUT", &"1"),
+        set("RUNNING_UNDER_SYSTEMD", &"1"),
     ])
 }
 

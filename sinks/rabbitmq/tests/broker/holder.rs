@@ -15,7 +15,7 @@ fn section(name: &str) -> Value {
     json!({
         "exchange": "",
         "routing_key": name,
-        "heartbeat": "1s",
+        "heartbeat": "2s",
         "declare": {"queues": [{"name": name}]},
     })
 }
