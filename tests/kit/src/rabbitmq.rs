@@ -179,6 +179,10 @@ impl Rabbitmq {
             // A frame with a method, on channel 0.
             let mut frame = [0; 3];
             stream.read_exact(&mut frame).await?;
+            if let Some((port, _)) = &self.own().ssl {
+                // It listens there a moment later.
+                TcpStream::connect(("127.0.0.1", port.number())).await?;
+            }
             Ok(frame == [1, 0, 0])
         };
         let greets = async || match look().await {

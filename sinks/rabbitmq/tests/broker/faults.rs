@@ -13,9 +13,12 @@ use serde_json::json;
 
 use crate::support::{DEADLINE, Shop, Tap, config, counted, once};
 
+/// How long a broker may take to come back.
+const COMES_BACK: Duration = Duration::from_secs(180);
+
 /// Opens it as the runtime does: again and again.
 async fn open_at_last(shop: &Shop, config: &RabbitmqConfig, name: &str) -> Box<dyn Sink> {
-    wait_for(DEADLINE, "the sink to open", async || {
+    wait_for(COMES_BACK, "the sink to open", async || {
         let opened = shop.open(config, name).await;
         if let Err(error) = &opened {
             assert_eq!(error.kind().policy(), Policy::Retry, "{error}");
