@@ -74,6 +74,8 @@ pub fn builtin() -> Registry {
         .with_sink::<lockstep_sink_webhook::Webhook>();
     #[cfg(feature = "search-embedded")]
     let registry = registry.with_sink::<lockstep_sink_search::tantivy::Tantivy>();
+    #[cfg(feature = "rabbitmq")]
+    let registry = registry.with_sink::<lockstep_sink_rabbitmq::RabbitmqSinkFactory>();
     registry
 }
 

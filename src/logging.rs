@@ -21,9 +21,10 @@ use crate::cli::LogFormat;
 use crate::progress::Bars;
 use crate::traces::Traces;
 
-/// What is logged when LOCKSTEP_LOG does not say.
+/// What is logged when LOCKSTEP_LOG does not say. All that the AMQP client logs is an error that it also returns, or a whole message
+/// that came back, with its row.
 const DEFAULT_FILTER: &str =
-    "info,librdkafka=warn,rdkafka=warn,tantivy=warn,fjall=warn,lsm_tree=warn";
+    "info,lapin=off,librdkafka=warn,rdkafka=warn,tantivy=warn,fjall=warn,lsm_tree=warn";
 
 /// Starts logging, and hands over what is to be exported as traces. Bars on the terminal stay below the lines.
 pub fn start(format: LogFormat, bars: &Bars, traces: &Traces) {

@@ -21,6 +21,8 @@ pub mod reason {
     pub const WRONG_TYPE: &str = "wrong_type";
     /// An UPDATE left a value unchanged that the sink does not hold.
     pub const INCOMPLETE: &str = "incomplete";
+    /// A queue is to take it, and no queue is there that would.
+    pub const UNROUTABLE: &str = "unroutable";
     /// Any other refusal.
     pub const REFUSED: &str = "refused";
     /// An earlier change of the same key lies aside, and later ones wait for it.

@@ -19,6 +19,8 @@ pub enum Component {
     RedisCluster,
     /// Apache Kafka. `LOCKSTEP_TEST_KAFKA` (the bootstrap address) provides it.
     Kafka,
+    /// RabbitMQ. `LOCKSTEP_TEST_RABBITMQ_URL` provides it.
+    Rabbitmq,
     /// OpenSearch. `LOCKSTEP_TEST_OPENSEARCH_URL` provides it.
     OpenSearch,
     /// Elasticsearch. `LOCKSTEP_TEST_ELASTICSEARCH_URL` provides it.
@@ -75,6 +77,7 @@ impl Component {
             Self::Redis => Some("LOCKSTEP_TEST_REDIS_URL".into()),
             Self::RedisCluster => Some("LOCKSTEP_TEST_REDIS_CLUSTER_URLS".into()),
             Self::Kafka => Some("LOCKSTEP_TEST_KAFKA".into()),
+            Self::Rabbitmq => Some("LOCKSTEP_TEST_RABBITMQ_URL".into()),
             Self::OpenSearch => Some("LOCKSTEP_TEST_OPENSEARCH_URL".into()),
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
@@ -101,6 +104,7 @@ impl Component {
             Self::Postgres(_) => "postgres",
             Self::Redis | Self::RedisCluster => "redis",
             Self::Kafka => "kafka",
+            Self::Rabbitmq => "rabbitmq",
             Self::OpenSearch => "opensearch",
             Self::Elasticsearch => "elasticsearch",
             Self::Zookeeper => "zookeeper",
@@ -119,6 +123,7 @@ impl Component {
         match self {
             Self::Postgres(major) => crate::postgres::bin_dir(major).is_some(),
             Self::Redis | Self::RedisCluster => on_path("redis-server"),
+            Self::Rabbitmq => crate::rabbitmq::is_installed(),
             Self::Kafka
             | Self::OpenSearch
             | Self::Elasticsearch
@@ -164,6 +169,7 @@ impl fmt::Display for Component {
             Self::Redis => f.write_str("Redis"),
             Self::RedisCluster => f.write_str("Redis Cluster"),
             Self::Kafka => f.write_str("Kafka"),
+            Self::Rabbitmq => f.write_str("RabbitMQ"),
             Self::OpenSearch => f.write_str("OpenSearch"),
             Self::Elasticsearch => f.write_str("Elasticsearch"),
             Self::Zookeeper => f.write_str("ZooKeeper"),

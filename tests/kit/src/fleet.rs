@@ -7,6 +7,7 @@ use lockstep_kit::kafka::{Kafka, KafkaOptions};
 use lockstep_kit::kubernetes::{Kubernetes, KubernetesOptions};
 use lockstep_kit::opensearch::{OpenSearch, OpenSearchOptions, Product};
 use lockstep_kit::postgres::{Postgres, PostgresOptions};
+use lockstep_kit::rabbitmq::{Rabbitmq, RabbitmqOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
 use lockstep_kit::redis_cluster::RedisCluster;
 use lockstep_kit::zookeeper::{Zookeeper, ZookeeperOptions};
@@ -20,6 +21,7 @@ pub(crate) fn all() -> Vec<Component> {
         Component::Redis,
         Component::RedisCluster,
         Component::Kafka,
+        Component::Rabbitmq,
         Component::OpenSearch,
         Component::Elasticsearch,
         Component::Zookeeper,
@@ -54,6 +56,7 @@ enum Handle {
     Redis { _server: Redis },
     RedisCluster { _server: RedisCluster },
     Kafka { _server: Kafka },
+    Rabbitmq { _server: Rabbitmq },
     Search { _server: OpenSearch },
     Zookeeper { _server: Zookeeper },
     Kubernetes { _server: Kubernetes },
@@ -119,6 +122,14 @@ async fn start_one(component: Component) -> Result<Server, Error> {
                 version,
                 server.bootstrap().into(),
                 Handle::Kafka { _server: server },
+            )
+        }
+        Component::Rabbitmq => {
+            let server = Rabbitmq::try_start(RabbitmqOptions::default()).await?;
+            (
+                server.version(),
+                server.url().into(),
+                Handle::Rabbitmq { _server: server },
             )
         }
         Component::OpenSearch => search(Product::OpenSearch).await?,

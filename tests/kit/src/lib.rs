@@ -41,6 +41,7 @@ pub mod postgres;
 mod process;
 pub mod prometheus;
 pub mod proxy;
+pub mod rabbitmq;
 pub mod random;
 pub mod redis;
 pub mod redis_cluster;

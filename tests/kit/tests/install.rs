@@ -167,7 +167,12 @@ fn a_run_starts_what_there_is_and_names_the_tests_that_it_left_out() {
     let mut run = machine.command(env!("CARGO_BIN_EXE_lockstep-kit"));
     run.args(["run", "--", "sh", "-c", &script]);
     // What a system may have outside the kit's folder.
-    for name in ["PG15_URL", "REDIS_URL", "REDIS_CLUSTER_URLS"] {
+    for name in [
+        "PG15_URL",
+        "REDIS_URL",
+        "REDIS_CLUSTER_URLS",
+        "RABBITMQ_URL",
+    ] {
         run.env(format!("LOCKSTEP_TEST_{name}"), "provided");
     }
     let output = run.output().unwrap();

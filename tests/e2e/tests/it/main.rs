@@ -32,6 +32,7 @@ mod managers;
 mod matrix;
 mod memory;
 mod outbox;
+mod rabbitmq;
 mod reconcile;
 mod reconcile_faults;
 mod reconcile_kafka;
