@@ -59,6 +59,20 @@ impl Op {
             Op::Event => "event",
         }
     }
+
+    /// The letter that records have for it.
+    #[must_use]
+    pub fn letter(self) -> &'static str {
+        match self {
+            Op::Read => "r",
+            Op::Insert => "c",
+            Op::Update => "u",
+            Op::Delete => "d",
+            Op::Truncate => "t",
+            Op::Message => "m",
+            Op::Event => "e",
+        }
+    }
 }
 
 /// What the old image of an UPDATE or DELETE holds.

@@ -10,11 +10,12 @@ pub mod read;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use lockstep_core::batch::Op;
 use lockstep_core::check::Finding;
-use lockstep_core::schema::TableSchema;
+use lockstep_core::schema::{TableId, TableSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -196,6 +197,41 @@ pub struct Record<'a> {
     /// What the record says, which for the parts of a key change is not the change's own `op`: `Delete` for the
     /// delete and its tombstone, `Insert` for the create.
     pub op: Op,
+}
+
+impl<'a> Record<'a> {
+    /// The key as JSON: of an event, which is a text that the application chose, a string.
+    #[must_use]
+    pub fn json_key(&self) -> Option<Cow<'a, [u8]>> {
+        let key = self.key?;
+        Some(match self.op {
+            Op::Event => Cow::Owned(event::json_of_text(key)),
+            _ => Cow::Borrowed(key),
+        })
+    }
+
+    /// The value as JSON. Of an event, which may be anything: JSON as it is, other text as a string, other bytes as
+    /// `{"base64":"…"}`, and nothing as null. `None` for a tombstone, which says nothing that the record before has not said.
+    #[must_use]
+    pub fn json_value(&self) -> Option<Cow<'a, [u8]>> {
+        match (self.value, self.op) {
+            (Some(value), Op::Event) => Some(event::json_of(value)),
+            (Some(value), _) => Some(Cow::Borrowed(value)),
+            (None, Op::Event) => Some(Cow::Borrowed(b"null")),
+            (None, _) => None,
+        }
+    }
+}
+
+/// What stands for `{schema}` and `{table}` in names: a logical message is of `pg_logical.message`, an event of `outbox` and where it
+/// goes.
+#[must_use]
+pub fn place(schema: &TableSchema) -> TableId {
+    match schema.destination() {
+        Some(destination) => TableId::new("outbox", destination),
+        None if schema.id.name.is_empty() => TableId::new("pg_logical", "message"),
+        None => schema.id.clone(),
+    }
 }
 
 /// The most headers of our own that a record has.

@@ -10,6 +10,7 @@ use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::sidecar::storage;
 use lockstep_core::template::Template;
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_encode::envelope::place;
 
 use crate::sidecar::{Sidecar, sync_folder};
 
@@ -77,12 +78,9 @@ impl Files {
     }
 
     fn path(&mut self, schema: &TableSchema) -> Result<PathBuf> {
-        let schema = match schema.id.name.is_empty() {
-            false => schema.clone(),
-            true => TableSchema {
-                id: TableId::new("pg_logical", "message"),
-                ..schema.clone()
-            },
+        let schema = TableSchema {
+            id: place(schema),
+            ..schema.clone()
         };
         let raw = self.template.render(&schema, |_| None);
         let clean = TableSchema {

@@ -212,7 +212,7 @@ impl Writer {
 /// Appends `{"id":…,"key":…,"value":…}` and a newline. A tombstone, which has a meaning for compacted topics only, is
 /// left out.
 fn line(record: &Record<'_>, out: &mut Vec<u8>) -> bool {
-    let Some(value) = record.value else {
+    let Some(value) = record.json_value() else {
         return false;
     };
     out.extend_from_slice(b"{\"id\":\"");
@@ -221,9 +221,9 @@ fn line(record: &Record<'_>, out: &mut Vec<u8>) -> bool {
         escape(id, out);
     }
     out.extend_from_slice(b"\",\"key\":");
-    out.extend_from_slice(record.key.unwrap_or(b"null"));
+    out.extend_from_slice(record.json_key().as_deref().unwrap_or(b"null"));
     out.extend_from_slice(b",\"value\":");
-    out.extend_from_slice(value);
+    out.extend_from_slice(&value);
     // A newline can only be space between tokens: `json` columns keep theirs. A line is one record.
     for byte in &mut out[start..] {
         if *byte == b'\n' || *byte == b'\r' {

@@ -103,9 +103,9 @@ impl Gather {
     ) -> Option<Whole> {
         let global = batch.transaction(change).global.as_ref()?;
         // A tombstone says what the event before it has said.
-        let value = record.value?;
+        let value = record.json_value()?;
         let id = id_of(record);
-        let event = event(&id, topic, record.key, value);
+        let event = event(&id, topic, record.json_key().as_deref(), &value);
         let most = self.most;
         let gathered = self.of(global);
         let at = gathered.branch(batch, change);

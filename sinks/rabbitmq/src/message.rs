@@ -4,11 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lockstep_core::batch::{Batch, Change};
+use lockstep_core::batch::{Batch, Change, Op};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::envelope::{HEADER_ID, Record};
-
-use crate::routes::letter;
 
 /// The key of the record, as JSON.
 pub(crate) const HEADER_KEY: &str = "lockstep.key";
@@ -33,8 +31,10 @@ pub(crate) fn of_record(
     change: &Change,
     record: &Record<'_>,
 ) -> Result<Option<Message>> {
-    let Some(body) = record.value else {
-        return Ok(None);
+    let body = match record.value {
+        Some(body) => body,
+        None if record.op == Op::Event => &[],
+        None => return Ok(None),
     };
     let mut headers = FieldTable::default();
     let mut id = None;
@@ -57,7 +57,7 @@ pub(crate) fn of_record(
     })?;
     let properties = persistent()
         .with_message_id(id)
-        .with_type(letter(record.op).into())
+        .with_type(record.op.letter().into())
         .with_timestamp(seconds(batch.transaction(change).commit_micros))
         .with_headers(headers);
     Ok(Some(Message {

@@ -85,7 +85,7 @@ impl Routes {
     /// # Errors
     /// Of kind `Config`, when a name is too long, or there is none for logical messages.
     pub(crate) fn of(&self, schema: &TableSchema) -> Result<Route> {
-        let is_message = schema.id.name.is_empty();
+        let is_message = is_no_table(schema);
         let (fields, exchange, key) = match (is_message, &self.message_exchange) {
             (false, _) => (["exchange", "routing_key"], &self.exchange, &self.key),
             (true, Some(exchange)) => (
@@ -96,12 +96,19 @@ impl Routes {
             (true, None) => {
                 return Err(wrong(
                     "message_exchange",
-                    "a logical message has come, and `exchange` is for tables",
+                    "a logical message or an event has come, and `exchange` is for tables",
                 )
                 .remedy("name an exchange for logical messages, or leave them out by `inputs`"));
             }
         };
         let exchange = exchange.render(schema, |_| None);
+        // An event says itself where it goes.
+        if let Some(destination) = schema.destination() {
+            return Ok(Route {
+                exchange: name(fields[0], exchange, schema)?,
+                key: Key::Fixed(name(fields[1], destination.to_owned(), schema)?),
+            });
+        }
         let per_record = key.has("op") || key.has("key");
         Ok(Route {
             exchange: name(fields[0], exchange, schema)?,
@@ -130,6 +137,11 @@ impl Routes {
 /// Whether there is one for each table.
 pub(crate) fn names_tables(template: &Template) -> bool {
     template.has("schema") || template.has("table")
+}
+
+/// Whether it is the shape of logical messages, or of events.
+pub(crate) fn is_no_table(schema: &TableSchema) -> bool {
+    schema.id.name.is_empty() || schema.destination().is_some()
 }
 
 fn name(field: &str, text: String, schema: &TableSchema) -> Result<ShortString> {
@@ -163,7 +175,7 @@ impl Route {
             false => String::new(),
         };
         let text = template.render(schema, |field| match field {
-            "op" => Some(letter(op).to_owned()),
+            "op" => Some(op.letter().to_owned()),
             _ => Some(values.clone()),
         });
         let length = text.len();
@@ -189,7 +201,7 @@ fn key_of(batch: &Batch, change: &Change, schema: &TableSchema, op: Op) -> Resul
         Op::Delete => [old, None],
         // What of a key did not change may be in the old image alone.
         Op::Read | Op::Insert | Op::Update => [new, old],
-        Op::Truncate | Op::Message => [None, None],
+        Op::Truncate | Op::Message | Op::Event => [None, None],
     };
     let mut failed = None;
     for row in rows.into_iter().flatten() {
@@ -200,18 +212,6 @@ fn key_of(batch: &Batch, change: &Change, schema: &TableSchema, op: Op) -> Resul
         }
     }
     failed.map_or(Ok(String::new()), Err)
-}
-
-/// As the bodies have it.
-pub(crate) fn letter(op: Op) -> &'static str {
-    match op {
-        Op::Read => "r",
-        Op::Insert => "c",
-        Op::Update => "u",
-        Op::Delete => "d",
-        Op::Truncate => "t",
-        Op::Message => "m",
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use lockstep_core::template::Template;
 
 use crate::config::{Argument, ExchangeKind, MAX_NAME, Queue, QueueKind, RabbitmqConfig, wrong};
 use crate::link::Link;
-use crate::routes::names_tables;
+use crate::routes::{is_no_table, names_tables};
 
 /// What has been looked at, and what is to be made.
 pub(crate) struct Topology {
@@ -142,7 +142,7 @@ impl Plan {
 
     /// What of it is for a table, or for logical messages, which know no table.
     fn wants(&self, schema: &TableSchema, exchange: &ShortString) -> Result<Vec<Want<'_>>> {
-        let is_message = schema.id.name.is_empty();
+        let is_message = is_no_table(schema);
         if is_message && names_tables(&self.name) {
             return Ok(Vec::new());
         }

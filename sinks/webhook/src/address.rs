@@ -7,6 +7,7 @@ use lockstep_core::config::Secret;
 use lockstep_core::schema::{TableId, TableSchema};
 use lockstep_core::template::{Part, Template};
 use lockstep_core::{Error, Result};
+use lockstep_encode::envelope::place;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::Url;
 
@@ -106,7 +107,7 @@ impl Addresses {
         if let Some((_, target)) = self.known.get(&address) {
             return Ok(Arc::clone(target));
         }
-        let target = Arc::new(self.target(&schema.source, &table_of(schema))?);
+        let target = Arc::new(self.target(&schema.source, &place(schema))?);
         // Schemas change rarely; but a source that alters a table all day must not fill memory.
         if self.known.len() >= 4096 {
             self.known.clear();
@@ -139,14 +140,6 @@ impl Addresses {
         let _ = url.set_password(None);
         let shown = Secret::new(url.as_str()).redacted_url();
         Ok(Target { url, shown })
-    }
-}
-
-/// The table that changes are said to be of: a logical message has none of its own.
-pub(crate) fn table_of(schema: &TableSchema) -> TableId {
-    match schema.id.name.is_empty() {
-        true => TableId::new("pg_logical", "message"),
-        false => schema.id.clone(),
     }
 }
 

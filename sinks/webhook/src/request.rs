@@ -9,10 +9,10 @@ use lockstep_core::Error;
 use lockstep_core::batch::Op;
 use lockstep_core::position::{Position, SourceInfo};
 use lockstep_core::schema::TableId;
-use lockstep_encode::envelope::{HEADER_ID, Record};
+use lockstep_encode::envelope::{HEADER_ID, Record, place};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode, utf8_percent_encode};
 
-use crate::address::{Target, table_of};
+use crate::address::Target;
 
 /// What is encoded of the parts of an id: what a header or a JSON text cannot have as it is, `:`, which stands between the parts,
 /// and `.`, which stands behind the id in what is signed.
@@ -79,9 +79,9 @@ pub(crate) struct Posted {
 impl Posted {
     /// `None` for a tombstone, which has a meaning for compacted topics only.
     pub(crate) fn new(record: &Record<'_>) -> Option<Self> {
-        let value = record.value?;
-        let table = table_of(record.schema);
-        let op = letter(record.op);
+        let value = record.json_value()?;
+        let table = place(record.schema);
+        let op = record.op.letter();
         let mut headers = record.headers.iter();
         let change = headers.find(|(name, _)| *name == HEADER_ID);
         let change = change.map(|(_, id)| id).unwrap_or_default();
@@ -99,9 +99,9 @@ impl Posted {
         json.extend_from_slice(b"{\"id\":\"");
         json.extend_from_slice(id.as_bytes());
         json.extend_from_slice(b"\",\"key\":");
-        json.extend_from_slice(record.key.unwrap_or(b"null"));
+        json.extend_from_slice(record.json_key().as_deref().unwrap_or(b"null"));
         json.extend_from_slice(b",\"value\":");
-        json.extend_from_slice(value);
+        json.extend_from_slice(&value);
         json.push(b'}');
         let mut hasher = DefaultHasher::new();
         // Without a key: all rows of the table are one to us.
@@ -136,18 +136,6 @@ impl Posted {
             keys: HashSet::from([self.key]),
             is_barrier: self.is_barrier,
         }
-    }
-}
-
-/// The letter that both formats have for an operation.
-fn letter(op: Op) -> char {
-    match op {
-        Op::Read => 'r',
-        Op::Insert => 'c',
-        Op::Update => 'u',
-        Op::Delete => 'd',
-        Op::Truncate => 't',
-        Op::Message => 'm',
     }
 }
 

@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use lockstep_core::Result;
 use lockstep_core::batch::{CellRef, Row};
 use lockstep_core::schema::{Column, EVENT_COLUMNS, TableSchema};
+use serde::de::IgnoredAny;
 
 use crate::value::Bad;
-use crate::value::text::hex_bytes;
+use crate::value::text::{hex_bytes, write_base64_string, write_string};
 
 /// `bytea`, of `pg_type.dat`.
 const BYTEA: u32 = 17;
@@ -60,5 +61,42 @@ fn bytes<'a>(
         CellRef::Binary(bytes) if column.ty.oid == BYTEA => Ok(Some(Cow::Borrowed(bytes))),
         CellRef::Binary(_) => Err(Bad::Binary.of(schema, column)),
         CellRef::Unchanged => Err(crate::errors::absent(schema, column)),
+    }
+}
+
+/// Text as a JSON string; other bytes as [`json_of`] has them.
+pub(super) fn json_of_text(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len() + 2);
+    if write_string(bytes, &mut out).is_err() {
+        out.clear();
+        out.extend_from_slice(br#"{"base64":"#);
+        write_base64_string(bytes, &mut out);
+        out.push(b'}');
+    }
+    out
+}
+
+/// JSON as it is, and all else as [`json_of_text`] has it.
+pub(super) fn json_of(bytes: &[u8]) -> Cow<'_, [u8]> {
+    match serde_json::from_slice::<IgnoredAny>(bytes) {
+        Ok(_) => Cow::Borrowed(bytes),
+        Err(_) => Cow::Owned(json_of_text(bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::json_of;
+
+    #[test]
+    fn anything_becomes_json() {
+        for (bytes, json) in [
+            (&br#"{"a": 1.50}"#[..], r#"{"a": 1.50}"#),
+            (b"hi \"there\"", r#""hi \"there\"""#),
+            (b"", r#""""#),
+            (b"\xff\x00", r#"{"base64":"/wA="}"#),
+        ] {
+            assert_eq!(String::from_utf8_lossy(&json_of(bytes)), json);
+        }
     }
 }

@@ -89,7 +89,7 @@ impl Append {
         for (_, id) in id.take(1) {
             self.field(b"lockstep.id", id);
         }
-        self.field(b"op", letter(record.op).as_bytes());
+        self.field(b"op", record.op.letter().as_bytes());
         if let Some(key) = record.key {
             self.field(b"key", key);
         }
@@ -208,18 +208,5 @@ impl Append {
             cmd,
             node: Node::Any,
         }
-    }
-}
-
-/// The letter that both formats use.
-fn letter(op: Op) -> &'static str {
-    match op {
-        Op::Read => "r",
-        Op::Insert => "c",
-        Op::Update => "u",
-        Op::Delete => "d",
-        Op::Truncate => "t",
-        Op::Message => "m",
-        Op::Event => "e",
     }
 }
