@@ -48,7 +48,7 @@ impl Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Head {
     /// One record: source, table, and the letter of its operation. Fit for headers.
-    One(String, String, char),
+    One(String, String, &'static str),
     /// An array.
     Many,
 }
