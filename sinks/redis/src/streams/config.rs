@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn mistakes_name_the_field_and_show_no_secret() {
         for (json, words) in [
-            (r#"{"url":"http://u:hunter2@h"}"#, "url"),
+            (r#"{"url":"http://u:hunter2@h"}"#, "URL"),
             (r#"{"url":"redis://h","stream":" "}"#, "`stream`"),
             (r#"{"url":"redis://h","stream":"{key}"}"#, "`stream`"),
             (
