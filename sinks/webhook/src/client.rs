@@ -155,7 +155,7 @@ impl Client {
             Head::One(source, table, op) => {
                 headers.insert(SOURCE, value(source)?);
                 headers.insert(TABLE, value(table)?);
-                headers.insert(OP, value(op.encode_utf8(&mut [0; 4]))?);
+                headers.insert(OP, value(op)?);
             }
             Head::Many => {
                 headers.insert(RECORDS, HeaderValue::from(request.records.len()));
