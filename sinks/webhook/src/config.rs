@@ -192,7 +192,7 @@ impl Config {
             .user
             .as_deref()
             .map(|user| (user, self.password.as_ref()));
-        let value = match (&self.bearer, user.or(addresses.login())) {
+        let value = match (&self.bearer, user.or_else(|| addresses.login())) {
             (Some(bearer), _) => format!("Bearer {}", bearer.reveal()),
             (None, Some((user, password))) => {
                 let password = password.map_or("", Secret::reveal);

@@ -66,7 +66,7 @@ async fn recorded(pipeline: &mut Pipeline, setup: &Setup) {
 }
 
 /// Waits until nothing is left to load.
-async fn loaded(pipeline: &mut Pipeline, database: &Database) {
+pub async fn loaded(pipeline: &mut Pipeline, database: &Database) {
     pipeline
         .until(PATIENCE * 10, "the rest to be loaded", async |pipeline| {
             let (_, body) = pipeline
