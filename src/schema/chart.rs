@@ -48,8 +48,9 @@ fn refers(schema: &Map<String, Value>) -> Map<String, Value> {
             ("properties" | "$defs", Value::Object(schemas)) => {
                 let schemas = schemas.iter().map(|(name, inner)| {
                     // What decides which keys there are.
+                    let decides = inner.get("const").or(inner.get("enum")).is_some();
                     let inner = match name.as_str() {
-                        "type" => inner.clone(),
+                        "type" if decides => inner.clone(),
                         _ => of(inner),
                     };
                     (name.clone(), inner)
@@ -134,6 +135,7 @@ mod tests {
             "properties": {
                 "alone": { "$ref": "#/$defs/Size" },
                 "told": { "$ref": "#/$defs/Size", "description": "How large." },
+                "type": { "$ref": "#/$defs/Size" },
             },
             "$defs": { "Size": { "type": "object", "properties": { "n": { "type": "boolean" } } } },
         });
