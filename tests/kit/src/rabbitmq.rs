@@ -156,6 +156,8 @@ impl Rabbitmq {
             dir: names,
             end: End::Kill,
         })?;
+        let listens = async || TcpStream::connect(("127.0.0.1", names_port)).await;
+        names.ready(START_DEADLINE, listens).await?;
         let server = Self {
             url: format!("amqp://guest:guest@127.0.0.1:{}", port.number()),
             own: Some(Own {
@@ -318,6 +320,8 @@ fn environment(
         set("ERL_EPMD_PORT", &names_port),
         set("ERL_EPMD_ADDRESS", &"127.0.0.1"),
         set("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", &VM_ARGS),
+        // Nor does anything start a name server that would stay: a node that misses its own does, by a helper that outlives it.
+        set("ERL_FLAGS", &"-start_epmd false"),
         // The script becomes the server then, instead of waiting for it: signals reach it.
         set("RUNNING_UNDER_SYSTEMD", &"1"),
     ])
