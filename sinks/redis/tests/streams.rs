@@ -203,6 +203,24 @@ async fn what_is_no_stream_is_named_and_nothing_is_written() {
     assert_eq!(text(streams.ask(&["GET", &name]).await), "mine");
 }
 
+/// Who has opened it last goes on; who was there before, as a process does that was taken for dead, is told and appends nothing.
+#[tokio::test]
+async fn a_second_writer_takes_the_streams_over() {
+    require!(Component::Redis);
+    let streams = Streams::new(json!({})).await;
+    let mut first = streams.open(streams.context()).await.expect("opens");
+    let durable = first.write(three(1)).await.expect("taken");
+    durable.await.expect("durable");
+    let mut second = streams.open(streams.context()).await.expect("opens");
+    let durable = first.write(three(2)).await.expect("taken");
+    let error = durable.await.expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    assert_eq!(streams.entries("shop:items").await.len(), 3);
+    let durable = second.write(three(2)).await.expect("taken");
+    durable.await.expect("durable");
+    assert_eq!(streams.entries("shop:items").await.len(), 6);
+}
+
 #[tokio::test]
 async fn the_check_tries_what_the_sink_needs() {
     require!(Component::Redis);
