@@ -48,7 +48,7 @@ fn refers(schema: &Map<String, Value>) -> Map<String, Value> {
             ("properties" | "$defs", Value::Object(schemas)) => {
                 let schemas = schemas.iter().map(|(name, inner)| {
                     // What decides which keys there are.
-                    let decides = inner.get("const").or(inner.get("enum")).is_some();
+                    let decides = inner.get("const").is_some() || inner.get("enum").is_some();
                     let inner = match name.as_str() {
                         "type" if decides => inner.clone(),
                         _ => of(inner),
