@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::checks::{CheckDesk, Route};
 use super::lane_state::LaneState;
-use super::lock;
 use super::source_state::SourceShare;
 use super::traces::Comparison;
+use super::{lock, now_micros};
 use crate::file::Reconciling;
 use crate::metrics::ReconcileMetrics;
 use crate::registry::SinkComponent;
@@ -199,11 +199,9 @@ impl Reconciler {
 
     /// The routes of one that was interrupted, as soon as sources and sinks are open; none when they lead nowhere any more.
     async fn routes_in_time(&self, request: &ReconcileRequest) -> Vec<Route> {
-        let parts = &self.parts;
         loop {
-            let all_open = parts.sources.iter().all(|source| source.checks().is_some())
-                && parts.lanes.iter().all(|lane| lane.context().is_some());
-            match routes(parts, request) {
+            let all_open = self.all_open();
+            match routes(&self.parts, request) {
                 Ok(routes) if all_open => return routes,
                 Err(error) if all_open => {
                     tracing::warn!(%error, "a comparison that was interrupted is given up");
@@ -294,6 +292,39 @@ impl Reconciler {
         jobs.history.ended.iter().cloned().chain(open).collect()
     }
 
+    /// How long to wait because it was made by an earlier run: what came of it stands. `None` when it was not, or could not be
+    /// completed, or was about less than there is now.
+    fn stands_for(&self, request: &ReconcileRequest, every: Duration) -> Option<Duration> {
+        let routes = routes(&self.parts, request).ok()?;
+        let jobs = lock(&self.jobs);
+        let mut ended = jobs.history.ended.iter().rev();
+        let last = ended.find(|one| one.request == *request)?;
+        let is_there = |route: &Route| {
+            let source = &route.source.name;
+            last.has_completed(source, &route.table, &route.sinks())
+        };
+        if !routes.iter().all(is_there) {
+            return None;
+        }
+        // A clock that was put back makes nobody wait longer than from one to the next.
+        let ago = u64::try_from(now_micros() - last.began_micros()?).unwrap_or(0);
+        let left = every.saturating_sub(Duration::from_micros(ago));
+        // Of those that are not open yet it may have said nothing.
+        let left = if self.all_open() {
+            left
+        } else {
+            left.min(LOOK)
+        };
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Whether all sources and sinks have been open.
+    fn all_open(&self) -> bool {
+        let parts = &self.parts;
+        parts.sources.iter().all(|source| source.checks().is_some())
+            && parts.lanes.iter().all(|lane| lane.context().is_some())
+    }
+
     /// Compares everything again and again until the pipeline stops.
     pub async fn run(self, section: Reconciling) {
         if section.when_asked {
@@ -306,15 +337,32 @@ impl Reconciler {
         };
         let work = async {
             let mut due = tokio::time::Instant::now();
+            let mut is_first = true;
             loop {
                 tokio::time::sleep_until(due).await;
-                // Until sources and sinks have been open there is nothing to compare. One that was interrupted goes on.
+                // One that was interrupted goes on.
                 let begun = self.open_for(&request);
+                if is_first
+                    && begun.is_none()
+                    && let Some(left) = self.stands_for(&request, section.every.0)
+                {
+                    if left > LOOK {
+                        let seconds = left.as_secs();
+                        tracing::info!(
+                            seconds,
+                            "all was compared before the start; it is again later"
+                        );
+                    }
+                    due += left;
+                    continue;
+                }
+                // Until sources and sinks have been open there is nothing to compare.
                 let begun = begun.map_or_else(|| self.begin(request.clone()), Ok);
                 let Ok(id) = begun else {
                     due += LOOK;
                     continue;
                 };
+                is_first = false;
                 due += section.every.0;
                 while self.is_open(id) {
                     tokio::time::sleep(LOOK).await;

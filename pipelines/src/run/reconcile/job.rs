@@ -1,8 +1,9 @@
 //! Comparisons that are under way or wait, and what is told of them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use lockstep_reconciler::{Pass, TableReport};
+use lockstep_reconciler::{Pass, State, TableReport};
 use serde::{Deserialize, Serialize};
 
 use super::ReconcileRequest;
@@ -22,6 +23,26 @@ pub struct Reconcile {
     pub tables: usize,
     /// Those that have been looked at, and the one that is being.
     pub reports: Vec<TableReport>,
+}
+
+impl Reconcile {
+    /// Whether a table was compared with these sinks, and nothing kept it from the end.
+    pub(super) fn has_completed(&self, source: &str, table: &str, sinks: &[Arc<str>]) -> bool {
+        let mut reports = self.reports.iter();
+        let report = reports.find(|report| report.source == source && report.table == table);
+        report.is_some_and(|report| {
+            report.state == State::Done
+                && sinks.iter().all(|sink| {
+                    let told = report.sinks.get(&**sink);
+                    told.is_some_and(|told| told.problem.is_none())
+                })
+        })
+    }
+
+    /// When it began, microseconds since the Unix epoch; `None` when it has looked at nothing.
+    pub(super) fn began_micros(&self) -> Option<i64> {
+        self.reports.iter().map(|report| report.began_micros).min()
+    }
 }
 
 /// One that has not ended.

@@ -85,7 +85,7 @@ declare = {{ queues = [{{ name = "{name}.{{table}}" }}] }}
     let begin = work::look(&shop).await;
     let writers = Work::start(&shop, random.below(1_000)).await;
     for _ in 0..KILLS {
-        tokio::time::sleep(random.millis(400, 1_800)).await;
+        tokio::time::sleep(random.millis(100, 1_800)).await;
         pipeline.kill9();
         pipeline = setup.start();
     }

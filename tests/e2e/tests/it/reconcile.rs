@@ -450,6 +450,62 @@ async fn it_compares_and_mends_by_itself() {
     assert!(pipeline.terminate(PATIENCE).await.success());
 }
 
+/// What has been compared is not compared again because of a restart, until there is something new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_comparison_stands_over_a_restart_until_there_is_something_new() {
+    require!(NeedsPostgres(17), NeedsRedis);
+    let (postgres, redis) = tokio::join!(Postgres::shared(17), Redis::shared());
+    let database = postgres.database("shop").await;
+    let rows = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 50)";
+    database.execute(rows).await;
+    let name = unique("stands");
+    let setup = Setup::new(&name, |_| {
+        source(database.url(), &name, &["t"])
+            + &cache(redis.url(), &name)
+            + "[reconcile]\nevery = \"7d\"\n"
+    });
+    // Those that have ended, by their numbers, and the tables of each.
+    let ended = async |pipeline: &mut Pipeline, wanted: usize| {
+        let awaited = format!("{wanted} comparisons");
+        pipeline
+            .until(PATIENCE, awaited, async |pipeline| {
+                let (_, text) = pipeline
+                    .get("/api/reconcile")
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let all: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+                let is_done = all.iter().all(|one| one["done"] == true);
+                (is_done && all.len() == wanted).then_some(all).ok_or(text)
+            })
+            .await
+    };
+    let mut pipeline = setup.start_ready().await;
+    ended(&mut pipeline, 1).await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+
+    let mut pipeline = setup.start_ready().await;
+    let decided = "all was compared before the start";
+    let look = async |pipeline: &mut Pipeline| {
+        let log = pipeline.log();
+        log.contains(decided).then_some(()).ok_or(log)
+    };
+    pipeline.until(PATIENCE, decided.to_owned(), look).await;
+    ended(&mut pipeline, 1).await;
+    assert!(pipeline.terminate(PATIENCE).await.success());
+
+    let table = "CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u SELECT generate_series(1, 50)";
+    database.execute(table).await;
+    setup.change(
+        "tables = [\"public.t\"]",
+        "tables = [\"public.t\", \"public.u\"]",
+    );
+    let mut pipeline = setup.start_ready().await;
+    let all = ended(&mut pipeline, 2).await;
+    assert_eq!(all[1]["id"], 2, "{all:#?}");
+    assert_eq!(all[1]["tables"], 2, "{all:#?}");
+    assert!(pipeline.terminate(PATIENCE).await.success());
+}
+
 /// The first comparison finds sinks that take their time to open, and waits for them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_begins_with_the_pipeline_waits_for_sinks_to_be_open() {
