@@ -28,19 +28,21 @@ demo:
 test: install-test
 	cargo build --workspace --all-targets
 	cargo run -q -p lockstep-kit -- run -- cargo test --workspace --no-fail-fast
+	cargo test --manifest-path examples/acme-sink/Cargo.toml
 
-# What a plain build leaves out: traces, and TLS to Kafka.
+# What a plain build leaves out: traces, TLS to Kafka, and the command of the example.
 test-features:
 	tests/kit/install postgres redis kafka
 	cargo test -p lockstep --features otel --test otel
 	cargo test -p lockstep-sink-kafka --features kafka-ssl-static --test broker encrypted
+	cargo build --manifest-path examples/acme-sink/Cargo.toml --features command
 
 # A server that cannot be had here is no failure but where CI=true: the run names the tests that it leaves out.
 install-test:
 	tests/kit/install --if-possible all
 
 torture:
-	tests/kit/install postgres redis kafka opensearch $(if $(findstring debezium,$(TORTURE)),debezium)
+	tests/kit/install postgres redis kafka opensearch rabbitmq $(if $(findstring debezium,$(TORTURE)),debezium)
 	cargo build --release -p lockstep -p lockstep-torture
 	$(TORTURER) $(TORTURE)
 
@@ -50,12 +52,13 @@ soak:
 	$(SOAKER) $(SOAK)
 
 bench:
-	tests/kit/install postgres redis kafka
+	tests/kit/install postgres redis kafka rabbitmq
 	cargo build --release -p lockstep-benches
 	cargo run --release -q -p lockstep-benches -- $(BENCH)
 
 lint:
 	cargo fmt --all --check
+	cargo fmt --manifest-path examples/acme-sink/Cargo.toml --check
 	cargo clippy --workspace --all-targets --features lockstep/otel -- -D warnings
 	@if cargo tree --workspace --edges normal,build -i aws-lc-sys >/dev/null 2>&1; then \
 		echo 'aws-lc-sys is in the tree; one TLS provider (ring) is enough' >&2; exit 1; fi

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use lockstep_kit::Component;
+
 use crate::workload::Workload;
 
 /// A process that is measured.
@@ -19,6 +21,10 @@ pub enum Contender {
     KafkaTransactions,
     /// lockstep into Redis.
     Redis,
+    /// lockstep into a stream of Redis, `debezium` envelope, exactly once.
+    RedisStream,
+    /// lockstep into a queue of RabbitMQ, `debezium` envelope, every confirm read.
+    Rabbitmq,
     /// `psql` with COPY … TO STDOUT into /dev/null.
     Psql,
     /// lockstep's copy on one connection, its batches dropped.
@@ -38,6 +44,8 @@ impl Contender {
                 Contender::File,
                 Contender::Kafka,
                 Contender::KafkaTransactions,
+                Contender::RedisStream,
+                Contender::Rabbitmq,
             ],
             Workload::Giant => &[
                 Contender::PgRecvlogical,
@@ -67,6 +75,8 @@ impl Contender {
             Contender::Kafka => "lockstep > kafka",
             Contender::KafkaTransactions => "lockstep > kafka, exactly once",
             Contender::Redis => "lockstep > redis",
+            Contender::RedisStream => "lockstep > redis-stream",
+            Contender::Rabbitmq => "lockstep > rabbitmq",
             Contender::Psql => "psql copy > /dev/null",
             Contender::CopyOne => "lockstep > nothing, 1 worker",
             Contender::CopyTwo => "lockstep > nothing, 2 workers",
@@ -84,13 +94,25 @@ impl Contender {
             | Contender::File
             | Contender::Kafka
             | Contender::KafkaTransactions
-            | Contender::Redis => true,
+            | Contender::Redis
+            | Contender::RedisStream
+            | Contender::Rabbitmq => true,
         }
     }
 
-    /// Whether it writes to a broker.
-    pub fn needs_kafka(self) -> bool {
-        matches!(self, Contender::Kafka | Contender::KafkaTransactions)
+    /// The server that it writes to.
+    pub fn needs(self) -> Option<Component> {
+        match self {
+            Contender::Kafka | Contender::KafkaTransactions => Some(Component::Kafka),
+            Contender::Redis | Contender::RedisStream => Some(Component::Redis),
+            Contender::Rabbitmq => Some(Component::Rabbitmq),
+            Contender::PgRecvlogical
+            | Contender::Nothing
+            | Contender::File
+            | Contender::Psql
+            | Contender::CopyOne
+            | Contender::CopyTwo => None,
+        }
     }
 }
 

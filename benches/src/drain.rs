@@ -13,7 +13,8 @@ use lockstep_core::source::{Source, SourceContext, SourceFactory, SourceStatus};
 use lockstep_postgres::{PostgresConfig, PostgresFactory};
 use lockstep_sink_file::{FileConfig, FileSinkFactory};
 use lockstep_sink_kafka::{KafkaConfig, KafkaSinkFactory};
-use lockstep_sink_redis::RedisFactory;
+use lockstep_sink_rabbitmq::RabbitmqSinkFactory;
+use lockstep_sink_redis::{RedisFactory, StreamFactory};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -54,7 +55,16 @@ pub enum Destination {
     Redis {
         url: String,
     },
+    RedisStream {
+        url: String,
+    },
+    Rabbitmq {
+        url: String,
+    },
 }
+
+/// What a stream or a queue keeps: nobody reads it.
+const KEPT: u32 = 10_000;
 
 /// What it says on standard output when it is done.
 #[derive(Serialize, Deserialize)]
@@ -166,6 +176,25 @@ async fn open_sink(task: &Task, source: &dyn Source) -> Result<Option<Box<dyn Si
             let config = serde_json::from_value(json!({ "url": url, "key": key }))?;
             RedisFactory::validate(&config)?;
             Some(RedisFactory::open(&config, context).await?)
+        }
+        Destination::RedisStream { url } => {
+            let stream = format!("{}:{{table}}", task.slot);
+            let section = json!({ "url": url, "stream": stream, "max_length": KEPT });
+            let config = serde_json::from_value(section)?;
+            StreamFactory::validate(&config)?;
+            Some(StreamFactory::open(&config, context).await?)
+        }
+        Destination::Rabbitmq { url } => {
+            let queue = format!("{}.{{table}}", task.slot);
+            let arguments = json!({ "x-max-length": KEPT, "x-overflow": "drop-head" });
+            let config = serde_json::from_value(json!({
+                "url": url,
+                "exchange": "",
+                "routing_key": queue,
+                "declare": { "queues": [{ "name": queue, "arguments": arguments }] },
+            }))?;
+            RabbitmqSinkFactory::validate(&config)?;
+            Some(RabbitmqSinkFactory::open(&config, context).await?)
         }
     })
 }

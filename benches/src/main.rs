@@ -174,14 +174,11 @@ async fn bench(options: &Options) -> Result<()> {
     if plan.is_empty() {
         return Ok(());
     }
-    let kafka = plan
-        .iter()
-        .flat_map(|(_, contenders)| contenders)
-        .any(|contender| contender.needs_kafka());
-    let redis = plan
-        .iter()
-        .any(|(_, contenders)| contenders.contains(&Contender::Redis));
-    let servers = Servers::start(options.postgres, kafka, redis).await?;
+    let needs = |component| {
+        let mut contenders = plan.iter().flat_map(|(_, contenders)| contenders);
+        contenders.any(|contender| contender.needs() == Some(component))
+    };
+    let servers = Servers::start(options.postgres, needs).await?;
     println!(
         "PostgreSQL {}{}; {} runs each, in a new order every time; medians [range of rows/s]",
         servers.postgres_version(),

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use lockstep_kit::kafka::{Kafka, KafkaOptions, installed_version};
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
+use lockstep_kit::rabbitmq::{Rabbitmq, RabbitmqOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
 use lockstep_kit::{Component, unique};
 
@@ -46,6 +47,7 @@ pub struct Servers {
     postmaster: u32,
     kafka: Option<Kafka>,
     redis: Option<Redis>,
+    rabbitmq: Option<Rabbitmq>,
     folder: PathBuf,
 }
 
@@ -58,44 +60,42 @@ pub struct Loaded {
 }
 
 impl Servers {
-    pub async fn start(major: u16, kafka: bool, redis: bool) -> Result<Self> {
+    /// Starts PostgreSQL, and of the others those that are needed and are here.
+    pub async fn start(major: u16, needs: impl Fn(Component) -> bool) -> Result<Self> {
         let options = SETTINGS
             .iter()
             .fold(PostgresOptions::new(major), |options, (name, value)| {
                 options.set(name, value)
             });
         let postgres = Postgres::try_start(options).await?;
-        let kafka = match kafka && Component::Kafka.is_installed() {
+        let has = |component: Component| {
+            let is_needed = needs(component);
+            if is_needed && !component.is_installed() {
+                println!("NOT RUN: rows into {component:?}: none here: see tests/kit/install");
+            }
+            is_needed && component.is_installed()
+        };
+        let kafka = match has(Component::Kafka) {
             true => {
                 let settings = BROKER
                     .iter()
                     .map(|(name, value)| ((*name).into(), (*value).into()))
                     .collect();
-                Some(
-                    Kafka::try_start(KafkaOptions {
-                        settings,
-                        ..KafkaOptions::default()
-                    })
-                    .await?,
-                )
+                let options = KafkaOptions {
+                    settings,
+                    ..KafkaOptions::default()
+                };
+                Some(Kafka::try_start(options).await?)
             }
-            false => {
-                if kafka {
-                    println!(
-                        "NOT RUN: rows into Kafka: no broker here: run tests/kit/install kafka"
-                    );
-                }
-                None
-            }
+            false => None,
         };
-        let redis = match redis && Component::Redis.is_installed() {
+        let redis = match has(Component::Redis) {
             true => Some(Redis::try_start(RedisOptions::default()).await?),
-            false => {
-                if redis {
-                    println!("NOT RUN: rows into Redis: none here: run tests/kit/install redis");
-                }
-                None
-            }
+            false => None,
+        };
+        let rabbitmq = match has(Component::Rabbitmq) {
+            true => Some(Rabbitmq::try_start(RabbitmqOptions::default()).await?),
+            false => None,
         };
         // The postmaster is the parent of any of its processes.
         let checkpointer = postgres
@@ -117,6 +117,7 @@ impl Servers {
             postmaster,
             kafka,
             redis,
+            rabbitmq,
             database,
             folder,
         })
@@ -136,9 +137,11 @@ impl Servers {
 
     /// Whether the server that it writes to is there.
     pub fn can_run(&self, contender: Contender) -> bool {
-        match contender {
-            Contender::Redis => self.redis.is_some(),
-            contender => !contender.needs_kafka() || self.kafka.is_some(),
+        match contender.needs() {
+            Some(Component::Kafka) => self.kafka.is_some(),
+            Some(Component::Redis) => self.redis.is_some(),
+            Some(Component::Rabbitmq) => self.rabbitmq.is_some(),
+            _ => true,
         }
     }
 
@@ -250,19 +253,29 @@ impl Servers {
     }
 
     fn target(&self, contender: Contender) -> Destination {
-        match (contender, &self.kafka, &self.redis) {
-            (Contender::File, ..) => Destination::File,
-            (Contender::Redis, _, Some(redis)) => Destination::Redis {
-                url: redis.url().to_owned(),
-            },
-            (Contender::Kafka | Contender::KafkaTransactions, Some(kafka), _) => {
-                Destination::Kafka {
-                    brokers: kafka.bootstrap().to_owned(),
-                    exactly_once: contender == Contender::KafkaTransactions,
-                    partitions: PARTITIONS,
-                }
+        let none = Destination::Nothing;
+        let url = |url: Option<&str>, destination: fn(String) -> Destination| {
+            url.map_or(Destination::Nothing, |url| destination(url.to_owned()))
+        };
+        let redis = self.redis.as_ref().map(Redis::url);
+        match contender {
+            Contender::File => Destination::File,
+            Contender::Redis => url(redis, |url| Destination::Redis { url }),
+            Contender::RedisStream => url(redis, |url| Destination::RedisStream { url }),
+            Contender::Rabbitmq => {
+                let rabbitmq = self.rabbitmq.as_ref().map(Rabbitmq::url);
+                url(rabbitmq, |url| Destination::Rabbitmq { url })
             }
-            _ => Destination::Nothing,
+            Contender::Kafka | Contender::KafkaTransactions => {
+                self.kafka
+                    .as_ref()
+                    .map_or(none, |kafka| Destination::Kafka {
+                        brokers: kafka.bootstrap().to_owned(),
+                        exactly_once: contender == Contender::KafkaTransactions,
+                        partitions: PARTITIONS,
+                    })
+            }
+            _ => none,
         }
     }
 

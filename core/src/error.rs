@@ -195,6 +195,12 @@ impl Error {
         self
     }
 
+    /// What it comes from, for whoever decides by that. It is printed with the error.
+    #[must_use]
+    pub fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+
     /// One word for the cause of a refusal, from [`crate::refusal::reason`], for counters and lists.
     #[must_use]
     pub fn because(mut self, reason: &'static str) -> Self {
@@ -272,7 +278,7 @@ impl fmt::Display for Error {
             write!(f, "{place}: ")?;
         }
         f.write_str(&self.0.message)?;
-        let mut cause: Option<&(dyn StdError + 'static)> = self.0.source.as_deref().map(|s| s as _);
+        let mut cause = self.cause();
         while let Some(inner) = cause {
             write!(f, ": {inner}")?;
             cause = inner.source();

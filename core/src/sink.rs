@@ -118,11 +118,13 @@ pub trait SinkFactory: Send + Sync + 'static {
     /// The section.
     type Config: DeserializeOwned + JsonSchema + Send + Sync + 'static;
 
-    /// Checks what can be checked without I/O.
+    /// Checks what can be checked without I/O. Default: the types of the fields say it all.
     ///
     /// # Errors
     /// Of kind `Config`, naming the field.
-    fn validate(config: &Self::Config) -> Result<()>;
+    fn validate(_config: &Self::Config) -> Result<()> {
+        Ok(())
+    }
 
     /// Connects, and fences an earlier holder where the sink can.
     ///

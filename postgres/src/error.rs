@@ -129,6 +129,13 @@ pub fn from_server(doing: &str, error: ServerError) -> Error {
     }
 }
 
+/// The SQLSTATE of what the server said, when an error comes from that.
+#[must_use]
+pub fn sqlstate(error: &Error) -> Option<&str> {
+    let said = error.cause()?.downcast_ref::<ServerError>()?;
+    Some(&said.code)
+}
+
 /// The house error for an I/O failure of a connection.
 pub fn from_io(doing: &str, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, format!("cannot {doing}")).source(error)

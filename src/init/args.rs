@@ -21,8 +21,8 @@ pub struct Arguments {
     /// all that have a primary key.
     #[arg(long, value_name = "TABLES", value_delimiter = ',')]
     pub tables: Vec<String>,
-    /// Where changes go: kafka=HOST:PORT, redis=URL, opensearch=URL, elasticsearch=URL, tantivy=FOLDER or file=FOLDER; a kind alone stands
-    /// for its usual address on this machine. Several with commas between them, or the option again.
+    /// Where changes go: kafka=HOST:PORT, redis=URL, redis-stream=URL, rabbitmq=URL, opensearch=URL, elasticsearch=URL, webhook=URL,
+    /// tantivy=FOLDER or file=FOLDER; a kind alone stands for its usual address on this machine. Several with commas between them, or the option again.
     #[arg(long = "sink", value_name = "KIND=ADDRESS")]
     pub sinks: Vec<String>,
     /// Name of the pipeline.

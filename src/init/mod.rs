@@ -293,7 +293,7 @@ fn choose_sinks(
     let Some(person) = person else {
         return sinks::parse(&[sinks::SUGGESTED.to_owned()], registry);
     };
-    let question = "Where to? kafka=HOST:PORT, redis=URL, opensearch=URL, tantivy=FOLDER, file=FOLDER; several with commas";
+    let question = "Where to? kafka=HOST:PORT, redis=URL, rabbitmq=URL, opensearch=URL, webhook=URL, tantivy=FOLDER, file=FOLDER; several with commas";
     person.ask(question, Some(sinks::SUGGESTED), |answer| {
         let words = [answer.to_owned()];
         let sinks = sinks::parse(&words, registry).map_err(|error| error.to_string())?;
@@ -317,7 +317,7 @@ fn nothing_for(sources: &[Source], sinks: &[Sink]) -> Result<()> {
                 "no table has a primary key, and {} holds one record per key",
                 sink.kind
             );
-            let remedy = "ALTER TABLE … ADD PRIMARY KEY (…), or take kafka or file";
+            let remedy = "ALTER TABLE … ADD PRIMARY KEY (…), or take a sink that has every change, such as kafka or file";
             Err(Error::new(ErrorKind::Invalid, what).remedy(remedy))
         }
     }

@@ -14,7 +14,7 @@ use crate::quoted::string;
 pub const SUGGESTED: &str = "file=changes";
 
 /// The kinds that `init` knows how to write.
-static KINDS: [(&str, Kind, &str, &str); 6] = [
+static KINDS: [(&str, Kind, &str, &str); 9] = [
     ("kafka", Kind::Kafka, "events", "127.0.0.1:9092"),
     ("redis", Kind::Redis, "cache", "redis://127.0.0.1:6379"),
     (
@@ -29,6 +29,19 @@ static KINDS: [(&str, Kind, &str, &str); 6] = [
         "search",
         "http://127.0.0.1:9200",
     ),
+    ("rabbitmq", Kind::Queue, "queue", "amqp://127.0.0.1:5672"),
+    (
+        "redis-stream",
+        Kind::Stream,
+        "feed",
+        "redis://127.0.0.1:6379",
+    ),
+    (
+        "webhook",
+        Kind::Hook,
+        "hook",
+        "http://127.0.0.1:8080/changes/{table}",
+    ),
     ("tantivy", Kind::Index, "index", "index"),
     ("file", Kind::File, "files", "changes"),
 ];
@@ -38,6 +51,9 @@ enum Kind {
     Kafka,
     Redis,
     Search,
+    Queue,
+    Stream,
+    Hook,
     Index,
     File,
 }
@@ -120,7 +136,7 @@ fn one(
         false => address,
     };
     let server = match is {
-        Kind::Search => Server::with_login_beside(address, &unique),
+        Kind::Search | Kind::Hook => Server::with_login_beside(address, &unique),
         _ => Server::with_password_inside(address, &unique),
     };
     Ok(Sink {
@@ -135,12 +151,23 @@ fn one(
 impl Sink {
     /// Whether it holds one record per key, and so takes no table without a key.
     pub fn needs_keys(&self) -> bool {
-        !matches!(self.is, Kind::Kafka | Kind::File)
+        matches!(self.is, Kind::Redis | Kind::Search | Kind::Index)
     }
 
     /// The password that its section names.
     pub fn password(&self) -> Option<&Password> {
         self.server.password.as_ref()
+    }
+
+    /// User and password, where they are keys of their own.
+    fn login(&self) -> String {
+        let login = self.server.login.iter();
+        login
+            .map(|(user, password)| {
+                let (user, password) = (string(user), string(password));
+                format!("user = {user}\npassword = {password}\n")
+            })
+            .collect()
     }
 
     /// Its section below `type` and `inputs`.
@@ -169,15 +196,32 @@ impl Sink {
             ]
             .concat(),
             Kind::Search => {
-                let login = self.server.login.iter().map(|(user, password)| {
-                    format!("user = {}\npassword = {}\n", string(user), string(password))
-                });
                 let index = match around.several_schemas {
                     true => "index = \"{source}-{schema}-{table}\"\n",
                     false => "index = \"{source}-{table}\"\n",
                 };
-                format!("url = {written}\n{}{index}", login.collect::<String>())
+                format!("url = {written}\n{}{index}", self.login())
             }
+            Kind::Queue => [
+                format!("url = {written}\n"),
+                line(r#"exchange = "lockstep""#, "made when it is missing, with a queue per table"),
+                "declare = { exchange = \"topic\", queues = [{ name = \"{source}.{schema}.{table}\", bind = [\"{source}.{schema}.{table}\"] }] }\n".to_owned(),
+                line(r#"format = "debezium""#, "debezium | flat"),
+            ]
+            .concat(),
+            Kind::Stream => [
+                format!("url = {written}\n"),
+                line(r#"stream = "{source}:{schema}:{table}""#, "a stream per table"),
+                line(r#"format = "debezium""#, "debezium | flat"),
+                line("# max_length = 1000000", "about how many entries are kept; default: all"),
+            ]
+            .concat(),
+            Kind::Hook => [
+                format!("url = {written}\n{}", self.login()),
+                line(r#"format = "debezium""#, "debezium | flat"),
+                line(r#"# secrets = ["${HOOK_SECRET}"]"#, "what requests are signed with"),
+            ]
+            .concat(),
             Kind::Index => line(
                 &format!("path = {}", string(&self.address)),
                 "a folder; `lockstep search` looks into it",
@@ -259,6 +303,9 @@ mod tests {
         let all = sinks(&[
             "redis=rediss://me:s3cret@h:6380",
             "opensearch=https://me:s3cret@h:9200",
+            "rabbitmq=amqps://me:s3cret@h:5671/shop",
+            "redis-stream=rediss://me:s3cret@h:6380",
+            "webhook=https://me:s3cret@h/changes/{table}",
         ]);
         let around = Surroundings {
             several_schemas: true,

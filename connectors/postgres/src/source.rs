@@ -174,6 +174,8 @@ struct Driver {
     batches: mpsc::Sender<Result<Batch>>,
     throttle: Arc<Throttle>,
     wanted: Arc<Wanted>,
+    /// The server shuts down.
+    departs: CancellationToken,
     shutdown: CancellationToken,
 }
 
@@ -337,6 +339,7 @@ impl PostgresSource {
         let driver = Driver {
             throttle,
             wanted,
+            departs: CancellationToken::new(),
             asked,
             desk: Arc::clone(&desk),
             merge: merge.clone(),
@@ -440,6 +443,7 @@ impl Driver {
             tell,
             Arc::clone(&self.desk),
             self.horizons.clone(),
+            self.departs.clone(),
             Lookout::new(
                 &self.config.publication,
                 &self.config.tables,
@@ -529,6 +533,7 @@ impl Driver {
             budget: self.context.budget,
             status: self.context.status,
             wanted: self.wanted,
+            departs: self.departs,
             shutdown: self.shutdown,
         };
         let (done, ended) = tokio::sync::oneshot::channel();

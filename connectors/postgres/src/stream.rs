@@ -5,6 +5,7 @@
 //! goes on. A stream that was idle is read at once, and a transaction that it then sends goes on with its commit.
 
 mod early;
+mod leaving;
 mod replay;
 mod report;
 mod settle;
@@ -94,6 +95,8 @@ pub struct Stream {
     pub status: SourceStatus,
     /// How far somebody waits for the stream to come.
     pub wanted: Arc<Wanted>,
+    /// The server shuts down.
+    pub departs: CancellationToken,
     pub shutdown: CancellationToken,
 }
 
@@ -249,6 +252,8 @@ struct Receiver {
     kept_at: Instant,
     /// When the first byte of the batch was read.
     begun_at: Option<Instant>,
+    /// What a server that shuts down waits for.
+    waiting: Option<leaving::Waiting>,
     tick: tokio::time::Interval,
 }
 
@@ -307,6 +312,7 @@ impl Receiver {
             awake_at: Instant::now(),
             kept_at: Instant::now(),
             begun_at: None,
+            waiting: None,
             tick,
         }
     }
@@ -452,7 +458,7 @@ impl Receiver {
                 Scanned::Define(described) | Scanned::DefineFirst(described) => {
                     self.define(described).await?;
                 }
-                Scanned::Asked => self.report().await?,
+                Scanned::Asked => self.answer().await?,
                 Scanned::Committed(committed) => self.replay(committed).await?,
                 Scanned::Told(branch) => self.tell(branch).await?,
             }
@@ -615,7 +621,7 @@ impl Receiver {
                     self.begun_at.get_or_insert(self.read_at);
                     self.stream.status.heard();
                     if self.is_asked(&mut looked_at)? {
-                        self.report().await?;
+                        self.answer().await?;
                     }
                 }
                 _ = self.tick.tick() => {
@@ -623,6 +629,7 @@ impl Receiver {
                     if !reads && self.reported_at.elapsed() >= report::REPORT_AFTER {
                         self.report().await?;
                     }
+                    self.leave_if_idle()?;
                 }
             }
         }
@@ -651,7 +658,8 @@ impl Receiver {
         if let Some(batch) = self.assembler.progress() {
             self.deliver(batch).await?;
         }
-        self.report_if_due().await
+        self.report_if_due().await?;
+        self.leave_if_idle()
     }
 
     fn server_said(&mut self, found: frame::Frame) -> Error {

@@ -9,10 +9,12 @@ use std::time::Duration;
 use lockstep_core::error::{Error, Policy, Result};
 use lockstep_core::schema::TableId;
 use lockstep_core::source::{SourceContext, SourcePhase};
+use lockstep_pg::error::sqlstate;
 use lockstep_pg::sql;
 use lockstep_pg::wire::target::Target;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 
 use crate::horizons::Horizons;
 use crate::lookout::Lookout;
@@ -23,6 +25,9 @@ const EVERY: Duration = Duration::from_secs(5);
 /// One part in so many of what the slot may keep is left: somebody should look.
 const LITTLE: u64 = 4;
 
+/// SQLSTATE of a server that starts or shuts down.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+
 const LOOK: &str = "SELECT pg_catalog.pg_wal_lsn_diff(here, restart_lsn)::int8, \
     pg_catalog.pg_wal_lsn_diff(here, '0/0')::int8, safe_wal_size, wal_status \
     FROM (SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
@@ -32,7 +37,7 @@ const LOOK: &str = "SELECT pg_catalog.pg_wal_lsn_diff(here, restart_lsn)::int8, 
 /// Watches until it is aborted.
 ///
 /// `grown` is told of a table that is to be followed and is not, when the tables have been copied: the source has to be
-/// opened again for it.
+/// opened again for it. `departs` is cancelled when the server shuts down.
 pub async fn run(
     target: Target,
     slot: String,
@@ -40,25 +45,31 @@ pub async fn run(
     grown: mpsc::Sender<TableId>,
     desk: Arc<Desk>,
     horizons: Horizons,
+    departs: CancellationToken,
     mut lookout: Lookout,
 ) {
     let mut tick = tokio::time::interval(EVERY);
-    let mut client: Option<Client> = None;
+    let mut session: Option<Session> = None;
+    let mut had_one = false;
     let mut warned = None;
     let mut checkpoints = true;
     loop {
-        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = ended(&mut session) => {}
+        }
         let looked = async {
-            let open = match client.take().filter(|client| !client.is_closed()) {
+            let open = match session.take().filter(|session| !session.client.is_closed()) {
                 Some(open) => open,
-                None => sql::connect(&target).await?,
+                None => Session::open(&target, had_one, &departs).await?,
             };
-            let seen = Seen::look(&open, &slot).await?;
-            let sight = lookout.look(&open).await;
+            let seen = Seen::look(&open.client, &slot).await?;
+            let sight = lookout.look(&open.client).await;
             if checkpoints {
-                checkpoints = may_ask_again(horizons.ask(&open).await, &context);
+                checkpoints = may_ask_again(horizons.ask(&open.client).await, &context);
             }
-            client = Some(open);
+            session = Some(open);
+            had_one = true;
             Ok::<_, Error>((seen, sight))
         };
         match looked.await {
@@ -103,6 +114,42 @@ pub async fn run(
             // A failure has been told.
             let _ = tokio::task::spawn_blocking(move || horizons.save()).await;
         }
+    }
+}
+
+/// A session that is kept open between looks: its end tells at once that something is the matter.
+struct Session {
+    client: Client,
+    /// Answered by being dropped, when the session has ended.
+    end: oneshot::Receiver<()>,
+}
+
+impl Session {
+    /// Where there was a session before, and a stream goes on meanwhile, a server that lets nobody in is one that shuts down: one that
+    /// starts has no stream yet.
+    async fn open(target: &Target, had_one: bool, departs: &CancellationToken) -> Result<Self> {
+        let (held, end) = oneshot::channel::<()>();
+        let opened = sql::connect_to_listen(target, move |_| {
+            let _held = &held;
+        });
+        match opened.await {
+            Ok(client) => Ok(Session { client, end }),
+            Err(error) => {
+                if had_one && sqlstate(&error) == Some(CANNOT_CONNECT_NOW) {
+                    departs.cancel();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Pends until the session has ended, for ever where there is none. Cancel-safe.
+async fn ended(session: &mut Option<Session>) {
+    match session {
+        // An error is the answer.
+        Some(session) => drop((&mut session.end).await),
+        None => std::future::pending().await,
     }
 }
 

@@ -162,8 +162,8 @@ pub struct Reconciling {
     /// What must hold in the sources' databases, and between them.
     #[serde(default)]
     pub invariants: Vec<InvariantSection>,
-    /// Comparisons are made when they are asked for, and not by themselves. Not in the file.
-    #[serde(skip)]
+    /// Whether comparisons are made only when they are asked for: invariants are evaluated by themselves all the same. Default `false`.
+    #[serde(default)]
     pub when_asked: bool,
 }
 

@@ -34,6 +34,8 @@ impl Coordinated {
         orders.batch_execute(&purchase.order()).await?;
         inventory.batch_execute(&purchase.reserve()).await?;
         if purchase.gives_up {
+            // One that is only dropped takes its sessions along.
+            global.roll_back().await;
             return Ok(());
         }
         global.commit().await?;

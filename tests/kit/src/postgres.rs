@@ -292,17 +292,17 @@ impl Postgres {
         self.own().process.freeze_family(freeze);
     }
 
-    /// A fast shutdown (SIGINT): it waits for replication clients to confirm all WAL; after 30 s an immediate one.
-    pub async fn stop(&self) {
+    /// A fast shutdown (SIGINT): it waits for replication clients to confirm all WAL; after 30 s an immediate one. Returns whether the
+    /// fast one was enough.
+    pub async fn stop(&self) -> bool {
         let process = &self.own().process;
         process.signal(Signal::INT);
-        if crate::wait::poll_until(Duration::from_secs(30), async || process.exited().is_some())
-            .await
-            .is_err()
-        {
-            process.signal(Signal::QUIT);
-        }
+        let ended =
+            crate::wait::poll_until(Duration::from_secs(30), async || process.exited().is_some())
+                .await
+                .is_ok();
         process.stop(Signal::QUIT, Duration::from_secs(10)).await;
+        ended
     }
 
     /// Makes a standby a primary, and waits until it is one.

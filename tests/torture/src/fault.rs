@@ -28,7 +28,7 @@ pub enum Fault {
     Stop,
     /// SIGSTOP for a while.
     Freeze,
-    /// PostgreSQL ends at once, by an immediate shutdown or by the death of all its processes, and starts again.
+    /// PostgreSQL ends, by a fast or an immediate shutdown or by the death of all its processes, and starts again.
     Postgres,
     /// `kill -9` of Redis and a restart.
     Redis,
@@ -36,6 +36,8 @@ pub enum Fault {
     Kafka,
     /// `kill -9` of OpenSearch and a restart.
     OpenSearch,
+    /// `kill -9` of RabbitMQ and a restart.
+    Rabbitmq,
     /// SIGSTOP of one of the servers, all its processes, for a while.
     Stall,
     /// All connections of a link are reset.
@@ -55,7 +57,7 @@ pub enum Fault {
 }
 
 /// All kinds, in the order of the table.
-pub const FAULTS: [Fault; 15] = [
+pub const FAULTS: [Fault; 16] = [
     Fault::Kill,
     Fault::Stop,
     Fault::Freeze,
@@ -63,6 +65,7 @@ pub const FAULTS: [Fault; 15] = [
     Fault::Redis,
     Fault::Kafka,
     Fault::OpenSearch,
+    Fault::Rabbitmq,
     Fault::Stall,
     Fault::Cut,
     Fault::Delay,
@@ -84,6 +87,7 @@ impl Fault {
             Self::Redis => "redis",
             Self::Kafka => "kafka",
             Self::OpenSearch => "opensearch",
+            Self::Rabbitmq => "rabbitmq",
             Self::Stall => "stall",
             Self::Cut => "cut",
             Self::Delay => "delay",
@@ -113,10 +117,10 @@ impl Fault {
             Self::Stop | Self::Freeze | Self::Redis | Self::Clock => 5,
             Self::Postgres => 4,
             // They take seconds to come back.
-            Self::Kafka | Self::OpenSearch | Self::Disk => 3,
-            // Each of the four servers or links once or twice.
+            Self::Kafka | Self::OpenSearch | Self::Rabbitmq | Self::Disk => 3,
+            // Each of the five servers or links once or twice.
             Self::Cut | Self::HalfClose => 8,
-            Self::Stall | Self::Delay | Self::BlackHole | Self::Slow => 4,
+            Self::Stall | Self::Delay | Self::BlackHole | Self::Slow => 5,
         }
     }
 }
@@ -256,16 +260,23 @@ impl<'a> Faults<'a> {
                 format!("{what} for {frozen:?}")
             }
             Fault::Postgres => {
-                let all = self.random.once_in(2);
                 let server = &self.servers.postgres;
-                if all {
-                    server.kill_all();
-                } else {
-                    server.stop_immediately().await;
-                }
+                let how = match self.random.below(3) {
+                    0 => {
+                        server.kill_all();
+                        "killed"
+                    }
+                    1 => {
+                        server.stop_immediately().await;
+                        "stopped at once"
+                    }
+                    _ => match server.stop().await {
+                        true => "stopped in order",
+                        false => "stopped by force: it waited for a confirmation that did not come",
+                    },
+                };
                 sleep(away).await;
                 server.restart().await;
-                let how = if all { "killed" } else { "stopped at once" };
                 format!("{what} {how}, started after {away:?}")
             }
             Fault::Redis => {
@@ -284,6 +295,12 @@ impl<'a> Faults<'a> {
                 self.servers.opensearch.kill();
                 sleep(away).await;
                 self.servers.opensearch.restart().await;
+                format!("{what} killed, started after {away:?}")
+            }
+            Fault::Rabbitmq => {
+                self.servers.rabbitmq.kill();
+                sleep(away).await;
+                self.servers.rabbitmq.restart().await;
                 format!("{what} killed, started after {away:?}")
             }
             Fault::Stall => {
@@ -402,9 +419,13 @@ impl<'a> Faults<'a> {
     fn next_link(&mut self) -> Link {
         if self.links.is_empty() {
             self.links = match self.contestant {
-                Contestant::Lockstep => {
-                    vec![Link::Postgres, Link::Kafka, Link::Redis, Link::OpenSearch]
-                }
+                Contestant::Lockstep => vec![
+                    Link::Postgres,
+                    Link::Kafka,
+                    Link::Redis,
+                    Link::OpenSearch,
+                    Link::Rabbitmq,
+                ],
                 Contestant::Debezium | Contestant::DebeziumWithTransactions => {
                     vec![Link::Postgres, Link::Kafka]
                 }

@@ -85,7 +85,7 @@ mod tests {
         assert_ne!(one, round(8, 0));
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 9 * 15);
+        assert_eq!(names.len(), 9 * 16);
     }
 
     #[test]

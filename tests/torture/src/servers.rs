@@ -4,6 +4,7 @@ use lockstep_kit::kafka::{Kafka, KafkaOptions};
 use lockstep_kit::opensearch::{OpenSearch, OpenSearchOptions};
 use lockstep_kit::postgres::{Postgres, PostgresOptions};
 use lockstep_kit::proxy::Proxy;
+use lockstep_kit::rabbitmq::{Rabbitmq, RabbitmqOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
 
 /// The major version of PostgreSQL that is tortured.
@@ -20,6 +21,8 @@ pub enum Link {
     Redis,
     /// To OpenSearch.
     OpenSearch,
+    /// To RabbitMQ.
+    Rabbitmq,
 }
 
 /// Servers of a run's own, which it may kill.
@@ -33,9 +36,12 @@ pub struct Servers {
     pub redis: Redis,
     /// One node.
     pub opensearch: OpenSearch,
+    /// One node.
+    pub rabbitmq: Rabbitmq,
     to_postgres: Proxy,
     to_redis: Proxy,
     to_opensearch: Proxy,
+    to_rabbitmq: Proxy,
 }
 
 impl Servers {
@@ -56,21 +62,24 @@ impl Servers {
             proxy: true,
             ..KafkaOptions::default()
         };
-        let (postgres, redis, kafka, opensearch) = tokio::join!(
+        let (postgres, redis, kafka, opensearch, rabbitmq) = tokio::join!(
             Postgres::start(options),
             Redis::start(durable),
             Kafka::start(proxied),
             OpenSearch::start(OpenSearchOptions::default()),
+            Rabbitmq::start(RabbitmqOptions::default()),
         );
         let local = |port: u16| format!("127.0.0.1:{port}");
         Self {
             to_postgres: Proxy::start(local(postgres.port())).await,
             to_redis: Proxy::start(local(redis.port())).await,
             to_opensearch: Proxy::start(local(opensearch.port())).await,
+            to_rabbitmq: Proxy::start(local(rabbitmq.port())).await,
             postgres,
             kafka,
             redis,
             opensearch,
+            rabbitmq,
         }
     }
 
@@ -81,6 +90,7 @@ impl Servers {
             Link::Kafka => self.kafka.proxy(),
             Link::Redis => &self.to_redis,
             Link::OpenSearch => &self.to_opensearch,
+            Link::Rabbitmq => &self.to_rabbitmq,
         }
     }
 
@@ -91,6 +101,7 @@ impl Servers {
             Link::Kafka => self.kafka.freeze(freeze),
             Link::Redis => self.redis.freeze(freeze),
             Link::OpenSearch => self.opensearch.freeze(freeze),
+            Link::Rabbitmq => self.rabbitmq.freeze(freeze),
         }
     }
 
@@ -103,10 +114,11 @@ impl Servers {
         let debezium = lockstep_kit::connect::installed_version();
         let debezium = debezium.map_or_else(String::new, |version| format!(", Debezium {version}"));
         format!(
-            "PostgreSQL {}, Kafka {kafka}, Redis {}, OpenSearch {}{debezium}",
+            "PostgreSQL {}, Kafka {kafka}, Redis {}, OpenSearch {}, RabbitMQ {}{debezium}",
             self.postgres.version(),
             self.redis.version().await.expect("Redis answers"),
             self.opensearch.version().await.expect("OpenSearch answers"),
+            self.rabbitmq.version(),
         )
     }
 }

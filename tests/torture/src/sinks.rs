@@ -23,16 +23,22 @@ pub enum Sink {
     Tantivy,
     /// JSON lines.
     File,
+    /// Redis, a stream per table.
+    Streams,
+    /// A queue per table.
+    Rabbitmq,
 }
 
 /// All of them, in the order of the table.
-pub const SINKS: [Sink; 6] = [
+pub const SINKS: [Sink; 8] = [
     Sink::Kafka,
     Sink::Json,
     Sink::Hash,
     Sink::OpenSearch,
     Sink::Tantivy,
     Sink::File,
+    Sink::Streams,
+    Sink::Rabbitmq,
 ];
 
 impl Sink {
@@ -45,6 +51,8 @@ impl Sink {
             Self::OpenSearch => "opensearch",
             Self::Tantivy => "tantivy",
             Self::File => "file",
+            Self::Streams => "redis-stream",
+            Self::Rabbitmq => "rabbitmq",
         }
     }
 
@@ -71,6 +79,14 @@ impl Sink {
             Self::File => format!(
                 "type = \"file\"\npath = \"{}/{{table}}.jsonl\"",
                 data.display()
+            ),
+            Self::Streams => format!(
+                "type = \"redis-stream\"\nurl = \"redis://{}\"\nstream = \"{name}:stream:{{table}}\"\nresponse_timeout = \"4s\"",
+                servers.proxy(Link::Redis).address()
+            ),
+            Self::Rabbitmq => format!(
+                "type = \"rabbitmq\"\nurl = \"amqp://guest:guest@{}\"\nexchange = \"\"\nrouting_key = \"{name}.{{table}}\"\nheartbeat = \"3s\"\ndeclare = {{ queues = [{{ name = \"{name}.{{table}}\" }}] }}",
+                servers.proxy(Link::Rabbitmq).address()
             ),
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_kit::Component::{
     Kafka as NeedsKafka, OpenSearch as NeedsOpenSearch, Postgres as NeedsPostgres,
-    Redis as NeedsRedis,
+    Rabbitmq as NeedsRabbitmq, Redis as NeedsRedis,
 };
 use lockstep_kit::random::SEED_VARIABLE;
 use lockstep_kit::{Random, require_own};
@@ -23,12 +23,13 @@ const FIXED: u64 = 3;
 /// No other run is begun after this.
 const WHOLE: Duration = Duration::from_secs(140);
 /// What has to hold in every run of the tests.
-const CELLS: [&str; 5] = [
+const CELLS: [&str; 6] = [
     "keys/kill",
     "first-copy/kill",
     "truncate/cut",
     "interleaved/postgres",
     "schema/redis",
+    "keys/rabbitmq",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -37,7 +38,8 @@ async fn nothing_is_lost_doubled_reordered_or_stale() {
         NeedsPostgres(POSTGRES),
         NeedsKafka,
         NeedsRedis,
-        NeedsOpenSearch
+        NeedsOpenSearch,
+        NeedsRabbitmq
     );
     let mut random = Random::from_environment();
     let began = Instant::now();

@@ -12,6 +12,7 @@ mod lost;
 mod preflight;
 mod reload;
 mod resume;
+mod shutdown;
 mod silence;
 mod stream;
 mod streamed;

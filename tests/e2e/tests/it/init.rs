@@ -7,11 +7,12 @@ use lockstep::demo::shop::{Shop, ShopOptions};
 use lockstep_e2e::Setup;
 use lockstep_e2e::child::{Ended, PATIENCE, Pipeline};
 use lockstep_kit::Component::{
-    Kafka as NeedsKafka, Postgres as NeedsPostgres, Redis as NeedsRedis,
+    Kafka as NeedsKafka, Postgres as NeedsPostgres, Rabbitmq as NeedsRabbitmq, Redis as NeedsRedis,
 };
 use lockstep_kit::kafka::Kafka;
 use lockstep_kit::postgres::{Auth, Database, PASSWORD, Postgres, PostgresOptions};
-use lockstep_kit::redis::Redis;
+use lockstep_kit::rabbitmq::Rabbitmq;
+use lockstep_kit::redis::{Redis, Reply};
 use lockstep_kit::{require, require_own, unique};
 use serde_json::Value;
 
@@ -115,6 +116,44 @@ async fn the_shops_two_databases_are_checked_and_running_within_two_minutes() {
     pipeline.wait_visible(&here, &end, PATIENCE).await;
     let copied = written(&setup, &format!("changes/{here}.public.orders.jsonl"));
     assert_eq!(copied.lines().count(), 50);
+    assert!(pipeline.terminate(PATIENCE).await.success());
+}
+
+/// What has every change takes tables without a key, too; where it goes is made at the start.
+#[tokio::test]
+async fn queues_streams_and_webhooks_are_written_checked_and_run() {
+    require!(NeedsPostgres(17), NeedsRedis, NeedsRabbitmq);
+    let database = table().await;
+    let (redis, rabbitmq) = (Redis::shared().await, Rabbitmq::shared().await);
+    let setup = folder();
+    let name = unique("told");
+    let arguments = [
+        "init".to_owned(),
+        "told.toml".to_owned(),
+        format!("--url={name}={}", database.url()),
+        "--tables=t,log".to_owned(),
+        format!("--sink=rabbitmq={}", rabbitmq.url()),
+        format!("--sink=redis-stream={}", redis.url()),
+        format!("--name={name}"),
+        "--yes".to_owned(),
+    ];
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    assert_done(&setup.lockstep_with(&arguments, &[]).await);
+    let file = written(&setup, "told.toml");
+    let secret = ("QUEUE_PASSWORD", "guest");
+    assert!(file.contains("${QUEUE_PASSWORD}"), "{file}");
+    assert_done(
+        &setup
+            .lockstep_with(&["check", "told.toml"], &[secret])
+            .await,
+    );
+    let mut pipeline = setup.spawn(&["run", "told.toml"], &[secret]);
+    pipeline.wait_ready().await;
+    let end = crate::support::end_of_log(&database).await;
+    pipeline.wait_visible(&name, &end, PATIENCE).await;
+    let stream = format!("{name}:public:t");
+    let held = redis.command(&["XLEN", &stream]).await;
+    assert!(matches!(held, Ok(Reply::Integer(1))), "{held:?}");
     assert!(pipeline.terminate(PATIENCE).await.success());
 }
 

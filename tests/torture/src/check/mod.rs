@@ -1,6 +1,6 @@
 //! Compares what arrived with what PostgreSQL says must have.
 //!
-//! Reads PostgreSQL, Kafka, Redis, OpenSearch, the files and the embedded index with plain clients, and shares no code with
+//! Reads PostgreSQL, Kafka, Redis, OpenSearch, RabbitMQ, the files and the embedded index with plain clients, and shares no code with
 //! the product: what a sink's encoder believes of itself is not asked.
 
 mod embedded;
@@ -8,9 +8,11 @@ mod expected;
 mod files;
 mod history;
 mod kafka;
+mod rabbitmq;
 mod redis;
 mod rows;
 mod search;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -157,6 +159,16 @@ pub async fn check(place: &Place<'_>, sinks: &[Sink], begin: Begin) -> Result<Ch
                     let records = files::read(&path)?;
                     let name = path.display().to_string();
                     history::compare(&name, expected, &records, history::Tombstones::None, found);
+                }
+                Sink::Streams => {
+                    let key = format!("{}:stream:{table}", place.name);
+                    let records = streams::read(place.servers.redis.url(), &key).await?;
+                    history::compare(&key, expected, &records, history::Tombstones::None, found);
+                }
+                Sink::Rabbitmq => {
+                    let queue = format!("{}.{table}", place.name);
+                    let records = rabbitmq::read(place.servers.rabbitmq.url(), &queue).await?;
+                    history::compare(&queue, expected, &records, history::Tombstones::None, found);
                 }
                 Sink::Json | Sink::Hash => {
                     let prefix = format!("{}:{}:{table}:", place.name, sink.name());

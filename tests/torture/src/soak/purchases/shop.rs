@@ -161,7 +161,7 @@ resolve = ["lockstep"]
 safety_interval = "0s"
 
 [reconcile]
-every = "1d"
+when_asked = true
 {invariants}"#,
             orders = self.orders.url(),
             inventory = self.inventory.url(),
