@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_e2e::{Pipeline, Setup};
 use lockstep_kit::Component::{Postgres as NeedsPostgres, Redis as NeedsRedis};
-use lockstep_kit::postgres::{Database, Postgres};
+use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
 use lockstep_kit::{require, require_own, unique, wait_for};
 use tokio::net::TcpListener;
@@ -287,4 +287,78 @@ async fn a_collector_that_does_not_answer_holds_the_end_for_a_few_seconds_only()
     );
     let log = pipeline.log();
     assert!(log.contains("the last traces were not exported"), "{log}");
+}
+
+/// One process after the other runs a pipeline of two databases, and ends what a coordinator has left behind in one of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_over_and_what_is_resolved_arrive_with_token_and_rule() {
+    require_own!(NeedsPostgres(16));
+    let server = Postgres::start(PostgresOptions::new(16)).await;
+    let (orders, inventory) = (
+        server.database("orders").await,
+        server.database("inventory").await,
+    );
+    let name = unique("otel");
+    let section = |of: &str, database: &Database| {
+        let url = database.url();
+        format!(
+            "[sources.{of}]\ntype = \"postgres\"\nurl = \"{url}\"\nslot = \"{name}_{of}\"\ntables = [\"public.t\"]\ntwo_phase = true\n"
+        )
+    };
+    for database in [&orders, &inventory] {
+        database
+            .execute("CREATE TABLE t (id int PRIMARY KEY)")
+            .await;
+    }
+    let setup = Setup::new(&name, |folder| {
+        section("orders", &orders)
+            + &section("inventory", &inventory)
+            + &format!(
+                "[transforms.whole]\ntype = \"stitch\"\ninputs = [\"orders\", \"inventory\"]\n\
+                 [sinks.files]\ntype = \"file\"\ninputs = [\"whole\"]\npath = \"{}/all.jsonl\"\n\
+                 [transactions]\nautomatic = [\"narayana\"]\nevery = \"1s\"\nsafety_interval = \"1s\"\n\
+                 [lease]\ntype = \"postgres\"\nurl = \"{}\"\nttl = \"3s\"\n",
+                folder.display(),
+                orders.url()
+            )
+    });
+    setup.change("[state]\n", "[state]\nshared = true\n");
+    let collector = Collector::start().await;
+    let mut first = run(&setup, &collector.url, &[]);
+    first.wait_ready().await;
+    let took = span(&collector, "take over", |_| true).await;
+    let found = ["pipeline", "outcome", "error"].map(|key| took.get(key));
+    assert_eq!(found, [&*name, "runs", ""], "{took:?}");
+    let token: u64 = took.get("token").parse().expect("a number");
+
+    let mut second = run(&setup, &collector.url, &[]);
+    second.wait_ready().await;
+    first.kill9();
+    let later = |seen: &Seen| {
+        seen.get("token")
+            .parse::<u64>()
+            .is_ok_and(|now| now > token)
+    };
+    let took = span(&collector, "take over", later).await;
+    assert_eq!(took.get("outcome"), "runs", "{took:?}");
+
+    // As Narayana names its branches.
+    let gid = |branch: &str| format!("131077_NA==_{branch}");
+    for (database, branch) in [(&orders, "1w=="), (&inventory, "2w==")] {
+        let gid = gid(branch);
+        let work = format!("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION '{gid}'");
+        database.execute(&work).await;
+    }
+    let commit = format!("COMMIT PREPARED '{}'", gid("1w=="));
+    orders.execute(&commit).await;
+    let resolved = span(&collector, "resolve", |_| true).await;
+    let found = [
+        "pipeline", "source", "gid", "rule", "action", "outcome", "error",
+    ];
+    let found = found.map(|key| resolved.get(key));
+    let (gid, done) = (gid("2w=="), "done");
+    let expected = [&*name, "inventory", &gid, "evidence", "committed", done, ""];
+    assert_eq!(found, expected, "{resolved:?}");
+    assert_eq!(resolved.kind, CLIENT);
+    assert!(second.terminate(PATIENCE).await.success());
 }

@@ -56,7 +56,7 @@ pub async fn run(
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            () = ended(&mut session) => {}
+            () = ended(&mut session) => session = None,
         }
         let looked = async {
             let open = match session.take().filter(|session| !session.client.is_closed()) {
