@@ -152,6 +152,21 @@ impl Progress {
             .and_spans(spans)
             .and_early(early)
     }
+
+    /// What both have, and perhaps not all of it: what one has by a span and the other one by one may be left out.
+    #[must_use]
+    pub fn common(&self, other: &Progress) -> Progress {
+        let both = |position: &Position| self.holds(*position) && other.holds(*position);
+        let ahead = self.ahead.iter().chain(&other.ahead).copied();
+        let spans = |one: &Progress, other: &Progress| {
+            let spans = one.spans.iter().copied();
+            let is_there = |span: &Span| other.covers(&Progress::default().and_spans([*span]));
+            spans.filter(is_there).collect::<Vec<Span>>()
+        };
+        Progress::new(self.upto.min(other.upto), ahead.filter(both))
+            .and_spans(spans(self, other))
+            .and_spans(spans(other, self))
+    }
 }
 
 fn lies_in(spans: &[Span], position: Position) -> bool {

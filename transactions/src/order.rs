@@ -45,7 +45,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lockstep_core::position::{Lsn, Position};
-use lockstep_core::progress::{Span, Standing};
+use lockstep_core::progress::{Progress, Span, Standing};
 
 use candidates::{Candidates, Look};
 pub use doubt::{Ended, InDoubt};
@@ -195,6 +195,14 @@ impl Order {
             sources: reached.into_iter().map(Source::new).collect(),
             ..Order::default()
         }
+    }
+
+    /// This much of a source went on in an earlier life, as is known of whoever it went on to. To be told before anything else of it.
+    ///
+    /// What is read of it again waits for nobody: it is not to be found out once more which branches it had, for which the others would
+    /// have to be read to the ends of their logs.
+    pub fn went_on(&mut self, source: usize, held: &Progress) {
+        self.sources[source].went_on(held);
     }
 
     /// A branch was prepared. May be told again: then false.

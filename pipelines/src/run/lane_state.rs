@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use lockstep_core::position::{Lsn, SourceInfo};
+use lockstep_core::progress::Progress;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{SinkContext, Trouble};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, SetOnce, mpsc};
 use tokio::time::Instant;
 
 use super::course::Request;
@@ -34,6 +35,8 @@ pub(super) struct LaneState {
     changed: Notify,
     /// What the sink was opened with last.
     context: Mutex<Option<SinkContext>>,
+    /// What it held of each source when it was opened first.
+    held: SetOnce<BTreeMap<usize, Progress>>,
     /// What reads the sink back.
     pub inspectors: Arc<Inspectors>,
     /// To the lane, and until it takes them over its end of them.
@@ -94,6 +97,7 @@ impl LaneState {
             }),
             announced: Mutex::default(),
             context: Mutex::default(),
+            held: SetOnce::new(),
             inspectors: Arc::default(),
             changed: Notify::new(),
         }
@@ -113,6 +117,17 @@ impl LaneState {
     pub fn opened(&self, context: SinkContext) {
         *lock(&self.context) = Some(context);
         self.inspectors.forget();
+    }
+
+    /// The sink is open, and holds this much of each source.
+    pub fn holds(&self, held: &BTreeMap<usize, Progress>) {
+        // What it has been given since is known to whoever gave it.
+        let _ = self.held.set(held.clone());
+    }
+
+    /// What the sink held of a source when it was opened first; pends until then. `None` when it cannot tell. Cancel-safe.
+    pub async fn held_first(&self, source: usize) -> Option<Progress> {
+        self.held.wait().await.get(&source).cloned()
     }
 
     /// Asks the lane for a replay; pends while many are asked for.

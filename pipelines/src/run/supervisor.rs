@@ -484,7 +484,12 @@ impl Supervisor {
         let sources = stitched.sources.iter().map(|source| {
             let share = &inner.sources[*source];
             let folder = self.estate.folder(&pipeline.state, &share.name)?;
-            Ok((Arc::clone(share), Arc::clone(&flows[*source]), folder))
+            Ok((
+                *source,
+                Arc::clone(share),
+                Arc::clone(&flows[*source]),
+                folder,
+            ))
         });
         let sources = sources.collect::<Result<Vec<_>>>()?;
         let place = format!("transforms.{}", stitched.name);

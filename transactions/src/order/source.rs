@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use lockstep_core::position::{Lsn, Position};
+use lockstep_core::progress::Progress;
 
 use super::Reach;
 
@@ -79,6 +80,13 @@ impl Source {
             ahead: reached.ahead,
             spans: reached.spans.into_iter().collect(),
         }
+    }
+
+    /// This much has gone on in an earlier life.
+    pub fn went_on(&mut self, held: &Progress) {
+        self.last.place = self.last.place.max(held.upto());
+        self.ahead.extend(held.ahead());
+        self.spans.extend(held.spans().iter().copied());
     }
 
     /// A PREPARE has been read. False when it has been before: they are read in the order of the log.

@@ -209,8 +209,12 @@ impl World {
             }
             Event::Restart => {
                 self.rows.clear();
-                let reaches = (0..DATABASES).map(|at| self.order.reach(at));
-                self.order = Order::new(reaches.collect()).with_rows();
+                let reaches: Vec<Reach> = (0..DATABASES).map(|at| self.order.reach(at)).collect();
+                self.order = Order::new(vec![Reach::default(); DATABASES]).with_rows();
+                for (at, reach) in reaches.into_iter().enumerate() {
+                    let held = Progress::new(reach.upto, reach.ahead).and_spans(reach.spans);
+                    self.order.went_on(at, &held);
+                }
                 self.asked.clear();
                 self.undecided.clear();
                 for database in &mut self.databases {

@@ -59,6 +59,7 @@ impl Lane {
             self.proved.extend(held.clone().map(|held| (index, held)));
             self.resume.extend(held.map(|held| (index, held)));
         }
+        state.holds(&self.resume);
         let mut view = state.view();
         view.phase = SinkPhase::Running;
         view.problem = None;

@@ -28,8 +28,9 @@ mod witness;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use lockstep_core::batch::{Batch, Branch, Phase, Prepared};
 use lockstep_core::folder::Folder;
 use lockstep_core::memory::Budget;
@@ -41,6 +42,7 @@ use lockstep_transactions::gid::{self, Pattern};
 use lockstep_transactions::marker::Marker;
 use lockstep_transactions::order::{Committed, Order, Reach};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::flow::Flow;
 use super::source_state::SourceShare;
@@ -59,6 +61,8 @@ pub use witness::{DoubtfulBranch, Doubts};
 
 /// Batches that may wait at the door: what is behind it never waits for a source.
 const WAITING: usize = 16;
+/// How long sinks may take to open before it is begun without knowing what they hold.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a pump hands batches over.
 #[derive(Clone)]
@@ -116,8 +120,8 @@ fn stopped() -> Error {
 pub(super) struct Parts<'a> {
     pub name: Arc<str>,
     pub stitching: Stitching,
-    /// Its sources, the ways of their batches, and what survives a restart of them.
-    pub sources: Vec<(Arc<SourceShare>, Arc<Flow>, Folder)>,
+    /// Its sources by their numbers in the pipeline, the ways of their batches, and what survives a restart of them.
+    pub sources: Vec<(usize, Arc<SourceShare>, Arc<Flow>, Folder)>,
     /// For what waits.
     pub directory: &'a Path,
     /// Memory that batches of all sources share.
@@ -152,6 +156,8 @@ pub(super) struct Stitch {
 
 /// A source.
 struct Side {
+    /// Its number in the pipeline.
+    index: usize,
     share: Arc<SourceShare>,
     flow: Arc<Flow>,
     /// A transaction of which the rest is to come.
@@ -196,11 +202,12 @@ impl Stitch {
         });
         let doors = doors.collect();
         let reached = vec![Reach::default(); parts.sources.len()];
-        let shares = parts.sources.iter().map(|(share, ..)| Arc::clone(share));
+        let shares = parts.sources.iter().map(|(_, share, ..)| Arc::clone(share));
         let shares: Vec<Arc<SourceShare>> = shares.collect();
         let names = shares.iter().map(|share| Arc::clone(&share.name));
         let folders = parts.sources.iter();
-        let folders = folders.map(|(share, _, folder)| (Arc::clone(&share.name), folder.clone()));
+        let folders =
+            folders.map(|(_, share, _, folder)| (Arc::clone(&share.name), folder.clone()));
         let notes = Notes::open(folders.collect());
         parts.witness.open(shares.clone(), sender.downgrade());
         let stitch = Stitch {
@@ -217,7 +224,8 @@ impl Stitch {
             sources: parts
                 .sources
                 .into_iter()
-                .map(|(share, flow, _)| Side {
+                .map(|(index, share, flow, _)| Side {
+                    index,
                     share,
                     flow,
                     open: None,
@@ -242,6 +250,12 @@ impl Stitch {
     /// # Errors
     /// What a transform says that stops the pipeline, or that what waits cannot be kept.
     pub async fn run(mut self) -> Result<()> {
+        if timeout(PATIENCE, self.look_at_sinks()).await.is_err() {
+            tracing::info!(
+                stitch = %self.name,
+                "not all sinks are open: which branches transactions had that went on before is found out once more"
+            );
+        }
         loop {
             if self.fencing.may_ask() {
                 match self.order.wanted() {
@@ -269,6 +283,24 @@ impl Stitch {
             self.shelf.settle()?;
             self.desk.answer(&self.order, &self.notes);
             self.metrics.waits(self.order.held(), self.shelf.filed());
+        }
+    }
+
+    /// Waits until all sinks are open, and takes from them what went on before. Nothing is lost without: it comes again, and they
+    /// know it.
+    async fn look_at_sinks(&mut self) {
+        let mut held = Vec::with_capacity(self.sources.len());
+        for side in &self.sources {
+            let all = side.flow.lanes().map(|lane| lane.held_first(side.index));
+            let all = join_all(all).await.into_iter();
+            // Of one that cannot tell it is not known what it holds.
+            let common = all.reduce(|one, other| Some(one?.common(&other?)));
+            held.push(common.flatten());
+        }
+        for (source, held) in held.iter().enumerate() {
+            if let Some(held) = held {
+                self.order.went_on(source, held);
+            }
         }
     }
 

@@ -45,3 +45,33 @@ fn each_of_many_that_waited_for_one_is_looked_at_a_few_times() {
     let looks = order.looks.get() - before;
     assert!(looks < 10 * all, "{looks} looks at {all}");
 }
+
+/// The second source is confirmed less far than the first, which does not tell again of what both had.
+#[test]
+fn what_went_on_in_an_earlier_life_asks_for_no_ends_and_holds_nothing_up() {
+    for is_known in [true, false] {
+        let mut order = Order::new(vec![Reach::default(); 2]);
+        if is_known {
+            order.went_on(0, &Progress::new(whole(100), [whole(120)]));
+            order.went_on(1, &Progress::new(whole(40), [whole(80), whole(120)]));
+        }
+        // Of the first nothing comes again of these: it was confirmed.
+        for (purchase, commits) in [("one", 40), ("two", 80)] {
+            order.prepared(1, &name(purchase), Lsn(commits - 10));
+            order.committed(commit(1, commits, Some((purchase, commits - 10))));
+        }
+        // These come again of both, or are new.
+        for (purchase, commits) in [("three", 120), ("four", 150)] {
+            for source in 0..2 {
+                order.prepared(source, &name(purchase), Lsn(commits - 10));
+                order.committed(commit(source, commits, Some((purchase, commits - 10))));
+            }
+        }
+        let asks = order.wanted().is_some();
+        let gone = released(&mut order);
+        assert_eq!(asks, !is_known);
+        let members = gone.iter().flatten().map(|unit| unit.members.len());
+        let expected: &[usize] = if is_known { &[2] } else { &[] };
+        assert_eq!(members.collect::<Vec<_>>(), expected, "{gone:?}");
+    }
+}
