@@ -50,7 +50,7 @@ soak:
 	$(SOAKER) $(SOAK)
 
 bench:
-	tests/kit/install postgres redis kafka
+	tests/kit/install postgres redis kafka registry
 	cargo build --release -p lockstep-benches
 	cargo run --release -q -p lockstep-benches -- $(BENCH)
 

@@ -17,6 +17,12 @@ pub enum Contender {
     Kafka,
     /// lockstep into Kafka, `debezium` envelope, exactly once.
     KafkaTransactions,
+    /// lockstep into Kafka, `flat` envelope, at least once.
+    KafkaFlat,
+    /// The same as [`Contender::Kafka`] in Avro.
+    KafkaAvro,
+    /// The same as [`Contender::KafkaFlat`] in Avro.
+    KafkaFlatAvro,
     /// lockstep into Redis.
     Redis,
     /// `psql` with COPY … TO STDOUT into /dev/null.
@@ -32,7 +38,17 @@ impl Contender {
     pub fn of(workload: Workload) -> &'static [Contender] {
         match workload {
             Workload::Table => &[Contender::Psql, Contender::CopyOne, Contender::CopyTwo],
-            Workload::Batches | Workload::Singles => &[
+            Workload::Batches => &[
+                Contender::PgRecvlogical,
+                Contender::Nothing,
+                Contender::File,
+                Contender::Kafka,
+                Contender::KafkaTransactions,
+                Contender::KafkaFlat,
+                Contender::KafkaAvro,
+                Contender::KafkaFlatAvro,
+            ],
+            Workload::Singles => &[
                 Contender::PgRecvlogical,
                 Contender::Nothing,
                 Contender::File,
@@ -66,6 +82,9 @@ impl Contender {
             Contender::File => "lockstep > file",
             Contender::Kafka => "lockstep > kafka",
             Contender::KafkaTransactions => "lockstep > kafka, exactly once",
+            Contender::KafkaFlat => "lockstep > kafka, flat",
+            Contender::KafkaAvro => "lockstep > kafka, avro",
+            Contender::KafkaFlatAvro => "lockstep > kafka, flat in avro",
             Contender::Redis => "lockstep > redis",
             Contender::Psql => "psql copy > /dev/null",
             Contender::CopyOne => "lockstep > nothing, 1 worker",
@@ -84,13 +103,32 @@ impl Contender {
             | Contender::File
             | Contender::Kafka
             | Contender::KafkaTransactions
+            | Contender::KafkaFlat
+            | Contender::KafkaAvro
+            | Contender::KafkaFlatAvro
             | Contender::Redis => true,
         }
     }
 
     /// Whether it writes to a broker.
     pub fn needs_kafka(self) -> bool {
-        matches!(self, Contender::Kafka | Contender::KafkaTransactions)
+        matches!(
+            self,
+            Contender::Kafka | Contender::KafkaTransactions | Contender::KafkaFlat
+        ) || self.needs_registry()
+    }
+
+    /// Whether what it writes has schemas.
+    pub fn needs_registry(self) -> bool {
+        matches!(self, Contender::KafkaAvro | Contender::KafkaFlatAvro)
+    }
+
+    /// The envelope of what it writes.
+    pub fn format(self) -> &'static str {
+        match self {
+            Contender::KafkaFlat | Contender::KafkaFlatAvro => "flat",
+            _ => "debezium",
+        }
     }
 }
 

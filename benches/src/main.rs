@@ -178,10 +178,14 @@ async fn bench(options: &Options) -> Result<()> {
         .iter()
         .flat_map(|(_, contenders)| contenders)
         .any(|contender| contender.needs_kafka());
+    let registry = plan
+        .iter()
+        .flat_map(|(_, contenders)| contenders)
+        .any(|contender| contender.needs_registry());
     let redis = plan
         .iter()
         .any(|(_, contenders)| contenders.contains(&Contender::Redis));
-    let servers = Servers::start(options.postgres, kafka, redis).await?;
+    let servers = Servers::start(options.postgres, kafka, registry, redis).await?;
     println!(
         "PostgreSQL {}{}; {} runs each, in a new order every time; medians [range of rows/s]",
         servers.postgres_version(),

@@ -6,6 +6,7 @@ use std::process::Command;
 use lockstep_kit::kafka::{Kafka, KafkaOptions, installed_version};
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
+use lockstep_kit::registry::{Registry, RegistryOptions};
 use lockstep_kit::{Component, unique};
 
 use crate::Result;
@@ -45,6 +46,7 @@ pub struct Servers {
     postgres: Postgres,
     postmaster: u32,
     kafka: Option<Kafka>,
+    registry: Option<Registry>,
     redis: Option<Redis>,
     folder: PathBuf,
 }
@@ -58,7 +60,7 @@ pub struct Loaded {
 }
 
 impl Servers {
-    pub async fn start(major: u16, kafka: bool, redis: bool) -> Result<Self> {
+    pub async fn start(major: u16, kafka: bool, registry: bool, redis: bool) -> Result<Self> {
         let options = SETTINGS
             .iter()
             .fold(PostgresOptions::new(major), |options, (name, value)| {
@@ -83,6 +85,17 @@ impl Servers {
                 if kafka {
                     println!(
                         "NOT RUN: rows into Kafka: no broker here: run tests/kit/install kafka"
+                    );
+                }
+                None
+            }
+        };
+        let registry = match registry && Component::Registry.is_installed() {
+            true => Some(Registry::try_start(RegistryOptions::default()).await?),
+            false => {
+                if registry {
+                    println!(
+                        "NOT RUN: rows in Avro: no schema registry here: run tests/kit/install registry"
                     );
                 }
                 None
@@ -116,6 +129,7 @@ impl Servers {
             postgres,
             postmaster,
             kafka,
+            registry,
             redis,
             database,
             folder,
@@ -138,7 +152,10 @@ impl Servers {
     pub fn can_run(&self, contender: Contender) -> bool {
         match contender {
             Contender::Redis => self.redis.is_some(),
-            contender => !contender.needs_kafka() || self.kafka.is_some(),
+            contender => {
+                (!contender.needs_kafka() || self.kafka.is_some())
+                    && (!contender.needs_registry() || self.registry.is_some())
+            }
         }
     }
 
@@ -255,13 +272,17 @@ impl Servers {
             (Contender::Redis, _, Some(redis)) => Destination::Redis {
                 url: redis.url().to_owned(),
             },
-            (Contender::Kafka | Contender::KafkaTransactions, Some(kafka), _) => {
-                Destination::Kafka {
-                    brokers: kafka.bootstrap().to_owned(),
-                    exactly_once: contender == Contender::KafkaTransactions,
-                    partitions: PARTITIONS,
-                }
-            }
+            (contender, Some(kafka), _) if contender.needs_kafka() => Destination::Kafka {
+                brokers: kafka.bootstrap().to_owned(),
+                format: contender.format().to_owned(),
+                registry: self
+                    .registry
+                    .as_ref()
+                    .filter(|_| contender.needs_registry())
+                    .map(|registry| registry.url().to_owned()),
+                exactly_once: contender == Contender::KafkaTransactions,
+                partitions: PARTITIONS,
+            },
             _ => Destination::Nothing,
         }
     }
