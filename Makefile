@@ -52,7 +52,7 @@ soak:
 	$(SOAKER) $(SOAK)
 
 bench:
-	tests/kit/install postgres redis kafka rabbitmq
+	tests/kit/install postgres redis kafka rabbitmq registry
 	cargo build --release -p lockstep-benches
 	cargo run --release -q -p lockstep-benches -- $(BENCH)
 

@@ -19,6 +19,12 @@ pub enum Contender {
     Kafka,
     /// lockstep into Kafka, `debezium` envelope, exactly once.
     KafkaTransactions,
+    /// lockstep into Kafka, `flat` envelope, at least once.
+    KafkaFlat,
+    /// The same as [`Contender::Kafka`] in Avro.
+    KafkaAvro,
+    /// The same as [`Contender::KafkaFlat`] in Avro.
+    KafkaFlatAvro,
     /// lockstep into Redis.
     Redis,
     /// lockstep into a stream of Redis, `debezium` envelope, exactly once.
@@ -38,7 +44,17 @@ impl Contender {
     pub fn of(workload: Workload) -> &'static [Contender] {
         match workload {
             Workload::Table => &[Contender::Psql, Contender::CopyOne, Contender::CopyTwo],
-            Workload::Batches | Workload::Singles => &[
+            Workload::Batches => &[
+                Contender::PgRecvlogical,
+                Contender::Nothing,
+                Contender::File,
+                Contender::Kafka,
+                Contender::KafkaTransactions,
+                Contender::KafkaFlat,
+                Contender::KafkaAvro,
+                Contender::KafkaFlatAvro,
+            ],
+            Workload::Singles => &[
                 Contender::PgRecvlogical,
                 Contender::Nothing,
                 Contender::File,
@@ -74,6 +90,9 @@ impl Contender {
             Contender::File => "lockstep > file",
             Contender::Kafka => "lockstep > kafka",
             Contender::KafkaTransactions => "lockstep > kafka, exactly once",
+            Contender::KafkaFlat => "lockstep > kafka, flat",
+            Contender::KafkaAvro => "lockstep > kafka, avro",
+            Contender::KafkaFlatAvro => "lockstep > kafka, flat in avro",
             Contender::Redis => "lockstep > redis",
             Contender::RedisStream => "lockstep > redis-stream",
             Contender::Rabbitmq => "lockstep > rabbitmq",
@@ -94,24 +113,40 @@ impl Contender {
             | Contender::File
             | Contender::Kafka
             | Contender::KafkaTransactions
+            | Contender::KafkaFlat
+            | Contender::KafkaAvro
+            | Contender::KafkaFlatAvro
             | Contender::Redis
             | Contender::RedisStream
             | Contender::Rabbitmq => true,
         }
     }
 
-    /// The server that it writes to.
-    pub fn needs(self) -> Option<Component> {
+    /// The servers that it writes to.
+    pub fn needs(self) -> &'static [Component] {
         match self {
-            Contender::Kafka | Contender::KafkaTransactions => Some(Component::Kafka),
-            Contender::Redis | Contender::RedisStream => Some(Component::Redis),
-            Contender::Rabbitmq => Some(Component::Rabbitmq),
+            Contender::Kafka | Contender::KafkaTransactions | Contender::KafkaFlat => {
+                &[Component::Kafka]
+            }
+            Contender::KafkaAvro | Contender::KafkaFlatAvro => {
+                &[Component::Kafka, Component::Registry]
+            }
+            Contender::Redis | Contender::RedisStream => &[Component::Redis],
+            Contender::Rabbitmq => &[Component::Rabbitmq],
             Contender::PgRecvlogical
             | Contender::Nothing
             | Contender::File
             | Contender::Psql
             | Contender::CopyOne
-            | Contender::CopyTwo => None,
+            | Contender::CopyTwo => &[],
+        }
+    }
+
+    /// The envelope of what it writes.
+    pub fn format(self) -> &'static str {
+        match self {
+            Contender::KafkaFlat | Contender::KafkaFlatAvro => "flat",
+            _ => "debezium",
         }
     }
 }

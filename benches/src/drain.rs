@@ -49,6 +49,10 @@ pub enum Destination {
     File,
     Kafka {
         brokers: String,
+        /// The envelope.
+        format: String,
+        /// Of the schemas, where it is in Avro.
+        registry: Option<String>,
         exactly_once: bool,
         partitions: u16,
     },
@@ -158,16 +162,23 @@ async fn open_sink(task: &Task, source: &dyn Source) -> Result<Option<Box<dyn Si
         }
         Destination::Kafka {
             brokers,
+            format,
+            registry,
             exactly_once,
             partitions,
         } => {
-            let config: KafkaConfig = serde_json::from_value(json!({
+            let mut config = json!({
                 "brokers": brokers,
                 "topic": format!("{}.{{table}}", task.slot),
-                "format": "debezium",
+                "format": format,
                 "exactly_once": exactly_once,
                 "partitions": partitions,
-            }))?;
+            });
+            if let Some(url) = registry {
+                config["encoding"] = "avro".into();
+                config["registry"] = json!({ "url": url });
+            }
+            let config: KafkaConfig = serde_json::from_value(config)?;
             KafkaSinkFactory::validate(&config)?;
             Some(KafkaSinkFactory::open(&config, context).await?)
         }

@@ -7,6 +7,7 @@ use lockstep_kit::kafka::{Kafka, KafkaOptions, installed_version};
 use lockstep_kit::postgres::{Database, Postgres, PostgresOptions};
 use lockstep_kit::rabbitmq::{Rabbitmq, RabbitmqOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
+use lockstep_kit::registry::{Registry, RegistryOptions};
 use lockstep_kit::{Component, unique};
 
 use crate::Result;
@@ -46,6 +47,7 @@ pub struct Servers {
     postgres: Postgres,
     postmaster: u32,
     kafka: Option<Kafka>,
+    registry: Option<Registry>,
     redis: Option<Redis>,
     rabbitmq: Option<Rabbitmq>,
     folder: PathBuf,
@@ -89,6 +91,10 @@ impl Servers {
             }
             false => None,
         };
+        let registry = match has(Component::Registry) {
+            true => Some(Registry::try_start(RegistryOptions::default()).await?),
+            false => None,
+        };
         let redis = match has(Component::Redis) {
             true => Some(Redis::try_start(RedisOptions::default()).await?),
             false => None,
@@ -116,6 +122,7 @@ impl Servers {
             postgres,
             postmaster,
             kafka,
+            registry,
             redis,
             rabbitmq,
             database,
@@ -137,12 +144,13 @@ impl Servers {
 
     /// Whether the server that it writes to is there.
     pub fn can_run(&self, contender: Contender) -> bool {
-        match contender.needs() {
-            Some(Component::Kafka) => self.kafka.is_some(),
-            Some(Component::Redis) => self.redis.is_some(),
-            Some(Component::Rabbitmq) => self.rabbitmq.is_some(),
-            _ => true,
-        }
+        contender.needs().iter().all(|component| match component {
+            Component::Kafka => self.kafka.is_some(),
+            Component::Registry => self.registry.is_some(),
+            Component::Redis => self.redis.is_some(),
+            Component::Rabbitmq => self.rabbitmq.is_some(),
+            _ => false,
+        })
     }
 
     /// Makes a table and a slot, and then the log that the slot sees.
@@ -266,11 +274,16 @@ impl Servers {
                 let rabbitmq = self.rabbitmq.as_ref().map(Rabbitmq::url);
                 url(rabbitmq, |url| Destination::Rabbitmq { url })
             }
-            Contender::Kafka | Contender::KafkaTransactions => {
+            contender if contender.needs().contains(&Component::Kafka) => {
+                let registry = self.registry.as_ref();
+                let registry =
+                    registry.filter(|_| contender.needs().contains(&Component::Registry));
                 self.kafka
                     .as_ref()
                     .map_or(none, |kafka| Destination::Kafka {
                         brokers: kafka.bootstrap().to_owned(),
+                        format: contender.format().to_owned(),
+                        registry: registry.map(|registry| registry.url().to_owned()),
                         exactly_once: contender == Contender::KafkaTransactions,
                         partitions: PARTITIONS,
                     })

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use lockstep_core::batch::Batch;
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
-use lockstep_encode::envelope::{Encoder, Format};
+use lockstep_encode::avro::Ids;
+use lockstep_encode::envelope::{DEFAULT_DECIMALS, DebeziumOptions, Encoder, Format};
 use lockstep_pg::wire::frame;
 use lockstep_postgres::assemble::{Assembler, Step};
 
@@ -26,12 +27,11 @@ const RELATION: u32 = 16_400;
 /// When what was made here cannot be decoded.
 pub fn print(quick: bool) -> Result<()> {
     let rows = if quick { 20_000 } else { 200_000 };
-    let (mut decode, mut encode) = (Vec::new(), Vec::new());
-    let mut json = 0;
     for per_transaction in [1000, 1] {
         let stream = stream(rows, per_transaction);
-        decode.clear();
-        encode.clear();
+        let mut decode = Vec::new();
+        let mut encode = FORMATS.map(|_| Vec::new());
+        let mut bytes = FORMATS.map(|_| 0);
         for _ in 0..REPEATS {
             let mut batches = Vec::new();
             let started = Instant::now();
@@ -40,16 +40,24 @@ pub fn print(quick: bool) -> Result<()> {
             if decoded != rows {
                 return Err(format!("{decoded} of {rows} rows decoded").into());
             }
-            let started = Instant::now();
-            json = encoded(&batches)?;
-            encode.push(started.elapsed().as_nanos() as f64 / rows as f64);
+            // Side by side, so that a busy moment is none of one alone.
+            for (at, (_, format, is_avro)) in FORMATS.iter().enumerate() {
+                let started = Instant::now();
+                bytes[at] = encoded(&batches, *format, *is_avro)?;
+                encode[at].push(started.elapsed().as_nanos() as f64 / rows as f64);
+            }
         }
         println!(
-            "in memory, {per_transaction:>4} rows/tx: frames to batches {:>4.0} ns/row, batches to {} B of debezium JSON {:>4.0} ns/row",
-            median(decode.clone()),
-            json / rows,
-            median(encode.clone())
+            "in memory, {per_transaction:>4} rows/tx: frames to batches {:>4.0} ns/row",
+            median(decode)
         );
+        for (((name, ..), times), bytes) in FORMATS.iter().zip(encode).zip(bytes) {
+            println!(
+                "in memory, {per_transaction:>4} rows/tx: batches to {:>3} B of {name} {:>4.0} ns/row",
+                bytes / rows,
+                median(times)
+            );
+        }
     }
     Ok(())
 }
@@ -83,11 +91,30 @@ fn decoded(stream: &[u8], mut hand_on: impl FnMut(Batch)) -> Result<u64> {
     Ok(rows)
 }
 
+/// What is compared: name, envelope, and whether it is in Avro.
+const FORMATS: [(&str, Format, bool); 4] = [
+    ("debezium JSON", Format::Debezium(DEFAULT), false),
+    ("debezium Avro", Format::Debezium(DEFAULT), true),
+    ("flat JSON", Format::Flat, false),
+    ("flat Avro", Format::Flat, true),
+];
+const DEFAULT: DebeziumOptions = DebeziumOptions {
+    decimals: DEFAULT_DECIMALS,
+};
+
 /// Bytes of keys and values.
-fn encoded(batches: &[Batch]) -> Result<u64> {
-    let mut encoder = Encoder::new(Format::default());
+fn encoded(batches: &[Batch], format: Format, is_avro: bool) -> Result<u64> {
+    let mut encoder = match is_avro {
+        true => Encoder::avro(format)?,
+        false => Encoder::new(format),
+    };
     let mut bytes = 0;
     for batch in batches {
+        for schema in batch.schemas() {
+            if encoder.unregistered(schema)?.is_some() {
+                encoder.register(schema, Ids { key: 1, value: 2 });
+            }
+        }
         for change in batch.changes() {
             encoder.encode(batch, change, &mut |record| {
                 bytes += record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);

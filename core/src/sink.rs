@@ -166,6 +166,12 @@ pub trait SinkFactory: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What the other side would say to tables as they are now, where it has a word in it: whether a registry would take their
+    /// schemas. Changes nothing there. One that cannot be reached is a finding of [`SinkFactory::preflight`].
+    async fn accepts(_config: &Self::Config, _tables: &[Arc<TableSchema>]) -> Vec<Finding> {
+        Vec::new()
+    }
+
     /// Opens the sink for reading back what it holds; `None` when it cannot be read by key.
     ///
     /// # Errors

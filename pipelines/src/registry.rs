@@ -62,6 +62,10 @@ pub trait SinkComponent: Send + Sync {
     async fn inspect(&self, context: SinkContext) -> Result<Option<Box<dyn Inspect>>>;
     /// See [`SinkFactory::suits`].
     fn suits(&self, table: &TableSchema) -> Vec<Finding>;
+    /// See [`SinkFactory::accepts`].
+    async fn accepts(&self, _tables: &[Arc<TableSchema>]) -> Vec<Finding> {
+        Vec::new()
+    }
     /// See [`SinkFactory::keeps_rows`].
     fn keeps_rows(&self) -> bool;
 
@@ -279,6 +283,10 @@ impl<F: SinkFactory> SinkComponent for TypedSink<F> {
 
     fn suits(&self, table: &TableSchema) -> Vec<Finding> {
         F::suits(&self.0, table)
+    }
+
+    async fn accepts(&self, tables: &[Arc<TableSchema>]) -> Vec<Finding> {
+        F::accepts(&self.0, tables).await
     }
 
     fn keeps_rows(&self) -> bool {

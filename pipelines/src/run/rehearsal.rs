@@ -76,6 +76,7 @@ pub(crate) async fn rehearse(
             for table in &reached {
                 sinks[sink].extend(pipeline.sinks[sink].suits(table));
             }
+            sinks[sink].extend(pipeline.sinks[sink].accepts(&reached).await);
         }
     }
     let transforms = plan.transforms.iter().enumerate().map(|(index, node)| {

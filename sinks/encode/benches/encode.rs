@@ -13,6 +13,7 @@ use bytes::Bytes;
 use lockstep_core::batch::{Batch, BatchBuilder, Cell, OldImage, Op, Phase, Transaction};
 use lockstep_core::position::{Lsn, SourceIdentity, SourceInfo};
 use lockstep_core::schema::{Column, ColumnType, ReplicaIdentity, TableId, TableSchema, TypeKind};
+use lockstep_encode::avro::Ids;
 use lockstep_encode::envelope::{DebeziumOptions, Decimals, Encoder, Format};
 use lockstep_encode::fold::fold;
 use lockstep_encode::row::RowJson;
@@ -134,7 +135,16 @@ fn measure(name: &str, unit: &str, mut work: impl FnMut() -> usize) {
 }
 
 fn encode(name: &str, format: Format, batch: &Batch) {
-    let mut encoder = Encoder::new(format);
+    encode_by(Encoder::new(format), name, batch);
+}
+
+fn encode_in_avro(name: &str, format: Format, batch: &Batch) {
+    let mut encoder = Encoder::avro(format).expect("has a form");
+    encoder.register(&batch.schemas()[0], Ids { key: 1, value: 2 });
+    encode_by(encoder, name, batch);
+}
+
+fn encode_by(mut encoder: Encoder, name: &str, batch: &Batch) {
     measure(name, "bytes", || {
         let mut bytes = 0;
         for change in batch.changes() {
@@ -166,6 +176,9 @@ fn main() {
     }
     encode("debezium update, FULL", Format::default(), &full);
     encode("flat insert", Format::Flat, &insert);
+    encode_in_avro("debezium insert, Avro", Format::default(), &insert);
+    encode_in_avro("debezium update, FULL, Avro", Format::default(), &full);
+    encode_in_avro("flat insert, Avro", Format::Flat, &insert);
     let rows = RowJson::new(&insert.schemas()[0]);
     let (mut out, mut missing) = (Vec::new(), Vec::new());
     measure("row JSON", "bytes", || {

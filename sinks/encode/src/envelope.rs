@@ -3,7 +3,7 @@
 mod clock;
 mod cloud;
 mod debezium;
-mod encoder;
+pub(crate) mod encoder;
 mod event;
 mod flat;
 pub mod read;

@@ -99,6 +99,18 @@ pub(crate) fn key_changed(schema: &TableSchema, old: Row<'_>, new: Row<'_>) -> b
         })
 }
 
+/// Fails, naming table and column, unless `row` has all key values, or `old` those that an update left as they were.
+pub(crate) fn check_present(schema: &TableSchema, row: Row<'_>, old: Row<'_>) -> Result<()> {
+    let present = |cell| matches!(cell, CellRef::Text(_) | CellRef::Binary(_));
+    for column in schema.key_columns() {
+        let cell = row.get(column);
+        if !(present(cell) || cell == CellRef::Unchanged && present(old.get(column))) {
+            return Err(absent(schema, column));
+        }
+    }
+    Ok(())
+}
+
 /// Writes the key of rows of one schema version as a JSON object in key order, `{"id":1}`: the key of Kafka messages.
 #[derive(Debug)]
 pub struct KeyJson {
@@ -143,14 +155,7 @@ impl KeyJson {
         if self.columns.is_empty() {
             return Ok(false);
         }
-        let schema = self.columns.schema();
-        for column in schema.key_columns() {
-            let present = |cell| matches!(cell, CellRef::Text(_) | CellRef::Binary(_));
-            let cell = row.get(column);
-            if !(present(cell) || cell == CellRef::Unchanged && present(old.get(column))) {
-                return Err(absent(schema, column));
-            }
-        }
+        check_present(self.columns.schema(), row, old)?;
         self.columns.write_or(row, old, out)?;
         Ok(true)
     }

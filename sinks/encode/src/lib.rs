@@ -7,7 +7,9 @@
 //! - [`key::key_text`], [`key::KeyJson`]: the key of a row, as text and as JSON.
 //! - [`fold::fold`]: the last write per key of a batch, for state sinks.
 //! - [`envelope::Encoder`]: whole records (key, value, headers), for queues and files.
+//! - [`avro`]: the same records in Avro, with the schemas that a registry gets.
 
+pub mod avro;
 mod columns;
 pub mod envelope;
 mod errors;

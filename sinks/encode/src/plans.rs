@@ -65,6 +65,13 @@ impl<T> Plans<T> {
         Ok(&mut self.entries[self.last].1)
     }
 
+    /// The plan of `schema`, if it was made.
+    #[must_use]
+    pub fn known(&self, schema: &Arc<TableSchema>) -> Option<&T> {
+        let index = self.by_address.get(&Arc::as_ptr(schema).addr())?;
+        self.entries.get(*index).map(|(_, plan)| plan)
+    }
+
     /// The plan of `schema`, made by `make` when it is asked for the first time.
     pub fn get(
         &mut self,

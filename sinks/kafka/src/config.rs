@@ -7,9 +7,10 @@ use std::time::Duration as StdDuration;
 use lockstep_core::config::{ByteSize, Duration};
 use lockstep_core::template::Template;
 use lockstep_core::{Error, ErrorKind, Result};
-use lockstep_encode::envelope::{DEFAULT_DECIMALS, Decimals, Format};
+use lockstep_encode::envelope::{DEFAULT_DECIMALS, Decimals, Encoder, Format};
+use lockstep_registry::RegistryConfig;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::client;
 
@@ -50,6 +51,17 @@ fn default_transaction_bytes() -> ByteSize {
     DEFAULT_TRANSACTION_BYTES
 }
 
+/// What keys and values are in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// JSON.
+    #[default]
+    Json,
+    /// Avro's binary encoding, behind the id of its schema at a registry, in Confluent's wire format.
+    Avro,
+}
+
 /// A Kafka sink: change events on topics.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -72,6 +84,14 @@ pub struct KafkaConfig {
     /// How `debezium` writes `numeric`: `string` (exact text), `precise` (base64 as Debezium's default) or `double`.
     #[serde(default = "default_decimals")]
     pub decimals: Decimals,
+
+    /// What keys and values are in: `json`, or `avro` with the ids of a schema `registry`.
+    #[serde(default)]
+    pub encoding: Encoding,
+
+    /// The schema registry, for `encoding = "avro"`.
+    #[serde(default)]
+    pub registry: Option<RegistryConfig>,
 
     /// Writes in Kafka transactions that carry the progress: consumers with `isolation.level=read_committed` see each
     /// change once, whatever crashes. `false`: an idempotent producer without transactions; changes may come again
@@ -227,6 +247,7 @@ impl KafkaConfig {
         if let Some(transactions) = &self.transactions {
             self.check_transactions(transactions)?;
         }
+        self.check_encoding()?;
         if self.commit_records == 0 {
             return Err(wrong("commit_records", "it is 0").remedy("write 1 or more"));
         }
@@ -263,6 +284,34 @@ impl KafkaConfig {
             return Err(wrong("transactions.max_bytes", cause));
         }
         Ok(())
+    }
+
+    fn check_encoding(&self) -> Result<()> {
+        self.encoder()?;
+        match (self.encoding, &self.registry) {
+            (Encoding::Avro, None) => Err(wrong("registry", "Avro needs a registry of schemas")
+                .remedy("add `registry = { url = \"https://registry:8081\" }`")),
+            (Encoding::Json, Some(_)) => Err(wrong(
+                "registry",
+                "JSON has no schemas that could be registered",
+            )
+            .remedy("add `encoding = \"avro\"`, or leave `registry` out")),
+            (Encoding::Avro, Some(_)) if self.transactions.is_some() => {
+                let cause = "records of transactions are JSON, and have the keys and values of their events in them";
+                Err(wrong("transactions", cause).remedy("leave it or `encoding` out"))
+            }
+            (Encoding::Avro, Some(registry)) => registry.check(),
+            (Encoding::Json, None) => Ok(()),
+        }
+    }
+
+    /// Makes records.
+    pub(crate) fn encoder(&self) -> Result<Encoder> {
+        let format = self.format.with_decimals(self.decimals);
+        match self.encoding {
+            Encoding::Json => Ok(Encoder::new(format)),
+            Encoding::Avro => Encoder::avro(format).map_err(|error| error.at("encoding")),
+        }
     }
 
     pub(crate) fn topic_template(&self) -> Result<Template> {
@@ -367,6 +416,23 @@ mod tests {
             (
                 r#"{"brokers":"b","transactions":{"topic":"gtx","max_bytes":"1MB"}}"#,
                 "transactions.max_bytes",
+            ),
+            (r#"{"brokers":"b","encoding":"avro"}"#, "registry"),
+            (
+                r#"{"brokers":"b","registry":{"url":"http://r"}}"#,
+                "registry",
+            ),
+            (
+                r#"{"brokers":"b","encoding":"avro","registry":{"url":"r"}}"#,
+                "registry",
+            ),
+            (
+                r#"{"brokers":"b","encoding":"avro","format":"cloudevents","registry":{"url":"http://r"}}"#,
+                "encoding",
+            ),
+            (
+                r#"{"brokers":"b","encoding":"avro","transactions":{"topic":"gtx"},"registry":{"url":"http://r"}}"#,
+                "transactions",
             ),
             (r#"{"brokers":"b","commit_records":0}"#, "commit_records"),
             (r#"{"brokers":"b","partitions":0}"#, "partitions"),

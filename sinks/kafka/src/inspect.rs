@@ -2,12 +2,14 @@
 //!
 //! A topic cannot be asked for a key. So it is read once, from its beginning to its end, and of each key is kept what its latest
 //! record says ([`index`]); each comparison reads on from there. Rows are compared by what the pipeline would write now, as far
-//! as it is the row and not the change that brought it: `after` of the `debezium` envelope, `row` of the `flat` one.
+//! as it is the row and not the change that brought it: `after` of the `debezium` envelope, `row` of the `flat` one. What is in Avro is
+//! read as the JSON that it would be without.
 //!
 //! | module | what it knows |
 //! |---|---|
 //! | `state` | the topics that are compared, within `compare_memory` |
 //! | `log` | what the records of one topic say |
+//! | `lens` | records in Avro, as JSON |
 //! | `index` | the latest record of each key |
 //! | `broker` | reading, to an end that is stable |
 //! | `verdict` | what is told of a row that differs |
@@ -16,6 +18,7 @@
 mod broker;
 mod digest;
 mod index;
+mod lens;
 mod log;
 mod state;
 mod verdict;
@@ -32,9 +35,11 @@ use lockstep_core::sink::{Held, Inspect, Listing, SinkContext};
 use lockstep_core::{Error, ErrorKind, Result};
 use lockstep_encode::envelope::Encoder;
 use lockstep_encode::envelope::read::Said;
+use tokio::runtime::Handle;
 
 use crate::config::KafkaConfig;
 use crate::topics::Topics;
+use lens::Lens;
 use log::Owner;
 use state::{Asked, State, lock, lost};
 use walk::{Over, Walk};
@@ -44,6 +49,7 @@ pub(crate) struct KafkaInspect {
     config: Arc<KafkaConfig>,
     topics: Topics,
     encoder: Encoder,
+    lens: Lens,
     state: Arc<Mutex<State>>,
 }
 
@@ -55,9 +61,12 @@ impl KafkaInspect {
         for table in &context.tables {
             tables.push((topics.name(table)?, Arc::clone(table)));
         }
+        let lens = Lens::new(&config, Handle::current())?;
         Ok(KafkaInspect {
+            // As JSON, which is what records are read as.
             encoder: Encoder::new(config.format.with_decimals(config.decimals)),
-            state: Arc::new(Mutex::new(State::new(&config, &tables)?)),
+            state: Arc::new(Mutex::new(State::new(&config, &lens, &tables)?)),
+            lens,
             topics,
             config,
         })
@@ -175,11 +184,12 @@ impl Inspect for KafkaInspect {
             return Ok(None);
         }
         let (topic, owner) = (self.topic(table)?, Owner::of(table));
-        let config = Arc::clone(&self.config);
+        let (config, lens) = (Arc::clone(&self.config), self.lens.clone());
         let over = self.with_state(move |state, stop| {
             let (log, bounds) = state.log(&topic, &owner, stop)?;
             Ok(Over {
                 config,
+                lens,
                 topic,
                 owner,
                 key,

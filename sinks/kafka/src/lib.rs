@@ -16,6 +16,7 @@ mod open;
 mod outlet;
 mod preflight;
 mod progress;
+mod registrar;
 mod reports;
 mod sink;
 mod topics;
@@ -25,6 +26,6 @@ mod worker;
 pub use config::{
     DEFAULT_COMMIT_INTERVAL, DEFAULT_COMMIT_RECORDS, DEFAULT_COMPARE_MEMORY, DEFAULT_EXACTLY_ONCE,
     DEFAULT_MESSAGE_TOPIC, DEFAULT_PROGRESS_TOPIC, DEFAULT_TOPIC, DEFAULT_TRANSACTION_BYTES,
-    KafkaConfig, Properties, Transactions,
+    Encoding, KafkaConfig, Properties, Transactions,
 };
 pub use sink::KafkaSinkFactory;

@@ -13,6 +13,7 @@ use crate::config::KafkaConfig;
 use crate::error::{Failure, UNREACHABLE};
 use crate::outlet::{Outlet, Shared, dropped};
 use crate::progress::{self, Positions};
+use crate::registrar::Registrar;
 use crate::reports::Reports;
 use crate::topics::{self, Topics, Wanted};
 use crate::transaction::Book;
@@ -33,6 +34,7 @@ pub(crate) fn open(
     config: &Arc<KafkaConfig>,
     context: &SinkContext,
     shared: &Arc<Shared>,
+    registrar: Option<Registrar>,
 ) -> Result<(Worker, Positions)> {
     let id = config
         .exactly_once
@@ -79,7 +81,7 @@ pub(crate) fn open(
     }
     let Some(id) = id else {
         return Ok((
-            Worker::new(Arc::clone(config), outlet, topics, None),
+            Worker::new(Arc::clone(config), outlet, topics, registrar, None)?,
             Positions::new(),
         ));
     };
@@ -99,7 +101,7 @@ pub(crate) fn open(
         token: context.token,
     };
     Ok((
-        Worker::new(Arc::clone(config), outlet, topics, Some(book)),
+        Worker::new(Arc::clone(config), outlet, topics, registrar, Some(book))?,
         positions,
     ))
 }

@@ -17,6 +17,7 @@ use crate::error::Failure;
 use crate::open::{self, transactional_id};
 use crate::outlet::{Outlet, Shared};
 use crate::progress;
+use crate::registrar;
 use crate::topics::{self, Topics, Wanted};
 
 /// Runs all checks; blocking calls are kept off the runtime.
@@ -37,6 +38,7 @@ fn check(config: &KafkaConfig, pipeline: &str, name: &str) -> Vec<Finding> {
         Err(error) => return vec![failed("brokers", &error)],
     };
     let mut findings = vec![brokers(&outlet)];
+    findings.extend(registrar::reach(config));
     findings.push(record_size(config, &outlet));
     findings.push(creatable(config));
     if config.exactly_once {

@@ -12,13 +12,16 @@ use lockstep_core::progress::Progress;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Inspect, Sink, SinkContext, SinkFactory};
 use lockstep_core::{Error, ErrorKind, Result};
+use lockstep_encode::avro::Schemas;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::config::KafkaConfig;
+use crate::config::{Encoding, KafkaConfig};
 use crate::error::Failure;
 use crate::inspect::KafkaInspect;
 use crate::outlet::Shared;
 use crate::progress::{self, Positions};
+use crate::registrar::{self, Registrar};
 use crate::worker::Order;
 use crate::{open, preflight};
 
@@ -56,13 +59,14 @@ impl SinkFactory for KafkaSinkFactory {
             positions: Positions::new(),
         };
         let (ready, opened) = oneshot::channel();
+        let registrar = Registrar::new(config, Handle::current())?;
         let config = Arc::new(config.clone());
         let span = tracing::Span::current();
         std::thread::Builder::new()
             .name(format!("kafka-{}", context.name))
             .spawn(move || {
                 let _entered = span.entered();
-                match open::open(&config, &context, &shared) {
+                match open::open(&config, &context, &shared, registrar) {
                     Ok((worker, positions)) => {
                         if ready.send(Ok(positions)).is_ok() {
                             worker.run(&inbox);
@@ -80,7 +84,19 @@ impl SinkFactory for KafkaSinkFactory {
     }
 
     fn suits(config: &Self::Config, table: &TableSchema) -> Vec<Finding> {
-        config.format.findings(table)
+        let mut findings = config.format.findings(table);
+        if config.encoding == Encoding::Avro
+            && let Err(error) = Schemas::of(config.format, &Arc::new(table.clone()))
+        {
+            let remedy = error.remedy_text().unwrap_or_default();
+            let subject = format!("table {}", table.origin);
+            findings.push(Finding::fail(subject, error.message(), remedy));
+        }
+        findings
+    }
+
+    async fn accepts(config: &Self::Config, tables: &[Arc<TableSchema>]) -> Vec<Finding> {
+        registrar::judge(config, tables).await
     }
 
     async fn inspect(

@@ -19,6 +19,7 @@ use crate::config::KafkaConfig;
 use crate::error::Failure;
 use crate::gather::Gather;
 use crate::outlet::{Outlet, Pause, dropped};
+use crate::registrar::Registrar;
 use crate::reports::Ticket;
 use crate::topics::{self, Topics, Wanted};
 use crate::transaction::{self, Book, Transaction, Uncommitted};
@@ -90,6 +91,8 @@ pub(crate) struct Worker {
     outlet: Outlet,
     encoder: Encoder,
     topics: Topics,
+    /// Where records have schemas.
+    registrar: Option<Registrar>,
     mode: Mode,
     /// Where transactions of several databases are written as records of their own.
     gather: Option<Gather>,
@@ -102,11 +105,13 @@ impl Worker {
         config: Arc<KafkaConfig>,
         outlet: Outlet,
         topics: Topics,
+        registrar: Option<Registrar>,
         book: Option<Book>,
-    ) -> Self {
+    ) -> Result<Self> {
         let pace = Pace::new(config.commit_interval.0);
-        Worker {
-            encoder: Encoder::new(config.format.with_decimals(config.decimals)),
+        Ok(Worker {
+            encoder: config.encoder()?,
+            registrar,
             gather: config
                 .transactions
                 .as_ref()
@@ -120,7 +125,7 @@ impl Worker {
                 pace,
             }),
             awaiting: VecDeque::new(),
-        }
+        })
     }
 
     /// Works until told to close, until the sink is dropped, or until something fails.
@@ -267,6 +272,7 @@ impl Worker {
     /// Encodes a batch into librdkafka; with `whole` nothing is committed in the middle of it.
     fn take(&mut self, batch: &Batch, whole: bool) -> Result<Delivered> {
         let topics = self.topics_of(batch)?;
+        self.register(batch, &topics)?;
         let mut ticket = match &mut self.mode {
             Mode::Plain => Some(self.outlet.reports().open()),
             Mode::Transactions { .. } => None,
@@ -444,6 +450,27 @@ impl Worker {
                 if let Some(waiting) = self.awaiting.pop_front() {
                     waiting.receipt.resolve(Ok(waiting.delivered));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers the schemas of the batch that the registry was not asked for yet, where records have any.
+    fn register(&mut self, batch: &Batch, topics: &[Arc<str>]) -> Result<()> {
+        let Some(registrar) = &mut self.registrar else {
+            return Ok(());
+        };
+        for (schema, topic) in batch.schemas().iter().zip(topics) {
+            // No change has it.
+            if topic.is_empty() {
+                continue;
+            }
+            let place = || format!("table {}", schema.origin);
+            let unregistered = self.encoder.unregistered(schema);
+            if let Some(schemas) = unregistered.map_err(|error| error.at(place()))? {
+                let ids = registrar.register(topic, &schemas, &self.outlet.shared);
+                let ids = ids.map_err(|error| error.at(place()))?;
+                self.encoder.register(schema, ids);
             }
         }
         Ok(())

@@ -81,6 +81,28 @@ pub async fn read_any(bootstrap: &str, topic: &str) -> Vec<Record> {
         .expect("the reader")
 }
 
+/// As [`read`], of keys and values that `decode` makes JSON of. It may block.
+///
+/// # Panics
+/// As [`read`].
+pub async fn read_as(
+    bootstrap: &str,
+    topic: &str,
+    decode: impl Fn(&[u8]) -> Value + Send + 'static,
+) -> Vec<Record> {
+    let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+    let of = move |message: &BorrowedMessage<'_>| {
+        let decoded = |bytes: Option<&[u8]>| bytes.map(&decode).unwrap_or_default();
+        Record {
+            key: decoded(message.key()),
+            ..record_of(message, decoded(message.payload()))
+        }
+    };
+    tokio::task::spawn_blocking(move || read_blocking(&bootstrap, &topic, of))
+        .await
+        .expect("the reader")
+}
+
 /// One record as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Raw {

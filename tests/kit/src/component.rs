@@ -27,6 +27,8 @@ pub enum Component {
     Elasticsearch,
     /// Apache ZooKeeper. `LOCKSTEP_TEST_ZOOKEEPER` (host:port) provides it.
     Zookeeper,
+    /// A schema registry that speaks Confluent's API: Apicurio's. `LOCKSTEP_TEST_REGISTRY_URL` provides it.
+    Registry,
     /// The API server of Kubernetes, and etcd behind it: nothing runs pods. `LOCKSTEP_TEST_KUBERNETES` (the path of an
     /// administrator's kubeconfig, in JSON) provides it.
     Kubernetes,
@@ -81,6 +83,7 @@ impl Component {
             Self::OpenSearch => Some("LOCKSTEP_TEST_OPENSEARCH_URL".into()),
             Self::Elasticsearch => Some("LOCKSTEP_TEST_ELASTICSEARCH_URL".into()),
             Self::Zookeeper => Some("LOCKSTEP_TEST_ZOOKEEPER".into()),
+            Self::Registry => Some("LOCKSTEP_TEST_REGISTRY_URL".into()),
             Self::Kubernetes => Some("LOCKSTEP_TEST_KUBERNETES".into()),
             Self::Debezium
             | Self::Managers
@@ -108,6 +111,7 @@ impl Component {
             Self::OpenSearch => "opensearch",
             Self::Elasticsearch => "elasticsearch",
             Self::Zookeeper => "zookeeper",
+            Self::Registry => "registry",
             Self::Kubernetes => "kubernetes",
             Self::Debezium => "debezium",
             Self::Managers => "managers",
@@ -128,6 +132,7 @@ impl Component {
             | Self::OpenSearch
             | Self::Elasticsearch
             | Self::Zookeeper
+            | Self::Registry
             | Self::Debezium => is_made(self.install_name()) && crate::java::program().is_some(),
             Self::Kubernetes | Self::Helm | Self::Containers => is_made(self.install_name()),
             Self::Chromium => on_path("chromium") && on_path("chromedriver") && is_made("axe"),
@@ -173,6 +178,7 @@ impl fmt::Display for Component {
             Self::OpenSearch => f.write_str("OpenSearch"),
             Self::Elasticsearch => f.write_str("Elasticsearch"),
             Self::Zookeeper => f.write_str("ZooKeeper"),
+            Self::Registry => f.write_str("the schema registry"),
             Self::Kubernetes => f.write_str("Kubernetes"),
             Self::Debezium => f.write_str("Debezium"),
             Self::Managers => f.write_str("the transaction managers"),

@@ -10,6 +10,7 @@ use lockstep_kit::postgres::{Postgres, PostgresOptions};
 use lockstep_kit::rabbitmq::{Rabbitmq, RabbitmqOptions};
 use lockstep_kit::redis::{Redis, RedisOptions};
 use lockstep_kit::redis_cluster::RedisCluster;
+use lockstep_kit::registry::{Registry, RegistryOptions};
 use lockstep_kit::zookeeper::{Zookeeper, ZookeeperOptions};
 use lockstep_kit::{Component, Error};
 use tokio::task::JoinSet;
@@ -25,6 +26,7 @@ pub(crate) fn all() -> Vec<Component> {
         Component::OpenSearch,
         Component::Elasticsearch,
         Component::Zookeeper,
+        Component::Registry,
         Component::Kubernetes,
     ];
     postgres.chain(others).collect()
@@ -59,6 +61,7 @@ enum Handle {
     Rabbitmq { _server: Rabbitmq },
     Search { _server: OpenSearch },
     Zookeeper { _server: Zookeeper },
+    Registry { _server: Registry },
     Kubernetes { _server: Kubernetes },
 }
 
@@ -141,6 +144,15 @@ async fn start_one(component: Component) -> Result<Server, Error> {
                 version,
                 server.address().into(),
                 Handle::Zookeeper { _server: server },
+            )
+        }
+        Component::Registry => {
+            let server = Registry::try_start(RegistryOptions::default()).await?;
+            let version = lockstep_kit::registry::installed_version().unwrap_or_default();
+            (
+                version,
+                server.url().into(),
+                Handle::Registry { _server: server },
             )
         }
         Component::Kubernetes => {

@@ -45,6 +45,7 @@ pub mod rabbitmq;
 pub mod random;
 pub mod redis;
 pub mod redis_cluster;
+pub mod registry;
 mod scratch;
 mod wait;
 pub mod zookeeper;

@@ -25,7 +25,7 @@ lockstep-kit run [--with NAMES] -- COMMAND…   start servers, run COMMAND with 
 lockstep-kit up [--with NAMES]                start servers, print `export` lines and `ready`, stay until Ctrl-C
 
 NAMES, separated by commas: pg14 pg15 pg16 pg17 pg18 redis redis-cluster kafka rabbitmq opensearch
-elasticsearch zookeeper kubernetes.
+elasticsearch zookeeper registry kubernetes.
 Without --with: all that tests/kit/install has installed; with CI=true one that is not installed is an error.
 A server that its LOCKSTEP_TEST_… variable names already is not started.";
 

@@ -18,6 +18,10 @@ pub(crate) struct Clock {
 pub(crate) struct Now {
     /// Milliseconds since the Unix epoch.
     pub(crate) millis: u64,
+    /// Microseconds.
+    pub(crate) micros: u64,
+    /// Nanoseconds.
+    pub(crate) nanos: u64,
     /// `"ts_ms":…,"ts_us":…,"ts_ns":…`
     pub(crate) fields: String,
 }
@@ -34,6 +38,8 @@ impl Clock {
                 .as_nanos();
             let (millis, micros) = (nanos / 1_000_000, nanos / 1000);
             self.now.millis = millis as u64;
+            self.now.micros = micros as u64;
+            self.now.nanos = nanos as u64;
             self.now.fields = format!(r#""ts_ms":{millis},"ts_us":{micros},"ts_ns":{nanos}"#);
         }
         self.left -= 1;

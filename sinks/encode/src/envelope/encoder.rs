@@ -7,7 +7,7 @@ use lockstep_core::batch::{Batch, CellRef, Change, Op, Row};
 use lockstep_core::position::{Lsn, SourceInfo};
 use lockstep_core::refusal::Refusals;
 use lockstep_core::schema::TableSchema;
-use lockstep_core::{Error, Result};
+use lockstep_core::{Error, ErrorKind, Result};
 
 use super::clock::{Clock, Now};
 use super::cloud::Cloud;
@@ -15,6 +15,7 @@ use super::{
     Format, HEADER_BRANCHES, HEADER_GLOBAL, HEADER_NEW_KEY, HEADER_OLD_KEY, Headers, Record,
     debezium, event, flat,
 };
+use crate::avro::{self, Ids, Schemas};
 use crate::errors::{absent, no_image};
 use crate::key::{KeyJson, key_changed};
 use crate::plans::Plans;
@@ -24,6 +25,7 @@ use crate::value::text::write_string;
 #[derive(Debug)]
 pub struct Encoder {
     format: Format,
+    coding: Coding,
     tables: Plans<Table>,
     id: Id,
     /// How many branches the transaction at hand has.
@@ -35,11 +37,19 @@ pub struct Encoder {
     whole: Vec<u8>,
 }
 
+/// How records become bytes.
+#[derive(Debug)]
+enum Coding {
+    Json,
+    /// By what a registry calls the schemas of each version.
+    Avro(Plans<Ids>),
+}
+
 /// What is fixed for one schema version.
 #[derive(Debug)]
 struct Table {
     source: Arc<SourceInfo>,
-    key: KeyJson,
+    key: Key,
     body: Body,
     /// What is put around the body.
     cloud: Option<Cloud>,
@@ -49,29 +59,49 @@ struct Table {
 enum Body {
     Debezium(Box<debezium::Body>),
     Flat(flat::Body),
+    Avro(avro::Body),
+}
+
+#[derive(Debug)]
+enum Key {
+    Json(KeyJson),
+    Avro(avro::Key),
+}
+
+impl Key {
+    fn write(&self, row: Row<'_>, out: &mut Vec<u8>) -> Result<bool> {
+        self.write_or(row, row, out)
+    }
+
+    fn write_or(&self, row: Row<'_>, old: Row<'_>, out: &mut Vec<u8>) -> Result<bool> {
+        match self {
+            Key::Json(key) => key.write_or(row, old, out),
+            Key::Avro(key) => key.write_or(row, old, out),
+        }
+    }
 }
 
 /// What a record says.
 #[derive(Clone, Copy)]
-pub(super) struct Event<'a> {
+pub(crate) struct Event<'a> {
     /// The letter both formats use.
-    pub(super) op: u8,
+    pub(crate) op: u8,
     /// The old image, when it is to be shown.
-    pub(super) before: Option<Row<'a>>,
+    pub(crate) before: Option<Row<'a>>,
     /// The new row.
-    pub(super) after: Option<Row<'a>>,
-    /// The JSON of the record's key.
-    pub(super) key: Option<&'a [u8]>,
-    /// The JSON of the key the row had before a key change (on the create) or has after it (on the delete).
-    pub(super) other_key: Option<&'a [u8]>,
+    pub(crate) after: Option<Row<'a>>,
+    /// The record's key.
+    pub(crate) key: Option<&'a [u8]>,
+    /// The key the row had before a key change (on the create) or has after it (on the delete).
+    pub(crate) other_key: Option<&'a [u8]>,
 }
 
 /// What a record is made from.
 #[derive(Clone, Copy)]
-pub(super) struct Context<'a> {
-    pub(super) batch: &'a Batch,
-    pub(super) change: &'a Change,
-    pub(super) now: &'a Now,
+pub(crate) struct Context<'a> {
+    pub(crate) batch: &'a Batch,
+    pub(crate) change: &'a Change,
+    pub(crate) now: &'a Now,
 }
 
 impl Body {
@@ -80,30 +110,82 @@ impl Body {
         match self {
             Body::Debezium(body) => body.write(context, event, out),
             Body::Flat(body) => body.write(context, event, out),
+            Body::Avro(body) => body.write(context, event, out),
         }
     }
 
+    /// `json` is the JSON of `prefix`.
     fn write_message(
         &self,
         context: Context<'_>,
-        prefix: &[u8],
+        (prefix, json): (&[u8], &[u8]),
         content: &[u8],
         out: &mut Vec<u8>,
     ) {
         out.clear();
         match self {
-            Body::Debezium(body) => body.write_message(context, prefix, content, out),
-            Body::Flat(body) => body.write_message(context, prefix, content, out),
+            Body::Debezium(body) => body.write_message(context, json, content, out),
+            Body::Flat(body) => body.write_message(context, json, content, out),
+            Body::Avro(body) => body.write_message(context, prefix, content, out),
         }
+    }
+
+    fn is_debezium(&self) -> bool {
+        matches!(
+            self,
+            Body::Debezium(_) | Body::Avro(avro::Body::Debezium(_))
+        )
     }
 }
 
 impl Encoder {
-    /// An encoder of `format`.
+    /// An encoder of `format`, as JSON.
     #[must_use]
     pub fn new(format: Format) -> Self {
+        Self::with(format, Coding::Json)
+    }
+
+    /// An encoder of `format` in Avro: before a change is encoded, the schemas of its table have to be
+    /// [registered](Encoder::register).
+    ///
+    /// # Errors
+    /// Kind `Config`, for a format that is JSON by definition.
+    pub fn avro(format: Format) -> Result<Self> {
+        match format {
+            Format::Debezium(_) | Format::Flat => {
+                Ok(Self::with(format, Coding::Avro(Plans::new())))
+            }
+            Format::CloudEvents(_) => Err(Error::new(
+                ErrorKind::Config,
+                "a CloudEvent is JSON, and has no form in Avro",
+            )
+            .remedy("choose `debezium` or `flat` for `format`, or leave `encoding` out")),
+        }
+    }
+
+    /// The schemas of a table that have to be registered before its changes can be encoded; `None` when they are, or when there are
+    /// none.
+    ///
+    /// # Errors
+    /// Kind `Setup`, when the names of two columns clash in Avro.
+    pub fn unregistered(&self, schema: &Arc<TableSchema>) -> Result<Option<Schemas>> {
+        match &self.coding {
+            Coding::Avro(ids) if ids.known(schema).is_none() => Schemas::of(self.format, schema),
+            Coding::Avro(_) | Coding::Json => Ok(None),
+        }
+    }
+
+    /// What the registry calls the schemas of this version of a table.
+    pub fn register(&mut self, schema: &Arc<TableSchema>, ids: Ids) {
+        if let Coding::Avro(known) = &mut self.coding {
+            *known.get(schema, |_| ids) = ids;
+        }
+    }
+
+    fn with(format: Format, coding: Coding) -> Self {
         Encoder {
             format,
+            coding,
             tables: Plans::new(),
             id: Id::default(),
             branches: String::new(),
@@ -130,14 +212,19 @@ impl Encoder {
     ) -> Result<()> {
         let schema = batch.schema(change);
         let format = self.format;
-        let table = self
-            .tables
-            .get(schema, |schema| Table::new(format, schema, &batch.source));
+        let coding = &self.coding;
+        let table = self.tables.get_or_try(schema, |schema| {
+            Table::new(format, coding, schema, &batch.source)
+        })?;
         if !Arc::ptr_eq(&table.source, &batch.source) && table.source != batch.source {
-            *table = Table::new(format, schema, &batch.source);
+            *table = Table::new(format, coding, schema, &batch.source)?;
         }
-        if let Body::Debezium(body) = &mut table.body {
-            body.begin(batch.phase, batch.transaction(change));
+        match &mut table.body {
+            Body::Debezium(body) => body.begin(batch.phase, batch.transaction(change)),
+            Body::Avro(avro::Body::Debezium(body)) => {
+                body.begin(batch.phase, batch.transaction(change));
+            }
+            Body::Flat(_) | Body::Avro(avro::Body::Flat(_)) => {}
         }
         let id = self.id.of(batch, change);
         let source = batch.source.name.as_bytes();
@@ -194,7 +281,12 @@ impl Encoder {
 }
 
 impl Table {
-    fn new(format: Format, schema: &Arc<TableSchema>, source: &Arc<SourceInfo>) -> Self {
+    fn new(
+        format: Format,
+        coding: &Coding,
+        schema: &Arc<TableSchema>,
+        source: &Arc<SourceInfo>,
+    ) -> Result<Self> {
         let mapping = format.mapping();
         let omitted = format.omitted(schema);
         if !omitted.is_empty() {
@@ -205,9 +297,21 @@ impl Table {
                 "columns are left out: the format has no form for their types"
             );
         }
-        Table {
+        // An event is what the application wrote, however records are encoded.
+        if let Coding::Avro(known) = coding
+            && schema.destination().is_none()
+        {
+            let ids = *known.known(schema).ok_or_else(|| unregistered(schema))?;
+            return Ok(Table {
+                source: Arc::clone(source),
+                key: Key::Avro(avro::Key::new(format, schema, ids)?),
+                body: Body::Avro(avro::Body::new(format, schema, source, ids)?),
+                cloud: None,
+            });
+        }
+        Ok(Table {
             source: Arc::clone(source),
-            key: KeyJson::with(schema, mapping),
+            key: Key::Json(KeyJson::with(schema, mapping)),
             body: match format {
                 Format::Debezium(_) => {
                     Body::Debezium(Box::new(debezium::Body::new(schema, mapping, source)))
@@ -220,8 +324,18 @@ impl Table {
                 Format::CloudEvents(content) => Some(Cloud::new(content, schema, source)),
                 Format::Debezium(_) | Format::Flat => None,
             },
-        }
+        })
     }
+}
+
+#[cold]
+fn unregistered(schema: &TableSchema) -> Error {
+    Error::new(
+        ErrorKind::Protocol,
+        "the schema of a change was not registered",
+    )
+    .remedy("report this: the sink must register schemas before it encodes")
+    .at(format!("table {}", schema.origin))
 }
 
 /// One change on its way.
@@ -378,8 +492,8 @@ impl<'a> Work<'a, '_> {
     where
         'a: 'h,
     {
-        match (&self.table.body, key) {
-            (Body::Debezium(_), Some(key)) => self.headers.with(name, key),
+        match key {
+            Some(key) if self.table.body.is_debezium() => self.headers.with(name, key),
             _ => self.headers,
         }
     }
@@ -412,15 +526,21 @@ impl<'a> Work<'a, '_> {
             }
         };
         let (prefix, content) = (bytes(0)?, bytes(1)?);
+        let mut json = Vec::new();
+        write_string(prefix, &mut json)
+            .map_err(|bad| bad.of(self.schema, &self.schema.columns[0]))?;
         key.clear();
-        key.extend_from_slice(br#"{"prefix":"#);
-        let start = key.len();
-        write_string(prefix, key).map_err(|bad| bad.of(self.schema, &self.schema.columns[0]))?;
-        let prefix = &key[start..].to_vec();
-        key.push(b'}');
+        match &self.table.key {
+            Key::Avro(avro) => avro.write_message(prefix, key),
+            Key::Json(_) => {
+                key.extend_from_slice(br#"{"prefix":"#);
+                key.extend_from_slice(&json);
+                key.push(b'}');
+            }
+        }
         self.table
             .body
-            .write_message(self.context, prefix, content, value);
+            .write_message(self.context, (prefix, &*json), content, value);
         self.send(Op::Message, Some(key), Some(value), self.headers)
     }
 }
@@ -464,7 +584,7 @@ impl Id {
 }
 
 /// Appends sixteen lower-case hex digits.
-pub(super) fn write_hex16(value: u64, out: &mut Vec<u8>) {
+pub(crate) fn write_hex16(value: u64, out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0; 16];
     for (index, byte) in value.to_be_bytes().into_iter().enumerate() {

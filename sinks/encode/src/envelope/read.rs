@@ -110,6 +110,9 @@ impl Format {
                 if let Said::Row(image) = &mut said {
                     image.unchanged = read.unchanged.into_iter().map(|name| name.0).collect();
                     image.unchanged.sort_unstable();
+                    // In Avro a record has all columns.
+                    let unchanged = &image.unchanged;
+                    image.members.retain(|(name, _)| !unchanged.contains(name));
                 }
                 let place = Place {
                     name: read.source,

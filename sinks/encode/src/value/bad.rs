@@ -13,6 +13,10 @@ pub(crate) enum Bad {
     Malformed(&'static str),
     /// The value came in binary form.
     Binary,
+    /// The encoding has no form for it; says what it is.
+    Formless(&'static str),
+    /// An update left it as it was, the log does not carry it, and nothing of its type can stand for it.
+    Unchanged,
 }
 
 impl Bad {
@@ -31,6 +35,26 @@ impl Bad {
             )
             .because(reason::ENCODING)
             .remedy("when a transform replaces this column's values, let it replace a text column, or drop the column with a `project` transform")
+            .at(place),
+            Bad::Formless(what) => Error::new(
+                ErrorKind::Refused,
+                format!("{what}, of type {}, has no form in this encoding", column.ty.name),
+            )
+            .because(reason::ENCODING)
+            .remedy("`encoding = \"json\"` has one; or drop the column with a `project` transform")
+            .at(place),
+            Bad::Unchanged => Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "the change does not carry this value, and nothing of type {} can stand for it in this encoding",
+                    column.ty.name
+                ),
+            )
+            .because(reason::ENCODING)
+            .remedy(format!(
+                "let the log carry it: ALTER TABLE {} REPLICA IDENTITY FULL; or `encoding = \"json\"`",
+                schema.origin
+            ))
             .at(place),
             Bad::Binary => Error::new(
                 ErrorKind::Protocol,

@@ -111,13 +111,10 @@ pub(crate) fn write_precise(text: &[u8], scale: usize, out: &mut Vec<u8>) -> Don
 /// Appends a `numeric` without declared scale as Debezium does in precise mode: `{"scale":2,"value":"MDk="}`, trailing
 /// zeros of the fraction dropped.
 pub(crate) fn write_variable(text: &[u8], out: &mut Vec<u8>) -> Done {
-    let mut decimal = match parse(text)? {
-        Parsed::Finite(decimal) => decimal,
+    let decimal = match parse(text)? {
+        Parsed::Finite(decimal) => without_zeros(decimal),
         Parsed::Special(_) => return write_string(text, out),
     };
-    while let Some(shorter) = decimal.fraction.strip_suffix(b"0") {
-        decimal.fraction = shorter;
-    }
     out.extend_from_slice(br#"{"scale":"#);
     let mut number = itoa::Buffer::new();
     out.extend_from_slice(number.format(decimal.fraction.len()).as_bytes());
@@ -127,9 +124,18 @@ pub(crate) fn write_variable(text: &[u8], out: &mut Vec<u8>) -> Done {
     Ok(())
 }
 
-/// Appends the integer `decimal × 10^scale` as base64 in quotes. A fraction longer than `scale` is refused unless what
-/// is cut off is zeros.
+/// Appends the integer `decimal × 10^scale` as base64 in quotes.
 fn write_unscaled(decimal: &Decimal<'_>, scale: usize, out: &mut Vec<u8>) -> Done {
+    with_unscaled(decimal, scale, |bytes| {
+        out.push(b'"');
+        write_base64(bytes, out);
+        out.push(b'"');
+    })
+}
+
+/// Hands out the integer `decimal × 10^scale`, big endian, two's complement. A fraction longer than `scale` is refused unless what
+/// is cut off is zeros.
+fn with_unscaled(decimal: &Decimal<'_>, scale: usize, take: impl FnOnce(&[u8])) -> Done {
     let kept = decimal.fraction.len().min(scale);
     let (fraction, cut) = decimal.fraction.split_at(kept);
     if cut.iter().any(|&digit| digit != b'0') {
@@ -140,7 +146,6 @@ fn write_unscaled(decimal: &Decimal<'_>, scale: usize, out: &mut Vec<u8>) -> Don
         let padding = std::iter::repeat_n(b'0', zeros);
         decimal.whole.iter().chain(fraction).copied().chain(padding)
     };
-    out.push(b'"');
     // 38 digits always fit 127 bits.
     if decimal.whole.len() + scale <= 38 {
         let magnitude = digits().fold(0_i128, |sum, digit| sum * 10 + i128::from(digit - b'0'));
@@ -149,16 +154,42 @@ fn write_unscaled(decimal: &Decimal<'_>, scale: usize, out: &mut Vec<u8>) -> Don
         } else {
             magnitude
         };
-        write_base64(minimal(&value.to_be_bytes()), out);
+        take(minimal(&value.to_be_bytes()));
     } else {
         let mut bytes = big_endian(digits());
         if decimal.negative {
             negate(&mut bytes);
         }
-        write_base64(minimal(&bytes), out);
+        take(minimal(&bytes));
     }
-    out.push(b'"');
     Ok(())
+}
+
+/// Hands out the unscaled integer of a `numeric(p, scale)`.
+pub(crate) fn precise(text: &[u8], scale: usize, take: impl FnOnce(&[u8])) -> Done {
+    with_unscaled(&finite(text)?, scale, take)
+}
+
+/// Hands out the scale and the unscaled integer of a `numeric` without declared scale, trailing zeros of the fraction dropped.
+pub(crate) fn variable(text: &[u8], take: impl FnOnce(usize, &[u8])) -> Done {
+    let decimal = without_zeros(finite(text)?);
+    let scale = decimal.fraction.len();
+    with_unscaled(&decimal, scale, |bytes| take(scale, bytes))
+}
+
+/// Bytes hold digits and nothing else.
+fn finite(text: &[u8]) -> Result<Decimal<'_>, Bad> {
+    match parse(text)? {
+        Parsed::Finite(decimal) => Ok(decimal),
+        Parsed::Special(_) => Err(Bad::Formless("a decimal that is no number")),
+    }
+}
+
+fn without_zeros(mut decimal: Decimal<'_>) -> Decimal<'_> {
+    while let Some(shorter) = decimal.fraction.strip_suffix(b"0") {
+        decimal.fraction = shorter;
+    }
+    decimal
 }
 
 /// Without leading bytes that only repeat the sign.

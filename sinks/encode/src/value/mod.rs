@@ -2,19 +2,19 @@
 
 mod back;
 mod bad;
-mod bits;
-mod decimal;
+pub(crate) mod bits;
+pub(crate) mod decimal;
 mod interval;
-mod nested;
-mod number;
+pub(crate) mod nested;
+pub(crate) mod number;
 mod plan;
-mod shape;
+pub(crate) mod shape;
 pub(crate) mod temporal;
 pub(crate) mod text;
 pub(crate) mod toast;
-mod types;
+pub(crate) mod types;
 
-pub(crate) use bad::Bad;
+pub(crate) use bad::{Bad, Done};
 pub(crate) use plan::Plan;
 pub(crate) use types::Mapping;
 

@@ -11,6 +11,20 @@ const HSTORE: Bad = Bad::Malformed("an hstore literal");
 /// PostgreSQL's limit of dimensions (`MAXDIM`).
 const DEPTH: usize = 6;
 
+/// A part of an array literal, in the order it is printed.
+pub(crate) enum Piece<'a> {
+    /// A dimension begins.
+    Open,
+    /// It ends.
+    Close,
+    /// Between two values, or two dimensions.
+    Next,
+    /// NULL.
+    Null,
+    /// The text of a value.
+    Value(&'a [u8]),
+}
+
 /// Appends an array as a JSON array, one level per dimension. `{a,"b c",NULL}`; an explicit lower bound in front
 /// (`[2:3]={…}`) is dropped, since JSON has none. `element` writes one value.
 pub(crate) fn write_array(
@@ -18,6 +32,24 @@ pub(crate) fn write_array(
     delimiter: u8,
     element: &mut dyn FnMut(&[u8], &mut Vec<u8>) -> Done,
     out: &mut Vec<u8>,
+) -> Done {
+    walk_array(text, delimiter, |piece| {
+        match piece {
+            Piece::Open => out.push(b'['),
+            Piece::Close => out.push(b']'),
+            Piece::Next => out.push(b','),
+            Piece::Null => out.extend_from_slice(b"null"),
+            Piece::Value(value) => return element(value, out),
+        }
+        Ok(())
+    })
+}
+
+/// Takes an array literal apart.
+pub(crate) fn walk_array(
+    text: &[u8],
+    delimiter: u8,
+    mut each: impl FnMut(Piece<'_>) -> Done,
 ) -> Done {
     let mut rest = without_bounds(text)?;
     let mut depth = 0;
@@ -28,10 +60,10 @@ pub(crate) fn write_array(
         if after_value {
             rest = tail;
             if first == delimiter {
-                out.push(b',');
+                each(Piece::Next)?;
                 after_value = false;
             } else if first == b'}' {
-                out.push(b']');
+                each(Piece::Close)?;
                 depth -= 1;
                 if depth == 0 {
                     return if rest.is_empty() { Ok(()) } else { Err(ARRAY) };
@@ -42,7 +74,7 @@ pub(crate) fn write_array(
             continue;
         }
         if first == b'{' {
-            out.push(b'[');
+            each(Piece::Open)?;
             depth += 1;
             rest = tail;
             if depth > DEPTH {
@@ -58,7 +90,7 @@ pub(crate) fn write_array(
         }
         if first == b'"' {
             let (value, tail) = quoted(tail).ok_or(ARRAY)?;
-            element(&value, out)?;
+            each(Piece::Value(&value))?;
             rest = tail;
         } else {
             let len = rest
@@ -69,11 +101,10 @@ pub(crate) fn write_array(
             if value.is_empty() || value.iter().any(|byte| matches!(byte, b'{' | b'"' | b'\\')) {
                 return Err(ARRAY);
             }
-            if value == b"NULL" {
-                out.extend_from_slice(b"null");
-            } else {
-                element(value, out)?;
-            }
+            each(match value {
+                b"NULL" => Piece::Null,
+                value => Piece::Value(value),
+            })?;
             rest = tail;
         }
         after_value = true;
@@ -110,28 +141,43 @@ fn quoted(text: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
 /// Appends an `hstore` (`"a"=>"1", "b"=>NULL`) as a JSON object of strings and nulls, in the order it is printed.
 pub(crate) fn write_hstore(text: &[u8], out: &mut Vec<u8>) -> Done {
     out.push(b'{');
+    let start = out.len();
+    walk_hstore(text, |key, value| {
+        if out.len() > start {
+            out.push(b',');
+        }
+        write_string(key, out)?;
+        out.push(b':');
+        match value {
+            Some(value) => write_string(value, out)?,
+            None => out.extend_from_slice(b"null"),
+        }
+        Ok(())
+    })?;
+    out.push(b'}');
+    Ok(())
+}
+
+/// Takes an `hstore` apart: each key with its value, in the order it is printed.
+pub(crate) fn walk_hstore(text: &[u8], mut each: impl FnMut(&[u8], Option<&[u8]>) -> Done) -> Done {
     let mut rest = text;
     let mut first = true;
     while !rest.is_empty() {
         if !first {
             rest = rest.strip_prefix(b", ").ok_or(HSTORE)?;
-            out.push(b',');
         }
         first = false;
         let (key, tail) = rest.strip_prefix(b"\"").and_then(quoted).ok_or(HSTORE)?;
-        write_string(&key, out)?;
-        out.push(b':');
         rest = tail.strip_prefix(b"=>").ok_or(HSTORE)?;
         if let Some(tail) = rest.strip_prefix(b"NULL") {
-            out.extend_from_slice(b"null");
+            each(&key, None)?;
             rest = tail;
         } else {
             let (value, tail) = rest.strip_prefix(b"\"").and_then(quoted).ok_or(HSTORE)?;
-            write_string(&value, out)?;
+            each(&key, Some(&value))?;
             rest = tail;
         }
     }
-    out.push(b'}');
     Ok(())
 }
 

@@ -2,8 +2,18 @@
 
 use super::bad::{Bad, Done};
 
+const INTEGER: Bad = Bad::Malformed("an integer");
+
 /// Appends an integer as it stands.
 pub(crate) fn write_integer(text: &[u8], out: &mut Vec<u8>) -> Done {
+    check_integer(text)?;
+    out.extend_from_slice(text);
+    Ok(())
+}
+
+/// The digits, once they are known to be an integer as JSON has it.
+#[inline]
+fn check_integer(text: &[u8]) -> Result<&[u8], Bad> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     let valid = match digits {
         [] => false,
@@ -11,11 +21,29 @@ pub(crate) fn write_integer(text: &[u8], out: &mut Vec<u8>) -> Done {
         [b'0', ..] => false,
         digits => digits.iter().all(u8::is_ascii_digit),
     };
-    if !valid {
-        return Err(Bad::Malformed("an integer"));
+    if valid { Ok(digits) } else { Err(INTEGER) }
+}
+
+/// An integer of 64 bits.
+#[inline]
+pub(crate) fn integer(text: &[u8]) -> Result<i64, Bad> {
+    let digits = check_integer(text)?;
+    // The smallest number has no positive twin: summed below zero.
+    let sum = digits.iter().try_fold(0_i64, |sum, digit| {
+        sum.checked_mul(10)?.checked_sub(i64::from(digit - b'0'))
+    });
+    let sum = sum.ok_or(INTEGER)?;
+    match digits.len() == text.len() {
+        true => sum.checked_neg().ok_or(INTEGER),
+        false => Ok(sum),
     }
-    out.extend_from_slice(text);
-    Ok(())
+}
+
+/// A floating-point number, or one of the three words that are none.
+pub(crate) fn float<T: std::str::FromStr>(text: &[u8]) -> Result<T, Bad> {
+    let text = std::str::from_utf8(text).map_err(|_| Bad::NotUtf8)?;
+    text.parse()
+        .map_err(|_| Bad::Malformed("a floating-point number"))
 }
 
 /// Appends a `float4` or `float8` as PostgreSQL prints it (`1.5`, `1e+300`), which is a JSON number; what is not a
@@ -49,6 +77,50 @@ pub(crate) fn write_java_double_of(text: &[u8], out: &mut Vec<u8>) -> Done {
     } else {
         return write_java_float(format!("{value:e}").as_bytes(), false, out);
     }
+    Ok(())
+}
+
+/// Appends a number as PostgreSQL prints it, which is a JSON number; what is not a number is a string. `shortest` is what
+/// `{:e}` makes of it.
+pub(crate) fn write_as_printed(shortest: &str, single: bool, out: &mut Vec<u8>) -> Done {
+    let number = match Float::parse(shortest.as_bytes())? {
+        Float::Finite(number) => number,
+        Float::Special(name) => {
+            write_special(name, out);
+            return Ok(());
+        }
+    };
+    if number.negative {
+        out.push(b'-');
+    }
+    let digits = &number.digits[..number.len];
+    if digits.is_empty() {
+        out.push(b'0');
+        return Ok(());
+    }
+    let exponent = number.point - 1;
+    if (-4..if single { 6 } else { 15 }).contains(&exponent) {
+        let start = out.len();
+        write_plain(digits, number.point, out);
+        if out[start..].ends_with(b".0") {
+            out.truncate(out.len() - 2);
+        }
+        return Ok(());
+    }
+    out.push(digits[0]);
+    if digits.len() > 1 {
+        out.push(b'.');
+        out.extend_from_slice(&digits[1..]);
+    }
+    out.extend_from_slice(if exponent < 0 { b"e-" } else { b"e+" });
+    if exponent.unsigned_abs() < 10 {
+        out.push(b'0');
+    }
+    out.extend_from_slice(
+        itoa::Buffer::new()
+            .format(exponent.unsigned_abs())
+            .as_bytes(),
+    );
     Ok(())
 }
 
@@ -174,7 +246,7 @@ fn write_java(number: &Finite, single: bool, out: &mut Vec<u8>) {
 }
 
 fn write_plain(digits: &[u8], point: i32, out: &mut Vec<u8>) {
-    const ZEROS: &[u8; 8] = b"00000000";
+    const ZEROS: &[u8; 16] = b"0000000000000000";
     if point <= 0 {
         out.extend_from_slice(b"0.");
         out.extend_from_slice(&ZEROS[..point.unsigned_abs() as usize]);

@@ -11,26 +11,41 @@ const GEOMETRY: &str = "a geometry in hexadecimal EWKB";
 
 /// Appends a `point` (`(1.5,-2)`) as `{"x":1.5,"y":-2.0,"wkb":"…","srid":null}`.
 pub(crate) fn write_point(text: &[u8], out: &mut Vec<u8>) -> Done {
+    let (x, y) = coordinates(text)?;
+    out.extend_from_slice(br#"{"x":"#);
+    write_java_float(x, false, out)?;
+    out.extend_from_slice(br#","y":"#);
+    write_java_float(y, false, out)?;
+    out.extend_from_slice(br#","wkb":"#);
+    write_base64_string(&wkb(double(x)?, double(y)?), out);
+    out.extend_from_slice(br#","srid":null}"#);
+    Ok(())
+}
+
+fn coordinates(text: &[u8]) -> Result<(&[u8], &[u8]), Bad> {
     let inner = text
         .strip_prefix(b"(")
         .and_then(|text| text.strip_suffix(b")"))
         .ok_or(POINT)?;
     let comma = memchr::memchr(b',', inner).ok_or(POINT)?;
-    let (x, y) = (&inner[..comma], &inner[comma + 1..]);
-    out.extend_from_slice(br#"{"x":"#);
-    write_java_float(x, false, out)?;
-    out.extend_from_slice(br#","y":"#);
-    write_java_float(y, false, out)?;
-    // Well-known binary: little endian, type 1 (point), two doubles.
+    Ok((&inner[..comma], &inner[comma + 1..]))
+}
+
+/// Well-known binary: little endian, type 1 (point), two doubles.
+fn wkb(x: f64, y: f64) -> [u8; 21] {
     let mut wkb = [0; 21];
     wkb[0] = 1;
     wkb[1] = 1;
-    wkb[5..13].copy_from_slice(&double(x)?.to_le_bytes());
-    wkb[13..].copy_from_slice(&double(y)?.to_le_bytes());
-    out.extend_from_slice(br#","wkb":"#);
-    write_base64_string(&wkb, out);
-    out.extend_from_slice(br#","srid":null}"#);
-    Ok(())
+    wkb[5..13].copy_from_slice(&x.to_le_bytes());
+    wkb[13..].copy_from_slice(&y.to_le_bytes());
+    wkb
+}
+
+/// The coordinates of a `point`, and its well-known binary.
+pub(crate) fn point(text: &[u8]) -> Result<(f64, f64, [u8; 21]), Bad> {
+    let (x, y) = coordinates(text)?;
+    let (x, y) = (double(x)?, double(y)?);
+    Ok((x, y, wkb(x, y)))
 }
 
 fn double(text: &[u8]) -> Result<f64, Bad> {
@@ -42,42 +57,72 @@ fn double(text: &[u8]) -> Result<f64, Bad> {
 
 /// Appends a `vector` (`[1,2.5]`) as an array of doubles, a `halfvec` (`single`) as an array of floats.
 pub(crate) fn write_vector(text: &[u8], single: bool, out: &mut Vec<u8>) -> Done {
-    let inner = text
-        .strip_prefix(b"[")
-        .and_then(|text| text.strip_suffix(b"]"))
-        .ok_or(Bad::Malformed("a vector"))?;
-    let braced = [b"{", inner, b"}"].concat();
     write_array(
-        &braced,
+        &braced(text)?,
         b',',
         &mut |value, out| write_java_float(value, single, out),
         out,
     )
 }
 
+/// A `vector` as an array literal.
+pub(crate) fn braced(text: &[u8]) -> Result<Vec<u8>, Bad> {
+    let inner = text
+        .strip_prefix(b"[")
+        .and_then(|text| text.strip_suffix(b"]"))
+        .ok_or(Bad::Malformed("a vector"))?;
+    Ok([b"{", inner, b"}"].concat())
+}
+
 /// Appends a `sparsevec` (`{1:1.5,3:2}/5`) as `{"dimensions":5,"vector":[[1,1.5],[3,2.0]]}`: Connect's JSON has no map
 /// with numbers for keys and writes pairs.
 pub(crate) fn write_sparse_vector(text: &[u8], out: &mut Vec<u8>) -> Done {
-    let slash = memchr::memrchr(b'/', text).ok_or(SPARSE)?;
+    let (dimensions, vector) = sparse(text)?;
     out.extend_from_slice(br#"{"dimensions":"#);
-    write_integer(&text[slash + 1..], out)?;
+    write_integer(dimensions, out)?;
     out.extend_from_slice(br#","vector":"#);
     let pair = &mut |value: &[u8], out: &mut Vec<u8>| {
-        let colon = memchr::memchr(b':', value).ok_or(SPARSE)?;
+        let (place, value) = sparse_pair(value)?;
         out.push(b'[');
-        write_integer(&value[..colon], out)?;
+        write_integer(place, out)?;
         out.push(b',');
-        write_java_float(&value[colon + 1..], false, out)?;
+        write_java_float(value, false, out)?;
         out.push(b']');
         Ok(())
     };
-    write_array(&text[..slash], b',', pair, out)?;
+    write_array(vector, b',', pair, out)?;
     out.push(b'}');
     Ok(())
 }
 
+/// The dimensions of a `sparsevec`, and its pairs as an array literal.
+pub(crate) fn sparse(text: &[u8]) -> Result<(&[u8], &[u8]), Bad> {
+    let slash = memchr::memrchr(b'/', text).ok_or(SPARSE)?;
+    Ok((&text[slash + 1..], &text[..slash]))
+}
+
+/// The place of a value in a `sparsevec`, and the value.
+pub(crate) fn sparse_pair(text: &[u8]) -> Result<(&[u8], &[u8]), Bad> {
+    let colon = memchr::memchr(b':', text).ok_or(SPARSE)?;
+    Ok((&text[..colon], &text[colon + 1..]))
+}
+
 /// Appends a PostGIS `geometry` or `geography` (hexadecimal EWKB) as `{"wkb":base64,"srid":n}`.
 pub(crate) fn write_geometry(text: &[u8], out: &mut Vec<u8>) -> Done {
+    let (bytes, srid) = geometry(text)?;
+    out.extend_from_slice(br#"{"wkb":"#);
+    write_base64_string(&bytes, out);
+    out.extend_from_slice(br#","srid":"#);
+    match srid {
+        Some(srid) => out.extend_from_slice(itoa::Buffer::new().format(srid).as_bytes()),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+/// The EWKB of a geometry, and the system of its coordinates.
+pub(crate) fn geometry(text: &[u8]) -> Result<(Vec<u8>, Option<u32>), Bad> {
     const HAS_SRID: u32 = 0x2000_0000;
     let bytes = hex_bytes(text, GEOMETRY)?;
     let word = |at: usize| -> Result<u32, Bad> {
@@ -91,20 +136,11 @@ pub(crate) fn write_geometry(text: &[u8], out: &mut Vec<u8>) -> Done {
             u32::from_be_bytes(four)
         })
     };
-    let srid = if word(1)? & HAS_SRID == 0 {
-        None
-    } else {
-        Some(word(5)?)
+    let srid = match word(1)? & HAS_SRID {
+        0 => None,
+        _ => Some(word(5)?),
     };
-    out.extend_from_slice(br#"{"wkb":"#);
-    write_base64_string(&bytes, out);
-    out.extend_from_slice(br#","srid":"#);
-    match srid {
-        Some(srid) => out.extend_from_slice(itoa::Buffer::new().format(srid).as_bytes()),
-        None => out.extend_from_slice(b"null"),
-    }
-    out.push(b'}');
-    Ok(())
+    Ok((bytes, srid))
 }
 
 #[cfg(test)]

@@ -367,11 +367,22 @@ pub(crate) fn write_time(text: &[u8], unit: Unit, out: &mut Vec<u8>) -> Done {
 
 /// Appends a `timestamp`, taken as UTC, as a number since the epoch.
 pub(crate) fn write_epoch(text: &[u8], unit: Unit, out: &mut Vec<u8>) -> Done {
+    let value = epoch(text, unit)?;
+    match i64::try_from(value) {
+        Ok(value) => write_number(value, out),
+        // The last decades that PostgreSQL knows lie beyond 64 bits of microseconds since 1970; JSON does not mind.
+        Err(_) => out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes()),
+    }
+    Ok(())
+}
+
+/// A `timestamp`, taken as UTC, as a number since the epoch.
+#[inline]
+pub(crate) fn epoch(text: &[u8], unit: Unit) -> Result<i128, Bad> {
     if let Some(common) = Common::parse(text)
         && common.rest.is_empty()
     {
-        write_number(unit.of(common.micros()), out);
-        return Ok(());
+        return Ok(i128::from(unit.of(common.micros())));
     }
     let micros = match Moment::parse(text, true, false).ok_or(TIMESTAMP)? {
         Moment::At { date, micros, .. } => {
@@ -381,26 +392,19 @@ pub(crate) fn write_epoch(text: &[u8], unit: Unit, out: &mut Vec<u8>) -> Done {
                 .and_then(|day| day.checked_add(micros))
             {
                 Some(all) => all,
-                // The last decades that PostgreSQL knows lie beyond 64 bits of microseconds since 1970; JSON does not
-                // mind.
-                None => return write_beyond(days, micros, unit, out),
+                None => {
+                    let micros = i128::from(days) * i128::from(DAY) + i128::from(micros);
+                    return Ok(match unit {
+                        Unit::Millis => micros.div_euclid(1000),
+                        Unit::Micros => micros,
+                    });
+                }
             }
         }
         Moment::Infinity => PLUS_INFINITY_MICROS,
         Moment::MinusInfinity => MINUS_INFINITY_MICROS,
     };
-    write_number(unit.of(micros), out);
-    Ok(())
-}
-
-fn write_beyond(days: i64, micros: i64, unit: Unit, out: &mut Vec<u8>) -> Done {
-    let micros = i128::from(days) * i128::from(DAY) + i128::from(micros);
-    let value = match unit {
-        Unit::Millis => micros.div_euclid(1000),
-        Unit::Micros => micros,
-    };
-    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
-    Ok(())
+    Ok(i128::from(unit.of(micros)))
 }
 
 /// How many digits the fraction of a second gets.

@@ -33,7 +33,10 @@ fn written(mapping: Mapping, ty: &ColumnType, text: &str) -> String {
     let plan = mapping.plan(ty);
     plan.write(text.as_bytes(), &mut out)
         .unwrap_or_else(|bad| panic!("{} {text}: {bad:?}", ty.name));
-    String::from_utf8(out).expect("UTF-8")
+    let json = String::from_utf8(out).expect("UTF-8");
+    // Whatever has a form in JSON has the same in Avro.
+    crate::avro::tests::says_the_same(mapping, ty, text.as_bytes(), &json);
+    json
 }
 
 fn check(cases: &[Case]) {
@@ -642,6 +645,8 @@ proptest! {
                     "{} {:?}: {}", ty.name, String::from_utf8_lossy(&cell), String::from_utf8_lossy(&out)
                 );
                 prop_assert!(!out.contains(&b'\n'));
+                let json = String::from_utf8(out).expect("UTF-8");
+                crate::avro::tests::says_the_same(mapping, &ty, &cell, &json);
             }
         }
     }

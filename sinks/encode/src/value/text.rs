@@ -163,15 +163,27 @@ fn decode_hex(hex: &[u8], expected: &'static str, mut piece: impl FnMut(&[u8])) 
     Ok(())
 }
 
+/// What `bytea` prints.
+pub(crate) const BYTEA: &str = r"`\x` and hexadecimal digits";
+
 /// Appends `bytea` text (`\x…`) as a base64 JSON string.
 pub(crate) fn write_bytea(text: &[u8], out: &mut Vec<u8>) -> Done {
-    const EXPECTED: &str = r"`\x` and hexadecimal digits";
-    let hex = text.strip_prefix(br"\x").ok_or(Bad::Malformed(EXPECTED))?;
+    let hex = bytea_digits(text)?;
     out.reserve(hex.len() / 6 * 4 + 6);
     out.push(b'"');
-    decode_hex(hex, EXPECTED, |bytes| write_base64(bytes, out))?;
+    decode_hex(hex, BYTEA, |bytes| write_base64(bytes, out))?;
     out.push(b'"');
     Ok(())
+}
+
+/// The hex digits of `bytea` text (`\x…`).
+pub(crate) fn bytea_digits(text: &[u8]) -> Result<&[u8], Bad> {
+    text.strip_prefix(br"\x").ok_or(Bad::Malformed(BYTEA))
+}
+
+/// Appends the bytes that hex digits stand for.
+pub(crate) fn write_hex_bytes(hex: &[u8], expected: &'static str, out: &mut Vec<u8>) -> Done {
+    decode_hex(hex, expected, |bytes| out.extend_from_slice(bytes))
 }
 
 /// Decodes hex digits to a vector.

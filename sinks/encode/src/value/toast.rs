@@ -11,7 +11,7 @@ use lockstep_core::schema::{ColumnType, TypeKind};
 pub(crate) const PLACEHOLDER: &str = "__debezium_unavailable_value";
 
 /// The name-based (version 3) UUID of the placeholder.
-const PLACEHOLDER_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
+pub(crate) const PLACEHOLDER_UUID: &str = "b68a35a7-17ad-35b3-af2a-ae46edb4545a";
 
 /// The JSON that stands for an unchanged value of a type.
 pub(crate) fn unavailable(ty: &ColumnType, mapping: Mapping) -> Vec<u8> {
@@ -52,7 +52,13 @@ pub(crate) fn is_unavailable(json: &str) -> bool {
         }
         let mut out = Vec::new();
         write_byte_values(&mut out);
-        all.push(String::from_utf8_lossy(&out).into_owned());
+        let bytes = String::from_utf8_lossy(&out).into_owned();
+        // What Avro has instead, as JSON: numbers with a fraction, in both mappings, and a decimal.
+        all.push(bytes.replace(',', ".0,").replace(']', ".0]"));
+        all.push(bytes);
+        let mut decimal = br#"{"scale":0,"value":"#.to_vec();
+        write_base64_string(PLACEHOLDER.as_bytes(), &mut decimal);
+        all.push(String::from_utf8_lossy(&decimal).into_owned() + "}");
         all
     });
     ALL.iter().any(|text| text == json)

@@ -1,5 +1,7 @@
 //! Which plan a type gets, in each mapping.
 
+use std::borrow::Cow;
+
 use lockstep_core::schema::{ColumnType, TypeKind};
 
 use super::decimal::Money;
@@ -8,47 +10,47 @@ use super::temporal::{Fraction, Unit};
 use crate::envelope::Decimals;
 
 /// Type oids fixed by PostgreSQL (`pg_type.dat`).
-mod oid {
-    pub(super) const BOOL: u32 = 16;
-    pub(super) const BYTEA: u32 = 17;
-    pub(super) const CHAR: u32 = 18;
-    pub(super) const NAME: u32 = 19;
-    pub(super) const INT8: u32 = 20;
-    pub(super) const INT2: u32 = 21;
-    pub(super) const INT4: u32 = 23;
-    pub(super) const TEXT: u32 = 25;
-    pub(super) const OID: u32 = 26;
-    pub(super) const JSON: u32 = 114;
-    pub(super) const XML: u32 = 142;
-    pub(super) const POINT: u32 = 600;
-    pub(super) const BOX: u32 = 603;
-    pub(super) const CIDR: u32 = 650;
-    pub(super) const FLOAT4: u32 = 700;
-    pub(super) const FLOAT8: u32 = 701;
-    pub(super) const MACADDR8: u32 = 774;
-    pub(super) const MONEY: u32 = 790;
-    pub(super) const MACADDR: u32 = 829;
-    pub(super) const INET: u32 = 869;
-    pub(super) const BPCHAR: u32 = 1042;
-    pub(super) const VARCHAR: u32 = 1043;
-    pub(super) const DATE: u32 = 1082;
-    pub(super) const TIME: u32 = 1083;
-    pub(super) const TIMESTAMP: u32 = 1114;
-    pub(super) const TIMESTAMPTZ: u32 = 1184;
-    pub(super) const INTERVAL: u32 = 1186;
-    pub(super) const TIMETZ: u32 = 1266;
-    pub(super) const BIT: u32 = 1560;
-    pub(super) const VARBIT: u32 = 1562;
-    pub(super) const NUMERIC: u32 = 1700;
-    pub(super) const UUID: u32 = 2950;
-    pub(super) const TSVECTOR: u32 = 3614;
-    pub(super) const JSONB: u32 = 3802;
-    pub(super) const INT4RANGE: u32 = 3904;
-    pub(super) const NUMRANGE: u32 = 3906;
-    pub(super) const TSRANGE: u32 = 3908;
-    pub(super) const TSTZRANGE: u32 = 3910;
-    pub(super) const DATERANGE: u32 = 3912;
-    pub(super) const INT8RANGE: u32 = 3926;
+pub(crate) mod oid {
+    pub(crate) const BOOL: u32 = 16;
+    pub(crate) const BYTEA: u32 = 17;
+    pub(crate) const CHAR: u32 = 18;
+    pub(crate) const NAME: u32 = 19;
+    pub(crate) const INT8: u32 = 20;
+    pub(crate) const INT2: u32 = 21;
+    pub(crate) const INT4: u32 = 23;
+    pub(crate) const TEXT: u32 = 25;
+    pub(crate) const OID: u32 = 26;
+    pub(crate) const JSON: u32 = 114;
+    pub(crate) const XML: u32 = 142;
+    pub(crate) const POINT: u32 = 600;
+    pub(crate) const BOX: u32 = 603;
+    pub(crate) const CIDR: u32 = 650;
+    pub(crate) const FLOAT4: u32 = 700;
+    pub(crate) const FLOAT8: u32 = 701;
+    pub(crate) const MACADDR8: u32 = 774;
+    pub(crate) const MONEY: u32 = 790;
+    pub(crate) const MACADDR: u32 = 829;
+    pub(crate) const INET: u32 = 869;
+    pub(crate) const BPCHAR: u32 = 1042;
+    pub(crate) const VARCHAR: u32 = 1043;
+    pub(crate) const DATE: u32 = 1082;
+    pub(crate) const TIME: u32 = 1083;
+    pub(crate) const TIMESTAMP: u32 = 1114;
+    pub(crate) const TIMESTAMPTZ: u32 = 1184;
+    pub(crate) const INTERVAL: u32 = 1186;
+    pub(crate) const TIMETZ: u32 = 1266;
+    pub(crate) const BIT: u32 = 1560;
+    pub(crate) const VARBIT: u32 = 1562;
+    pub(crate) const NUMERIC: u32 = 1700;
+    pub(crate) const UUID: u32 = 2950;
+    pub(crate) const TSVECTOR: u32 = 3614;
+    pub(crate) const JSONB: u32 = 3802;
+    pub(crate) const INT4RANGE: u32 = 3904;
+    pub(crate) const NUMRANGE: u32 = 3906;
+    pub(crate) const TSRANGE: u32 = 3908;
+    pub(crate) const TSTZRANGE: u32 = 3910;
+    pub(crate) const DATERANGE: u32 = 3912;
+    pub(crate) const INT8RANGE: u32 = 3926;
 }
 
 /// Which JSON a type becomes.
@@ -78,22 +80,25 @@ impl Mapping {
     }
 
     fn array(self, ty: &ColumnType, element: &ColumnType) -> Plan {
-        // The modifier of `numeric(10,2)[]` is the array's.
-        let element = if element.typmod < 0 {
-            &ColumnType {
-                typmod: ty.typmod,
-                ..element.clone()
-            }
-        } else {
-            element
-        };
-        match self.plan(element) {
+        let element = element_of(ty, element);
+        match self.plan(&element) {
             Plan::Omit => Plan::Omit,
             plan => Plan::Array {
                 delimiter: if element.oid == oid::BOX { b';' } else { b',' },
                 element: Box::new(plan),
             },
         }
+    }
+}
+
+/// The type of an array's values: the modifier of `numeric(10,2)[]` is the array's.
+pub(crate) fn element_of<'a>(array: &ColumnType, element: &'a ColumnType) -> Cow<'a, ColumnType> {
+    match element.typmod < 0 {
+        true => Cow::Owned(ColumnType {
+            typmod: array.typmod,
+            ..element.clone()
+        }),
+        false => Cow::Borrowed(element),
     }
 }
 
@@ -187,6 +192,14 @@ fn numeric_scale(typmod: i32) -> Option<u16> {
     // Eleven bits, signed.
     let scale = (typmod - 4) & 0x7ff;
     Some(if scale < 0x400 { scale as u16 } else { 0 })
+}
+
+/// The digits that a `numeric` may have, `None` without a declaration. A negative scale means zeros behind them.
+pub(crate) fn numeric_precision(typmod: i32) -> Option<u32> {
+    let declared = u32::try_from(typmod).ok()?.checked_sub(4)?;
+    let scale = declared & 0x7ff;
+    let zeros = if scale < 0x400 { 0 } else { 0x800 - scale };
+    Some((declared >> 16) + zeros)
 }
 
 /// The declared precision of a time, 6 without one.

@@ -142,7 +142,7 @@ impl Broker {
         topic: &str,
         wanted: &[At],
         stop: Stop<'_>,
-        mut each: impl FnMut(At, &BorrowedMessage<'_>),
+        mut each: impl FnMut(At, &BorrowedMessage<'_>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let is_near = |one: &At, next: &At| {
             one.partition == next.partition && next.offset - one.offset <= SKIP
@@ -156,10 +156,10 @@ impl Broker {
             read(&self.spot, topic, &mut part, stop, |message, _| {
                 let offset = message.offset();
                 while left.next_if(|at| at.offset < offset).is_some() {}
-                if let Some(at) = left.next_if(|at| at.offset == offset) {
-                    each(at, message);
+                match left.next_if(|at| at.offset == offset) {
+                    Some(at) => each(at, message),
+                    None => Ok(()),
                 }
-                Ok(())
             })?;
         }
         Ok(())

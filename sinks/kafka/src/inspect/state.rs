@@ -15,6 +15,7 @@ use rdkafka::message::{BorrowedMessage, Headers};
 use super::broker::{Bounds, Broker, Part, Stop};
 use super::digest::Digests;
 use super::index::{At, Full};
+use super::lens::Lens;
 use super::log::{Log, Owner, Raw, Standing};
 use super::verdict;
 use crate::config::KafkaConfig;
@@ -42,6 +43,7 @@ pub(super) struct Asked {
 pub(super) struct State {
     config: Arc<KafkaConfig>,
     format: Format,
+    lens: Lens,
     digests: Digests,
     broker: Broker,
     /// The tables whose rows go to each topic.
@@ -56,10 +58,12 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(
         config: &Arc<KafkaConfig>,
+        lens: &Lens,
         tables: &[(Arc<str>, Arc<TableSchema>)],
     ) -> Result<Self> {
         let mut state = State {
             format: config.format.with_decimals(config.decimals),
+            lens: lens.clone(),
             digests: Digests::new(),
             broker: Broker::new(config).map_err(|failure| failure.error())?,
             config: Arc::clone(config),
@@ -167,14 +171,16 @@ impl State {
                 // Unless its record is there still.
                 held[*index] = verdict::gone(&asked[*index], expired);
             }
-            let format = self.format;
+            let (format, lens) = (self.format, &self.lens);
             let fetched = self.broker.fetch(&topic, &wanted, stop, |at, message| {
                 let version = verdict::version(source, &header(message));
+                let value = lens.json_of(message.payload())?;
                 // A key may be asked for twice.
                 let of_it = shown.iter().filter(|(place, _)| *place == at);
                 for (_, index) in of_it {
-                    held[*index] = verdict::of(format, &asked[*index], message.payload(), version);
+                    held[*index] = verdict::of(format, &asked[*index], value.as_deref(), version);
                 }
+                Ok(())
             });
             fetched.map_err(|failure| failure.error())?;
         }
@@ -264,13 +270,17 @@ impl State {
         stop: Stop<'_>,
     ) -> Result<u64> {
         let budget = self.config.compare_memory.bytes();
-        let logs = &mut self.logs;
+        let (logs, lens) = (&mut self.logs, &self.lens);
         let mut room = room(logs, topic, budget);
         let mut records = 0;
         let mut guard = lock(log);
         let read = self.broker.read(topic, &mut parts, stop, |message, parts| {
             records += 1;
-            let raw = raw(message);
+            let (key, value) = (
+                lens.json_of(message.key())?,
+                lens.json_of(message.payload())?,
+            );
+            let raw = raw(message, key.as_deref(), value.as_deref());
             while let Err(Full) = guard.take(&raw, room) {
                 let keys = guard.index.keys();
                 // Records that are to come are not older than the last ones that were read, but for what clocks differ.
@@ -341,7 +351,11 @@ fn too_many(topic: &str, keys: usize, budget: usize) -> Failure {
     )
 }
 
-fn raw<'m>(message: &'m BorrowedMessage<'_>) -> Raw<'m> {
+fn raw<'m>(
+    message: &BorrowedMessage<'_>,
+    key: Option<&'m [u8]>,
+    value: Option<&'m [u8]>,
+) -> Raw<'m> {
     let id = lockstep_encode::envelope::HEADER_ID;
     Raw {
         at: At {
@@ -349,8 +363,8 @@ fn raw<'m>(message: &'m BorrowedMessage<'_>) -> Raw<'m> {
             offset: message.offset(),
         },
         stamp: message.timestamp().to_millis().unwrap_or_default(),
-        key: message.key(),
-        value: message.payload(),
+        key,
+        value,
         // Only of records that say nothing by themselves.
         has_id: message.payload().is_none()
             && message

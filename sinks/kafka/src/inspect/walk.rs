@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::broker::{Bounds, Part, read, reader};
 use super::digest::Digest;
 use super::index::At;
+use super::lens::Lens;
 use super::log::{Log, Owner};
 use super::state::lock;
 use crate::config::KafkaConfig;
@@ -28,6 +29,7 @@ const AHEAD: usize = 2;
 /// What is walked.
 pub(super) struct Over {
     pub config: Arc<KafkaConfig>,
+    pub lens: Lens,
     pub topic: Arc<str>,
     pub owner: Owner,
     pub key: KeyJson,
@@ -84,7 +86,8 @@ impl Over {
             };
             // Whose it is need be known only where several tables share the topic. What cannot be read is everybody's.
             if shared {
-                let reading = format.read(value);
+                let value = self.lens.json(value)?;
+                let reading = format.read(&value);
                 if reading.is_some_and(|reading| !self.owner.is(&reading.place)) {
                     return Ok(());
                 }
@@ -93,8 +96,9 @@ impl Over {
                 partition: message.partition(),
                 offset: message.offset(),
             };
-            let hash = lock(&self.log).key(owner, key);
-            found.push((hash, key.to_vec(), at));
+            let key = self.lens.json(key)?.into_owned();
+            let hash = lock(&self.log).key(owner, &key);
+            found.push((hash, key, at));
             if found.len() < PAGE {
                 return Ok(());
             }

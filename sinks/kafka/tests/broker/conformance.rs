@@ -1,4 +1,4 @@
-//! What every sink promises, of Kafka with both formats of values.
+//! What every sink promises, of Kafka with both formats of values, as JSON and in Avro.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Sink, SinkContext, SinkFactory};
 use lockstep_kit::component::available_or_say_so;
 use lockstep_kit::kafka::Kafka;
+use lockstep_kit::registry::Registry;
 use lockstep_kit::{Component, unique};
 use lockstep_sink_kafka::KafkaSinkFactory;
 use serde_json::Value;
@@ -22,6 +23,8 @@ struct Topics {
     bootstrap: &'static str,
     prefix: String,
     format: &'static str,
+    /// Where records are in Avro.
+    registry: Option<&'static Registry>,
 }
 
 impl Topics {
@@ -53,12 +56,16 @@ impl Topics {
 #[async_trait]
 impl SinkUnderTest for Topics {
     async fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
-        let more = serde_json::json!({
+        let mut more = serde_json::json!({
             "topic": format!("{}.{{table}}", self.prefix),
             "format": self.format,
             "partitions": 1,
             "commit_interval": "20ms",
         });
+        if let Some(registry) = self.registry {
+            more["encoding"] = "avro".into();
+            more["registry"] = serde_json::json!({"url": registry.url()});
+        }
         let pipeline = self.prefix.as_str().into();
         let config = config(self.bootstrap, &self.prefix, &more);
         KafkaSinkFactory::open(
@@ -94,7 +101,18 @@ async fn topics(format: &'static str) -> Option<Topics> {
         bootstrap: Kafka::shared().await.bootstrap(),
         prefix: unique("conforms"),
         format,
+        registry: None,
     })
+}
+
+async fn avro(format: &'static str) -> Option<Topics> {
+    if !available_or_say_so(Component::Registry) {
+        return None;
+    }
+    let registry = Some(Registry::shared().await);
+    topics(format)
+        .await
+        .map(|topics| Topics { registry, ..topics })
 }
 
 mod flat {
@@ -108,6 +126,22 @@ mod flat {
 mod debezium {
     async fn topics() -> Option<super::Topics> {
         super::topics("debezium").await
+    }
+
+    lockstep_conformance::sink_suite!(topics);
+}
+
+mod flat_in_avro {
+    async fn topics() -> Option<super::Topics> {
+        super::avro("flat").await
+    }
+
+    lockstep_conformance::sink_suite!(topics);
+}
+
+mod debezium_in_avro {
+    async fn topics() -> Option<super::Topics> {
+        super::avro("debezium").await
     }
 
     lockstep_conformance::sink_suite!(topics);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use lockstep_core::ErrorKind;
 use lockstep_core::position::{Lsn, Position};
 use lockstep_kit::kafka::Kafka;
+use lockstep_kit::registry::Registry;
 use lockstep_kit::{Component, require, unique, wait_for};
 use lockstep_sink_kafka::KafkaConfig;
 use rdkafka::ClientConfig;
@@ -59,11 +60,21 @@ async fn child() {
     let mut settings = settings.split(' ');
     let mut next = || settings.next().expect("bootstrap and prefix").to_owned();
     let (bootstrap, prefix) = (next(), next());
-    let history = History::new(Feed::new(&prefix), 3000, &mut Random::fixed(7));
-    let end = history
-        .run(&small(&bootstrap, &prefix), &prefix, &mut None, None)
-        .await;
+    let (config, transactions) = match settings.next() {
+        None => (small(&bootstrap, &prefix), 3000),
+        Some(registry) => (in_avro(&bootstrap, &prefix, registry), IN_AVRO),
+    };
+    let history = History::new(Feed::new(&prefix), transactions, &mut Random::fixed(7));
+    let end = history.run(&config, &prefix, &mut None, None).await;
     assert!(matches!(end, End::Complete), "{end:?}");
+}
+
+fn in_avro(bootstrap: &str, prefix: &str, registry: &str) -> KafkaConfig {
+    let more = serde_json::json!({
+        "commit_records": 250, "commit_interval": "20ms", "format": "flat",
+        "encoding": "avro", "registry": {"url": registry},
+    });
+    config(bootstrap, prefix, &more)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,8 +82,25 @@ async fn kill_9_loses_and_doubles_nothing() {
     require!(Component::Kafka);
     let kafka = Kafka::shared().await;
     let prefix = unique("kill");
+    kill_9(&prefix, 3000, format!("{} {prefix}", kafka.bootstrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_loses_and_doubles_nothing_in_avro() {
+    require!(Component::Kafka, Component::Registry);
+    let kafka = Kafka::shared().await;
+    let registry = Registry::shared().await;
+    let prefix = unique("kill");
+    let settings = format!("{} {prefix} {}", kafka.bootstrap(), registry.url());
+    kill_9(&prefix, IN_AVRO, settings).await;
+}
+
+/// Transactions that are written in Avro: the decoder that reads them back takes its time with each record.
+const IN_AVRO: u64 = 500;
+
+async fn kill_9(prefix: &str, transactions: u64, settings: String) {
+    let kafka = Kafka::shared().await;
     let mut random = Random::new();
-    let settings = format!("{} {prefix}", kafka.bootstrap());
     let start = move || {
         Command::new(std::env::current_exe().expect("this test"))
             .args(["exactly_once::child", "--exact", "--ignored", "--nocapture"])
@@ -107,7 +135,7 @@ async fn kill_9_loses_and_doubles_nothing() {
         .expect("joined")
         .expect("child");
     assert!(status.success(), "the last one writes to the end");
-    let history = History::new(Feed::new(&prefix), 3000, &mut Random::fixed(7));
+    let history = History::new(Feed::new(prefix), transactions, &mut Random::fixed(7));
     history.check(&read(kafka.bootstrap(), &history.feed.topic()).await);
 }
 

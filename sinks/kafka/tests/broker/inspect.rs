@@ -8,6 +8,7 @@ use lockstep_core::position::Lsn;
 use lockstep_core::schema::TableSchema;
 use lockstep_core::sink::{Held, HeldVersion, Inspect, Sink, SinkFactory};
 use lockstep_kit::kafka::Kafka;
+use lockstep_kit::registry::Registry;
 use lockstep_kit::{Component, require, unique};
 use lockstep_sink_kafka::{KafkaConfig, KafkaSinkFactory};
 use rdkafka::ClientConfig;
@@ -113,139 +114,154 @@ fn row(id: u64, note: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_sink_wrote_is_as_it_should_be_and_nothing_else_is() {
     require!(Component::Kafka);
-    let kafka = Kafka::shared().await;
     for (format, exactly_once) in [("debezium", true), ("flat", true), ("debezium", false)] {
-        let feed = Feed::new(&unique("inspect"));
-        let topic = feed.topic();
         let more = json!({"format": format, "exactly_once": exactly_once});
-        let config = config(kafka.bootstrap(), &feed.source.name, &more);
-        let mut sink = open(&config, &config.progress_topic, &[&feed])
-            .await
-            .expect("opens");
-        let mut inspector = inspector(&config, &[&feed]).await;
-        let inspector = inspector.as_mut();
-        let absent = standing(inspector, &feed, &[event(Op::Read, 1, "a")]).await;
-        assert_eq!(absent, r#"missing {"id":1}"#);
-        let many: Vec<Event<'_>> = (1..=500).map(|id| insert(id, "a")).collect();
-        write(sink.as_mut(), &feed, 100, &many).await;
-        let changes = [
-            event(Op::Update, 2, "b"),
-            event(Op::Delete, 3, ""),
-            event(Op::Delete, 4, ""),
-            event(Op::Read, 4, "d"),
-        ];
-        write(sink.as_mut(), &feed, 200, &changes).await;
-        let rows = [
-            event(Op::Read, 1, "a"),
-            event(Op::Read, 2, "b"),
-            event(Op::Delete, 3, ""),
-            event(Op::Read, 4, "d"),
-            event(Op::Delete, 501, ""),
-        ];
-        let word = "same; same; same; same; same";
-        assert_eq!(standing(inspector, &feed, &rows).await, word, "{format}");
-        let wrong = [
-            event(Op::Read, 1, "z"),
-            event(Op::Delete, 2, ""),
-            event(Op::Read, 3, "a"),
-            event(Op::Read, 1, "a"),
-        ];
-        let expected = format!(
-            r#"{} for {}; extra {}; missing {{"id":3}}; same"#,
-            row(1, "a"),
-            row(1, "z"),
-            row(2, "b")
-        );
-        assert_eq!(standing(inspector, &feed, &wrong).await, expected);
-        assert_eq!(inspector.count(&feed.schema).await.expect("counts"), 499);
-        let (listed, foreign) = keys(inspector, &feed.schema).await;
-        let mut there: Vec<String> = (1..=500)
-            .filter(|id| *id != 3)
-            .map(|id| id.to_string())
-            .collect();
-        there.sort();
-        assert_eq!((listed, foreign), (there, Vec::new()));
-
-        let asked = feed.batch(1 << 40, &[event(Op::Read, 2, "z")]);
-        let held = inspector.compare(&asked).await.expect("compared");
-        let of = |held: &[Held]| match &held[0] {
-            Held::Different { version, .. } => *version,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(of(&held), HeldVersion::At(Lsn(200)));
-
-        // Behind its back: a value of another row, a version from before, a tombstone, one too many, one that is none.
-        let version = |id: u64, note: &str| match format {
-            "flat" => json!({"op": "u", "row": {"id": id, "note": note}}).to_string(),
-            _ => json!({"before": null, "after": {"note": note, "id": id}, "op": "u"}).to_string(),
-        };
-        produce(kafka, &topic, Some(r#"{"id":1}"#), Some(&version(1, "ü")));
-        produce(kafka, &topic, Some(r#"{"id":2}"#), Some(&version(2, "a")));
-        produce(kafka, &topic, Some(r#"{"id":5}"#), None);
-        produce(
-            kafka,
-            &topic,
-            Some(r#"{"id":900}"#),
-            Some(&version(900, "x")),
-        );
-        produce(kafka, &topic, Some(r#"{"id":6}"#), Some("{\"op\":"));
-        produce(kafka, &topic, Some(r#"{"id": 7}"#), Some(&version(7, "x")));
-        produce(kafka, &topic, Some("no key"), Some(&version(8, "x")));
-        produce(kafka, &topic, None, Some("x"));
-        // Of another order, and as it should be.
-        produce(kafka, &topic, Some(r#"{"id":9}"#), Some(&version(9, "a")));
-        let rows = [
-            event(Op::Read, 1, "a"),
-            event(Op::Read, 2, "b"),
-            event(Op::Read, 5, "a"),
-            event(Op::Delete, 900, ""),
-            event(Op::Read, 6, "a"),
-            event(Op::Read, 7, "a"),
-            event(Op::Read, 9, "a"),
-        ];
-        let shown = |id: u64, note: &str| match format {
-            "flat" => row(id, note),
-            _ => json!({"note": note, "id": id}).to_string(),
-        };
-        let expected = format!(
-            r#"{} for {}; {} for {}; missing {{"id":5}}; extra {}; {{"op": for {}; same; same"#,
-            shown(1, "ü"),
-            row(1, "a"),
-            shown(2, "a"),
-            row(2, "b"),
-            shown(900, "x"),
-            row(6, "a"),
-        );
-        assert_eq!(standing(inspector, &feed, &rows).await, expected);
-        let held = inspector.compare(&asked).await.expect("compared");
-        assert_eq!(of(&held), HeldVersion::Unknown);
-        let (listed, foreign) = keys(inspector, &feed.schema).await;
-        assert!(listed.contains(&"900".to_owned()) && !listed.contains(&"5".to_owned()));
-        assert_eq!(foreign.len(), 3, "{foreign:?}");
-        let told = format!("{topic} records without a key in partition ");
-        assert!(foreign[1].starts_with(&told), "{foreign:?}");
-        let others = [&foreign[0], &foreign[2]];
-        assert_eq!(
-            others,
-            [
-                &format!("{topic} no key"),
-                &format!("{topic} {{\"id\": 7}}")
-            ]
-        );
-
-        // TRUNCATE, and a row that comes behind it.
-        write(sink.as_mut(), &feed, 300, &[event(Op::Truncate, 0, "")]).await;
-        write(sink.as_mut(), &feed, 400, &[insert(8, "new")]).await;
-        let rows = [
-            event(Op::Read, 8, "new"),
-            event(Op::Delete, 1, ""),
-            event(Op::Read, 10, "a"),
-        ];
-        let expected = r#"same; same; missing {"id":10}"#;
-        assert_eq!(standing(inspector, &feed, &rows).await, expected);
-        assert_eq!(inspector.count(&feed.schema).await.expect("counts"), 1);
-        sink.close().await.expect("closes");
+        as_it_should_be(format, &more).await;
     }
+}
+
+/// What is written behind the sink's back is JSON all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_sink_wrote_in_avro_is_as_it_should_be_and_nothing_else_is() {
+    require!(Component::Kafka, Component::Registry);
+    let url = Registry::shared().await.url();
+    for format in ["debezium", "flat"] {
+        let more = json!({"format": format, "encoding": "avro", "registry": {"url": url}});
+        as_it_should_be(format, &more).await;
+    }
+}
+
+async fn as_it_should_be(format: &str, more: &serde_json::Value) {
+    let kafka = Kafka::shared().await;
+    let feed = Feed::new(&unique("inspect"));
+    let topic = feed.topic();
+    let config = config(kafka.bootstrap(), &feed.source.name, more);
+    let mut sink = open(&config, &config.progress_topic, &[&feed])
+        .await
+        .expect("opens");
+    let mut inspector = inspector(&config, &[&feed]).await;
+    let inspector = inspector.as_mut();
+    let absent = standing(inspector, &feed, &[event(Op::Read, 1, "a")]).await;
+    assert_eq!(absent, r#"missing {"id":1}"#);
+    let many: Vec<Event<'_>> = (1..=500).map(|id| insert(id, "a")).collect();
+    write(sink.as_mut(), &feed, 100, &many).await;
+    let changes = [
+        event(Op::Update, 2, "b"),
+        event(Op::Delete, 3, ""),
+        event(Op::Delete, 4, ""),
+        event(Op::Read, 4, "d"),
+    ];
+    write(sink.as_mut(), &feed, 200, &changes).await;
+    let rows = [
+        event(Op::Read, 1, "a"),
+        event(Op::Read, 2, "b"),
+        event(Op::Delete, 3, ""),
+        event(Op::Read, 4, "d"),
+        event(Op::Delete, 501, ""),
+    ];
+    let word = "same; same; same; same; same";
+    assert_eq!(standing(inspector, &feed, &rows).await, word, "{format}");
+    let wrong = [
+        event(Op::Read, 1, "z"),
+        event(Op::Delete, 2, ""),
+        event(Op::Read, 3, "a"),
+        event(Op::Read, 1, "a"),
+    ];
+    let expected = format!(
+        r#"{} for {}; extra {}; missing {{"id":3}}; same"#,
+        row(1, "a"),
+        row(1, "z"),
+        row(2, "b")
+    );
+    assert_eq!(standing(inspector, &feed, &wrong).await, expected);
+    assert_eq!(inspector.count(&feed.schema).await.expect("counts"), 499);
+    let (listed, foreign) = keys(inspector, &feed.schema).await;
+    let mut there: Vec<String> = (1..=500)
+        .filter(|id| *id != 3)
+        .map(|id| id.to_string())
+        .collect();
+    there.sort();
+    assert_eq!((listed, foreign), (there, Vec::new()));
+
+    let asked = feed.batch(1 << 40, &[event(Op::Read, 2, "z")]);
+    let held = inspector.compare(&asked).await.expect("compared");
+    let of = |held: &[Held]| match &held[0] {
+        Held::Different { version, .. } => *version,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(of(&held), HeldVersion::At(Lsn(200)));
+
+    // Behind its back: a value of another row, a version from before, a tombstone, one too many, one that is none.
+    let version = |id: u64, note: &str| match format {
+        "flat" => json!({"op": "u", "row": {"id": id, "note": note}}).to_string(),
+        _ => json!({"before": null, "after": {"note": note, "id": id}, "op": "u"}).to_string(),
+    };
+    produce(kafka, &topic, Some(r#"{"id":1}"#), Some(&version(1, "ü")));
+    produce(kafka, &topic, Some(r#"{"id":2}"#), Some(&version(2, "a")));
+    produce(kafka, &topic, Some(r#"{"id":5}"#), None);
+    produce(
+        kafka,
+        &topic,
+        Some(r#"{"id":900}"#),
+        Some(&version(900, "x")),
+    );
+    produce(kafka, &topic, Some(r#"{"id":6}"#), Some("{\"op\":"));
+    produce(kafka, &topic, Some(r#"{"id": 7}"#), Some(&version(7, "x")));
+    produce(kafka, &topic, Some("no key"), Some(&version(8, "x")));
+    produce(kafka, &topic, None, Some("x"));
+    // Of another order, and as it should be.
+    produce(kafka, &topic, Some(r#"{"id":9}"#), Some(&version(9, "a")));
+    let rows = [
+        event(Op::Read, 1, "a"),
+        event(Op::Read, 2, "b"),
+        event(Op::Read, 5, "a"),
+        event(Op::Delete, 900, ""),
+        event(Op::Read, 6, "a"),
+        event(Op::Read, 7, "a"),
+        event(Op::Read, 9, "a"),
+    ];
+    let shown = |id: u64, note: &str| match format {
+        "flat" => row(id, note),
+        _ => json!({"note": note, "id": id}).to_string(),
+    };
+    let expected = format!(
+        r#"{} for {}; {} for {}; missing {{"id":5}}; extra {}; {{"op": for {}; same; same"#,
+        shown(1, "ü"),
+        row(1, "a"),
+        shown(2, "a"),
+        row(2, "b"),
+        shown(900, "x"),
+        row(6, "a"),
+    );
+    assert_eq!(standing(inspector, &feed, &rows).await, expected);
+    let held = inspector.compare(&asked).await.expect("compared");
+    assert_eq!(of(&held), HeldVersion::Unknown);
+    let (listed, foreign) = keys(inspector, &feed.schema).await;
+    assert!(listed.contains(&"900".to_owned()) && !listed.contains(&"5".to_owned()));
+    assert_eq!(foreign.len(), 3, "{foreign:?}");
+    let told = format!("{topic} records without a key in partition ");
+    assert!(foreign[1].starts_with(&told), "{foreign:?}");
+    let others = [&foreign[0], &foreign[2]];
+    assert_eq!(
+        others,
+        [
+            &format!("{topic} no key"),
+            &format!("{topic} {{\"id\": 7}}")
+        ]
+    );
+
+    // TRUNCATE, and a row that comes behind it.
+    write(sink.as_mut(), &feed, 300, &[event(Op::Truncate, 0, "")]).await;
+    write(sink.as_mut(), &feed, 400, &[insert(8, "new")]).await;
+    let rows = [
+        event(Op::Read, 8, "new"),
+        event(Op::Delete, 1, ""),
+        event(Op::Read, 10, "a"),
+    ];
+    let expected = r#"same; same; missing {"id":10}"#;
+    assert_eq!(standing(inspector, &feed, &rows).await, expected);
+    assert_eq!(inspector.count(&feed.schema).await.expect("counts"), 1);
+    sink.close().await.expect("closes");
 }
 
 /// Keys move to other partitions, and what they left behind is older.

@@ -1,5 +1,6 @@
 //! Against a real Apache Kafka.
 
+mod avro;
 mod conformance;
 mod delivery;
 mod encrypted;

@@ -280,7 +280,11 @@ fn read_blocking(bootstrap: &str, topic: &str) -> Vec<Seen> {
 }
 
 fn see(message: &impl Message) -> Seen {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+    // What is in Avro begins with a zero.
+    let text = |bytes: &[u8]| match bytes.first() {
+        Some(0) => crate::avro::json(bytes).to_string(),
+        _ => String::from_utf8(bytes.to_vec()).expect("UTF-8"),
+    };
     let headers = message.headers().map(|headers| {
         let pair = |header: rdkafka::message::Header<'_, &[u8]>| {
             (

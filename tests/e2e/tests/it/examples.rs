@@ -8,12 +8,13 @@ use lockstep_e2e::child::PATIENCE;
 use lockstep_e2e::{Pipeline, Setup, topics};
 use lockstep_kit::Component::{
     Kafka as NeedsKafka, OpenSearch as NeedsOpenSearch, Postgres as NeedsPostgres,
-    Redis as NeedsRedis,
+    Redis as NeedsRedis, Registry as NeedsRegistry,
 };
 use lockstep_kit::kafka::Kafka;
 use lockstep_kit::opensearch::OpenSearch;
 use lockstep_kit::postgres::{Database, Postgres};
 use lockstep_kit::redis::{Redis, RedisOptions, Reply};
+use lockstep_kit::registry::Registry;
 use lockstep_kit::{require, require_own, unique};
 
 use crate::support::end_of_log;
@@ -28,7 +29,12 @@ fn each_example_has_a_test_here() {
     let there_are: BTreeSet<String> = there_are
         .map(|entry| entry.expect("an entry").file_name().display().to_string())
         .collect();
-    let tested = ["cache-and-search.toml", "kafka-only.toml", "shop.toml"];
+    let tested = [
+        "cache-and-search.toml",
+        "kafka-avro.toml",
+        "kafka-only.toml",
+        "shop.toml",
+    ];
     assert_eq!(there_are, tested.map(str::to_owned).into());
 }
 
@@ -139,6 +145,40 @@ async fn kafka_only() {
     let items = example.records(kafka, "orders.public.order_items").await;
     assert_eq!((items.len(), items[0].op()), (1, "c"), "{items:?}");
     assert_eq!(items[0].value["after"]["sku"], "SKU-1");
+    stop(pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_avro() {
+    require!(NeedsPostgres(17), NeedsKafka, NeedsRegistry);
+    let database = Postgres::shared(17).await.database("orders").await;
+    database
+        .execute(
+            "CREATE TABLE orders (id int PRIMARY KEY, customer text);
+             CREATE TABLE order_items (order_id int, line int, sku text, PRIMARY KEY (order_id, line));
+             INSERT INTO orders VALUES (1, 'Ada')",
+        )
+        .await;
+    let (kafka, registry) = tokio::join!(Kafka::shared(), Registry::shared());
+    let mut example = Example::new("kafka-avro.toml");
+    example.source("orders", &database);
+    example.topics(kafka);
+    example.set("LOCKSTEP__SINKS__EVENTS__REGISTRY__URL", registry.url());
+    let mut pipeline = example.run().await;
+    database
+        .execute("INSERT INTO order_items VALUES (1, 1, 'SKU-1')")
+        .await;
+    let end = end_of_log(&database).await;
+    pipeline.wait_visible("orders", &end, PATIENCE).await;
+    for table in ["orders", "order_items"] {
+        let topic = format!("{}.orders.public.{table}", example.name);
+        let records = topics::read_raw(kafka.bootstrap(), &topic).await;
+        assert_eq!(records.len(), 1, "{records:?}");
+        for part in ["key", "value"] {
+            let path = format!("/subjects/{topic}-{part}/versions/latest");
+            assert_eq!(registry.ask("GET", &path, "").await.0, 200, "{path}");
+        }
+    }
     stop(pipeline).await;
 }
 

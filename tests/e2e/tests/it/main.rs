@@ -10,6 +10,7 @@ mod admin;
 #[path = "../../../../leases/tests/it/api_server.rs"]
 #[allow(dead_code, reason = "the tests of the leases use the rest")]
 mod api_server;
+mod avro;
 mod check;
 #[path = "../../../../leases/tests/it/cluster.rs"]
 #[allow(dead_code, reason = "the tests of the leases use the rest")]
