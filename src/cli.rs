@@ -15,7 +15,8 @@ use crate::progress::Bars;
 use crate::reconcile::Wanted;
 use crate::transactions::Transactions;
 use crate::{
-    Outcome, check, completions, demo, explain, init, man, reconcile, run, schema, snapshot, status,
+    Outcome, check, completions, demo, explain, init, man, reconcile, run, schema, snapshot,
+    status, test,
 };
 
 /// What holds for every subcommand.
@@ -88,6 +89,18 @@ pub enum Command {
         /// Only the file, no server.
         #[arg(long)]
         offline: bool,
+        /// How the answer looks.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// Send the examples of a pipeline file through its transforms and compare what comes of them, without any server; exit 1 if
+    /// something else comes than the file says.
+    Test {
+        /// The pipeline file, with `[[tests]]`.
+        file: PathBuf,
+        /// Only tests with this in their names.
+        #[arg(long, value_name = "WORD")]
+        only: Option<String>,
         /// How the answer looks.
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
@@ -265,6 +278,7 @@ impl Command {
     pub fn format(&self) -> Format {
         match self {
             Command::Check { format, .. }
+            | Command::Test { format, .. }
             | Command::Status { format, .. }
             | Command::Snapshot { format, .. }
             | Command::Reconcile { format, .. }
@@ -295,6 +309,9 @@ impl Command {
                 offline,
                 format,
             } => check::check(&file, registry, offline, format).await,
+            Command::Test { file, only, format } => {
+                test::run(&file, registry, only.as_deref(), format).await
+            }
             Command::Status {
                 url,
                 token,

@@ -33,6 +33,7 @@ mod search;
 mod snapshot;
 mod status;
 mod terminal;
+mod test;
 mod traces;
 mod transactions;
 mod web;
@@ -60,6 +61,7 @@ pub fn builtin() -> Registry {
         .with_source::<postgres::Postgres>()
         .with_transform::<lockstep_transforms::Dedupe>()
         .with_transform::<lockstep_transforms::Filter>()
+        .with_transform::<lockstep_transforms::Map>()
         .with_transform::<lockstep_transforms::Mask>()
         .with_transform::<lockstep_transforms::Project>()
         .with_transform::<lockstep_transforms::Outbox>()

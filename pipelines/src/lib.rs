@@ -2,8 +2,9 @@
 //!
 //! [`registry`] knows the kinds of sources, transforms and sinks, [`file`] reads a pipeline file and reports every
 //! mistake in it, [`plan`] is the graph, [`run`] moves the batches, [`letters`] keeps what sinks refuse, [`status`] and [`metrics`] say how it goes,
-//! [`preflight`] looks at the other sides before a start, and [`schema`] describes the file to editors.
+//! [`preflight`] looks at the other sides before a start, [`examples`] sends rows through transforms alone, and [`schema`] describes the file to editors.
 
+pub mod examples;
 pub mod file;
 pub mod letters;
 pub mod metrics;

@@ -17,6 +17,9 @@ use regex::{Captures, Regex};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::expr::{Bound, Expression};
+use crate::failing::{Failing, OnFailure, missing};
+use crate::filter::predicate::Truth;
 use crate::image::enters;
 use crate::plans::Plans;
 use crate::tables::{Applies, Tables, column};
@@ -48,6 +51,12 @@ pub struct RouteConfig {
     /// What a NULL in a column becomes in a name.
     #[serde(default = "default_null")]
     pub null: String,
+    /// The rows that it applies to, as an expression in CEL: `region == 'eu' && total > 1000`. Others keep the destination that they
+    /// have, and so do those for which it is NULL. What holds for columns in templates holds for those in it. Default: every row.
+    pub when: Option<String>,
+    /// What becomes of a row for which `when` cannot be worked out, such as a division by zero.
+    #[serde(default)]
+    pub on_error: OnFailure,
 }
 
 fn default_null() -> String {
@@ -65,9 +74,10 @@ impl TransformFactory for Route {
         Settings::new(config).map(drop)
     }
 
-    fn open(config: &RouteConfig, _: TransformContext) -> Result<Box<dyn Transform>> {
+    fn open(config: &RouteConfig, context: TransformContext) -> Result<Box<dyn Transform>> {
         Ok(Box::new(Routing {
             settings: Settings::new(config)?,
+            failing: Failing::new(config.on_error, &context),
             plans: Plans::new(),
         }))
     }
@@ -75,6 +85,7 @@ impl TransformFactory for Route {
 
 struct Routing {
     settings: Settings,
+    failing: Failing,
     plans: Plans<Arc<Plan>>,
 }
 
@@ -85,6 +96,7 @@ struct Settings {
     schema: Template,
     table: Template,
     null: String,
+    when: Option<Expression>,
 }
 
 enum Plan {
@@ -101,6 +113,7 @@ struct PerRow {
     schema: Vec<Piece>,
     table: Vec<Piece>,
     null: String,
+    when: Option<Bound>,
     routes: Mutex<HashMap<TableId, Arc<TableSchema>>>,
 }
 
@@ -133,7 +146,7 @@ impl Transform for Routing {
             match &*plans[usize::from(change.schema)] {
                 Plan::Pass | Plan::Fixed(_) => out.changes.push(*change),
                 Plan::PerRow(plan) => plan
-                    .route(&batch, change, &mut out)
+                    .route(&self.failing, &batch, change, &mut out)
                     .map_err(|error| error.at(format!("table {}", plan.input.id)))?,
             }
         }
@@ -181,6 +194,10 @@ impl Settings {
             schema: template("schema", config.schema.as_deref(), "{schema}")?,
             table: template("table", config.table.as_deref(), "{table}")?,
             null: config.null.clone(),
+            when: match &config.when {
+                Some(text) => Some(Expression::parse("`when`", text)?),
+                None => None,
+            },
         })
     }
 
@@ -199,10 +216,15 @@ impl Settings {
             schema: pieces(&self.schema, schema, captures.as_ref())?,
             table: pieces(&self.table, schema, captures.as_ref())?,
             null: self.null.clone(),
+            when: self
+                .when
+                .as_ref()
+                .map(|when| deciding(when, schema))
+                .transpose()?,
             routes: Mutex::new(HashMap::new()),
         };
         let per_row = |piece: &Piece| matches!(piece, Piece::Column(_));
-        if plan.schema.iter().chain(&plan.table).any(per_row) {
+        if plan.when.is_some() || plan.schema.iter().chain(&plan.table).any(per_row) {
             return Ok(Arc::new(Plan::PerRow(plan)));
         }
         let id = plan.render(None)?;
@@ -253,6 +275,15 @@ fn group(captures: &Captures<'_>, name: &str) -> Option<String> {
         return (number < captures.len()).then(|| text(captures.get(number)));
     }
     captures.name(name).map(|found| found.as_str().to_owned())
+}
+
+/// An expression that decides where a row goes.
+fn deciding(when: &Expression, schema: &TableSchema) -> Result<Bound> {
+    let bound = when.condition(schema)?;
+    for &index in &bound.columns {
+        routing_column(schema, &schema.columns[index].name)?;
+    }
+    Ok(bound)
 }
 
 /// A column that decides where a row goes: its old value must be known whenever it can change or go.
@@ -317,7 +348,14 @@ impl Output {
 }
 
 impl PerRow {
-    fn route(&self, batch: &Batch, change: &Change, out: &mut Output) -> Result<()> {
+    fn route(
+        &self,
+        failing: &Failing,
+        batch: &Batch,
+        change: &Change,
+        out: &mut Output,
+    ) -> Result<()> {
+        let aside = |problem: &str| failing.take(batch, change, "`when`", problem);
         let (old, new) = (batch.old_row(change), batch.new_row(change));
         match (change.op, old, new) {
             (Op::Message | Op::Event, ..) => {
@@ -325,16 +363,24 @@ impl PerRow {
                 Ok(())
             }
             (Op::Update, Some(old), Some(new)) if change.old_image != OldImage::None => {
-                let (from, to) = (self.destination(old)?, self.destination(new)?);
-                if Arc::ptr_eq(&from, &to) {
-                    return out.push(*change, &to);
+                let to = match self.destination(new)? {
+                    Ok(to) => to,
+                    Err(problem) => return aside(&problem),
+                };
+                match self.destination(old)? {
+                    Ok(from) if !Arc::ptr_eq(&from, &to) => {
+                        out.push(change.into_delete(), &from)?;
+                        out.push(enters(&self.input, new, change), &to)
+                    }
+                    Ok(_) => out.push(*change, &to),
+                    // The old row was put aside when it came, and has gone nowhere.
+                    Err(_) => out.push(enters(&self.input, new, change), &to),
                 }
-                out.push(change.into_delete(), &from)?;
-                out.push(enters(&self.input, new, change), &to)
             }
-            (_, _, Some(row)) | (_, Some(row), None) => {
-                out.push(*change, &self.destination(row)?)
-            }
+            (_, _, Some(row)) | (_, Some(row), None) => match self.destination(row)? {
+                Ok(to) => out.push(*change, &to),
+                Err(problem) => aside(&problem),
+            },
             (op, None, None) => Err(Error::new(
                 ErrorKind::Setup,
                 format!(
@@ -348,18 +394,25 @@ impl PerRow {
         }
     }
 
-    fn destination(&self, row: Row<'_>) -> Result<Arc<TableSchema>> {
+    /// Where a row goes, or why that cannot be worked out.
+    fn destination(&self, row: Row<'_>) -> Result<Result<Arc<TableSchema>, String>> {
+        match self.when.as_ref().map(|when| when.test(row)) {
+            None | Some(Truth::True) => {}
+            Some(Truth::False | Truth::Null) => return Ok(Ok(Arc::clone(&self.input))),
+            Some(Truth::Failed(problem)) => return Ok(Err(problem)),
+            Some(Truth::Unsent(gap)) => return Err(missing("the route", &gap, &self.input)),
+        }
         let id = self.render(Some(row))?;
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = routes.get(&id) {
-            return Ok(Arc::clone(known));
+            return Ok(Ok(Arc::clone(known)));
         }
         if routes.len() >= MAX_ROUTES {
             routes.clear();
         }
         let derived = self.derive(id.clone());
         routes.insert(id, Arc::clone(&derived));
-        Ok(derived)
+        Ok(Ok(derived))
     }
 
     fn derive(&self, id: TableId) -> Arc<TableSchema> {

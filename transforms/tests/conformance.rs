@@ -3,7 +3,7 @@
 use lockstep_conformance::transform::TransformUnderTest;
 use lockstep_core::Result;
 use lockstep_core::transform::{Transform, TransformContext, TransformFactory};
-use lockstep_transforms::{Dedupe, Filter, Mask, Outbox, Project, Route};
+use lockstep_transforms::{Dedupe, Filter, Map, Mask, Outbox, Project, Route};
 use serde_json::{Value, json};
 
 fn of<F: TransformFactory>(section: Value) -> impl TransformUnderTest {
@@ -32,8 +32,12 @@ transforms! {
     dedupe: Dedupe, json!({"key": ["note"], "window": "24h"});
     dedupe_that_tags: Dedupe, json!({"key": ["note"], "window": "24h", "action": "tag"});
     filter: Filter, json!({"where": "id > 40"});
+    filter_by_an_expression: Filter, json!({"when": "id > 40 && note != 'n3'"});
+    map: Map, json!({"set": {"note": "note + '!'", "twice": "id * 2", "same": "status"}});
+    map_that_fails: Map, json!({"set": {"share": "100 / (id % 5)"}});
     mask: Mask, json!({"hash": ["status"], "redact": ["note"], "salt": "0123456789abcdef0123456789abcdef"});
     outbox: Outbox, json!({"tables": ["*.items"], "id": "id", "key": "id", "payload": "note", "topic": "events", "updated": "skip"});
     project: Project, json!({"drop": ["note"], "rename": {"status": "state"}});
     route: Route, json!({"table": "{table}_by_{id}"});
+    route_by_an_expression: Route, json!({"table": "{table}_even", "when": "id % 2 == 0"});
 }

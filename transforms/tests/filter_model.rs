@@ -122,6 +122,38 @@ impl Model {
             text
         }
     }
+
+    /// The same in CEL, where NULL is the same as NULL and as nothing else.
+    fn write_cel(&self) -> String {
+        let quote = |text: &str| format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"));
+        let unless_null =
+            |column: &str, test: String| format!("({column} != null ? {test} : null)");
+        let compared = |column: &str, operator: &str, value: String| match operator {
+            "=" => unless_null(column, format!("{column} == {value}")),
+            "<>" => unless_null(column, format!("{column} != {value}")),
+            operator => format!("{column} {operator} {value}"),
+        };
+        let listed = |list: Vec<String>| format!("[{}]", list.join(", "));
+        match self {
+            Model::Int(operator, value) => compared("a", operator, value.to_string()),
+            Model::Cents(operator, value) => compared("b", operator, decimal(*value)),
+            Model::Text(operator, value) => compared("s", operator, quote(value)),
+            Model::IntIn(list) => {
+                let list = listed(list.iter().map(i64::to_string).collect());
+                unless_null("a", format!("a in {list}"))
+            }
+            Model::TextIn(list) => {
+                let list = listed(list.iter().map(|text| quote(text)).collect());
+                unless_null("s", format!("s in {list}"))
+            }
+            Model::Prefix(prefix) => format!("s.startsWith({})", quote(prefix)),
+            Model::Null(column) => format!("{} == null", COLUMNS[usize::from(*column)]),
+            Model::Flag => "f".to_owned(),
+            Model::Not(inner) => format!("!({})", inner.write_cel()),
+            Model::And(left, right) => format!("({}) && ({})", left.write_cel(), right.write_cel()),
+            Model::Or(left, right) => format!("({}) || ({})", left.write_cel(), right.write_cel()),
+        }
+    }
 }
 
 fn decimal(cents: i64) -> String {
@@ -182,14 +214,18 @@ proptest! {
         let table = table("public.t", &columns, &[], ReplicaIdentity::Full);
         let predicate = model.write(0);
         let mut filter = open::<Filter>(json!({"where": &predicate}), &[&table]).unwrap();
+        let when = model.write_cel();
+        let mut by_expression = open::<Filter>(json!({"when": &when}), &[&table]).unwrap();
         for row in rows {
             let int = row.int.map_or_else(|| NULL.to_owned(), |int| int.to_string());
             // Trailing zeros must not matter.
             let cents = row.cents.map_or_else(|| NULL.to_owned(), |cents| format!("{}0", decimal(cents)));
             let text = row.text.clone().unwrap_or_else(|| NULL.to_owned());
             let flag = row.flag.map_or(NULL, |flag| if flag { "t" } else { "f" });
-            let batch = Feed::new().begin(1, 1).insert(&table, &[&int, &cents, &text, flag]).finish();
-            let passed = !filter.apply_now(batch).unwrap().changes().is_empty();
+            let batch = || Feed::new().begin(1, 1).insert(&table, &[&int, &cents, &text, flag]).finish();
+            let passed = !filter.apply_now(batch()).unwrap().changes().is_empty();
+            let passed_by_expression = !by_expression.apply_now(batch()).unwrap().changes().is_empty();
+            prop_assert_eq!(passed, passed_by_expression, "{} and {} over {:?}", predicate, when, row);
             prop_assert_eq!(passed, model.eval(&row) == Some(true), "{} over {:?}", predicate, row);
         }
     }

@@ -111,6 +111,34 @@ impl Rewrite {
         }
     }
 
+    /// Puts a text beside the batch, for [`Rewrite::widen`]: what `write` appends to the block that it is given.
+    pub fn text(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Cell {
+        let offset = self.extra.len();
+        write(&mut self.extra);
+        Cell::extra_text(offset as u32, (self.extra.len() - offset) as u32)
+    }
+
+    /// Gives a change rows with more cells: those that they have, and these behind them. Its schema must then be as much wider. An old
+    /// image is from then on what is said of it here.
+    pub fn widen(&mut self, change: usize, old: Option<(OldImage, &[Cell])>, new: Option<&[Cell]>) {
+        let head = self.batch.changes[change];
+        let width = usize::from(self.batch.schema(&head).width);
+        let cells = self.cells.get_or_insert_with(|| self.batch.cells.to_vec());
+        let mut row = |start: u32, more: &[Cell]| {
+            let (from, to) = (start as usize, cells.len() as u32);
+            cells.extend_from_within(from..from + width);
+            cells.extend_from_slice(more);
+            to
+        };
+        let changed = &mut self.batch.changes[change];
+        if let Some((image, more)) = old.filter(|_| head.old != NONE) {
+            (changed.old, changed.old_image) = (row(head.old, more), image);
+        }
+        if let Some(more) = new.filter(|_| head.new != NONE) {
+            changed.new = row(head.new, more);
+        }
+    }
+
     /// Keeps the changes for which `keep` says so.
     pub fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
         let mut index = 0;

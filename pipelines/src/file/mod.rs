@@ -39,6 +39,7 @@ pub use self::lease::{HandedOn, Leasing};
 use self::lines::Lines;
 use self::report::Report;
 pub use self::stitch::Stitched;
+use crate::examples::Test;
 use crate::letters::Limits;
 use crate::plan::{Declared, Plan, PlanError};
 use crate::registry::{
@@ -80,6 +81,8 @@ pub struct Pipeline {
     pub policies: Vec<SinkPolicy>,
     /// Where they go.
     pub dead_letters: DeadLettersTo,
+    /// Examples of what must come of rows.
+    pub tests: Vec<Test>,
     /// What to compare another reading of the file with.
     pub fingerprint: Fingerprint,
     /// The file as it may be shown: without secrets, its variables not replaced.
@@ -212,6 +215,7 @@ fn check(
         resolving,
         memory: settings.memory,
         shutdown_timeout: settings.shutdown_timeout,
+        tests: settings.tests,
         plan,
         fingerprint,
         shown,

@@ -11,6 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::examples::Test;
+
 /// Bytes that batches may hold, when the file does not say: enough to keep three sinks busy, small enough to stay far
 /// below 100 MB of resident memory.
 pub const DEFAULT_MEMORY: ByteSize = ByteSize(32 << 20);
@@ -85,6 +87,9 @@ pub struct Settings {
     /// Where changes go, by name.
     #[serde(default)]
     pub sinks: BTreeMap<String, Section>,
+    /// Examples for `lockstep test`: rows, and what must come of them behind the transforms. Nobody else looks at them.
+    #[serde(default)]
+    pub tests: Vec<Test>,
 }
 
 /// The admin endpoint.

@@ -287,8 +287,34 @@ impl Flow {
         }
     }
 
+    /// What each step makes of a batch, and what each lane would get, by name: for one who sends nothing.
+    pub async fn looked_at(&self, batch: Batch) -> Result<Vec<(Arc<str>, Made)>> {
+        let mut seen = Vec::new();
+        let mut made = self
+            .made_with(batch, |node, made| {
+                seen.push((Arc::clone(node.name()), made.clone()));
+            })
+            .await?;
+        for outlet in &self.outlets {
+            seen.push((
+                Arc::clone(&outlet.lane.name),
+                take(&outlet.taps, &mut made)?,
+            ));
+        }
+        Ok(seen)
+    }
+
     /// What the source and each step make of a batch.
     async fn made(&self, batch: Batch) -> Result<Vec<Made>> {
+        self.made_with(batch, |_, _| {}).await
+    }
+
+    /// The same, and tells of each step.
+    async fn made_with(
+        &self,
+        batch: Batch,
+        mut tell: impl FnMut(&Node, &Made) + Send,
+    ) -> Result<Vec<Made>> {
         let mut made: Vec<Made> = vec![None; self.steps.len() + 1];
         made[0] = (!batch.changes().is_empty()).then(|| Arc::new(batch));
         for (index, step) in self.steps.iter().enumerate() {
@@ -296,6 +322,7 @@ impl Flow {
                 let batch = step.node.apply(batch).await?;
                 made[index + 1] = (!batch.changes().is_empty()).then_some(batch);
             }
+            tell(&step.node, &made[index + 1]);
         }
         Ok(made)
     }

@@ -36,6 +36,7 @@ pub(crate) mod standby;
 mod stitch;
 mod supervisor;
 mod traces;
+pub(crate) mod trial;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use lockstep_core::Result;
 use lockstep_core::check::Finding;
 use lockstep_core::schema::TableSchema;
+use lockstep_core::transform::DeadLetters;
 
 use super::flow::Flow;
 use super::lane_state::LaneState;
@@ -38,8 +39,9 @@ pub(crate) async fn rehearse(
     let metrics = Metrics::new(plan)?;
     let limits = Limits { rows: 0, bytes: 0 };
     let store = Store::new(state.join("dead-letters"), limits);
-    let dead_letters = Desk::embedded(store, metrics.dead_letters());
-    let nodes = open_transforms(pipeline, state, &Arc::new(dead_letters), &metrics).await?;
+    let desk = Desk::embedded(store, metrics.dead_letters());
+    let dead_letters: Arc<dyn DeadLetters> = Arc::new(desk);
+    let nodes = open_transforms(pipeline, state, &dead_letters, &metrics).await?;
     let lanes: Vec<_> = plan
         .sinks
         .iter()

@@ -97,7 +97,8 @@ async fn begin(
         .map_or_else(Permit::default, |held| held.right().into());
     let metrics = Metrics::new(&pipeline.plan)?;
     let dead_letters = Arc::new(desk(pipeline, &metrics)?);
-    let nodes = open_transforms(pipeline, &pipeline.state, &dead_letters, &metrics).await?;
+    let letters = Arc::clone(&dead_letters) as Arc<dyn DeadLetters>;
+    let nodes = open_transforms(pipeline, &pipeline.state, &letters, &metrics).await?;
     let plan = &pipeline.plan;
     let sources: Vec<_> = plan
         .sources
@@ -277,7 +278,7 @@ pub(super) fn made_directory(
 pub(super) async fn open_transforms(
     pipeline: &Pipeline,
     state: &Path,
-    dead_letters: &Arc<Desk>,
+    dead_letters: &Arc<dyn DeadLetters>,
     metrics: &Metrics,
 ) -> Result<Vec<Arc<Node>>> {
     let mut nodes = Vec::new();
@@ -292,7 +293,7 @@ pub(super) async fn open_transforms(
             pipeline: Arc::clone(&pipeline.name),
             name: Arc::clone(&consumer.name),
             state: made_directory(state, "transforms", &consumer.name)?,
-            dead_letters: Arc::clone(dead_letters) as Arc<dyn DeadLetters>,
+            dead_letters: Arc::clone(dead_letters),
         };
         let component = Arc::clone(component);
         let opened = tokio::task::spawn_blocking(move || component.open(context)).await;

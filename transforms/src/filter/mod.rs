@@ -7,25 +7,26 @@
 //! not there is harmless.
 
 mod class;
-mod decimal;
-mod moment;
+mod condition;
+pub(crate) mod decimal;
+pub(crate) mod moment;
 mod parse;
-mod predicate;
+pub(crate) mod predicate;
 mod token;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use lockstep_core::batch::{Batch, Change, OldImage, Op, Row};
-use lockstep_core::error::At;
 use lockstep_core::schema::{ReplicaIdentity, TableSchema};
 use lockstep_core::transform::{Comparable, Transform, TransformContext, TransformFactory};
 use lockstep_core::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use self::parse::Expr;
-use self::predicate::{Missing, Predicate, Truth};
+use self::condition::{Condition, Written};
+use self::predicate::Truth;
+use crate::failing::{Failing, OnFailure, missing};
 use crate::image::enters;
 use crate::plans::Plans;
 use crate::tables::{Applies, Tables, is_no_table};
@@ -43,8 +44,13 @@ pub struct FilterConfig {
     /// the predicate is true; a comparison with NULL is not. Default: every row.
     #[serde(rename = "where")]
     pub predicate: Option<String>,
+    /// The rows that pass, as an expression in CEL: `status != 'cancelled' && total > 10`. In place of `where`.
+    pub when: Option<String>,
     /// The operations that come out. Default: all of them.
     pub ops: Option<Vec<Operation>>,
+    /// What becomes of a row for which `when` cannot be worked out, such as a division by zero.
+    #[serde(default)]
+    pub on_error: OnFailure,
 }
 
 /// An operation, as `ops` names it.
@@ -92,9 +98,10 @@ impl TransformFactory for Filter {
         Settings::new(config).map(drop)
     }
 
-    fn open(config: &FilterConfig, _: TransformContext) -> Result<Box<dyn Transform>> {
+    fn open(config: &FilterConfig, context: TransformContext) -> Result<Box<dyn Transform>> {
         Ok(Box::new(Filtering {
             settings: Settings::new(config)?,
+            failing: Failing::new(config.on_error, &context),
             plans: Plans::new(),
         }))
     }
@@ -102,20 +109,21 @@ impl TransformFactory for Filter {
 
 struct Filtering {
     settings: Settings,
+    failing: Failing,
     plans: Plans<Arc<Plan>>,
 }
 
 /// The configuration, parsed.
 struct Settings {
     applies: Applies,
-    expr: Option<Expr>,
+    written: Option<Written>,
     ops: Option<Vec<Operation>>,
 }
 
 /// What is to be done with a version of a table.
 struct Plan {
     schema: Arc<TableSchema>,
-    predicate: Option<Predicate>,
+    condition: Option<Condition>,
     /// Only key columns decide, so an UPDATE without an old image has not changed the answer.
     on_key: bool,
     ops: Option<Vec<Operation>>,
@@ -143,7 +151,7 @@ impl Transform for Filtering {
         for change in batch.changes() {
             let plan = &plans[usize::from(change.schema)];
             let outcome = plan
-                .outcome(&batch, *change)
+                .outcome(&self.failing, &batch, *change)
                 .map_err(|error| error.at(format!("table {}", plan.schema.id)))?;
             kept.extend(outcome);
         }
@@ -174,11 +182,13 @@ impl Transform for Filtering {
 impl Settings {
     fn new(config: &FilterConfig) -> Result<Self> {
         config.tables.validate()?;
-        if config.predicate.is_none() && config.ops.is_none() {
-            return Err(
-                Error::new(ErrorKind::Config, "there is neither `where` nor `ops`")
-                    .remedy("say which rows pass, such as `where = \"status <> 'cancelled'\"`"),
-            );
+        let written = Written::of(config)?;
+        if written.is_none() && config.ops.is_none() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "there is neither `where` nor `ops`, and no `when`",
+            )
+            .remedy("say which rows pass, such as `where = \"status <> 'cancelled'\"`"));
         }
         if config.ops.as_ref().is_some_and(Vec::is_empty) {
             return Err(
@@ -186,30 +196,24 @@ impl Settings {
                     .remedy("list the operations that pass, or leave `ops` out"),
             );
         }
-        let expr = config.predicate.as_deref().map(parse::parse).transpose();
-        let expr = expr.map_err(|error| {
-            Error::new(ErrorKind::Config, format!("`where`: {error}"))
-                .remedy("correct the predicate; it is written as in SQL")
-        })?;
         Ok(Settings {
             applies: Applies::new(&config.tables),
-            expr,
+            written,
             ops: config.ops.clone(),
         })
     }
 
     fn plan(&self, schema: &Arc<TableSchema>) -> Result<Arc<Plan>> {
         let concerned = self.applies.to(schema);
-        let expr = self.expr.as_ref().filter(|_| concerned);
-        let predicate = expr.map(|expr| Predicate::bind(expr, schema));
-        let predicate = predicate.transpose().at("`where`")?;
+        let written = self.written.as_ref().filter(|_| concerned);
+        let condition = written.map(|written| written.bind(schema)).transpose()?;
         let with_ops = concerned || (is_no_table(schema) && self.applies.to_all());
         Ok(Arc::new(Plan {
             schema: Arc::clone(schema),
-            on_key: predicate
+            on_key: condition
                 .as_ref()
-                .is_some_and(|predicate| predicate.on_key(schema)),
-            predicate,
+                .is_some_and(|condition| condition.on_key(schema)),
+            condition,
             ops: self.ops.clone().filter(|_| with_ops),
         }))
     }
@@ -217,13 +221,13 @@ impl Settings {
 
 impl Plan {
     fn passes_all(&self) -> bool {
-        self.predicate.is_none() && self.ops.is_none()
+        self.condition.is_none() && self.ops.is_none()
     }
 
     /// What becomes of a change.
-    fn outcome(&self, batch: &Batch, change: Change) -> Result<Option<Change>> {
-        let outcome = match &self.predicate {
-            Some(predicate) => self.matched(predicate, batch, change)?,
+    fn outcome(&self, failing: &Failing, batch: &Batch, change: Change) -> Result<Option<Change>> {
+        let outcome = match &self.condition {
+            Some(condition) => self.matched(condition, failing, batch, change)?,
             None => Some(change),
         };
         Ok(outcome.filter(|change| match &self.ops {
@@ -234,47 +238,50 @@ impl Plan {
 
     fn matched(
         &self,
-        predicate: &Predicate,
+        condition: &Condition,
+        failing: &Failing,
         batch: &Batch,
         change: Change,
     ) -> Result<Option<Change>> {
-        let was = |new: Option<bool>| self.was_in(predicate, batch, &change, new);
-        match (change.op, batch.new_row(&change)) {
-            (Op::Truncate | Op::Message | Op::Event, _) | (_, None) if change.op != Op::Delete => {
-                Ok(Some(change))
+        let was = |new: Option<bool>| self.was_in(condition, batch, &change, new);
+        let row = match (change.op, batch.new_row(&change)) {
+            (Op::Truncate | Op::Message | Op::Event, _) => return Ok(Some(change)),
+            (Op::Delete, None) => return Ok((was(None) != Some(false)).then_some(change)),
+            (_, None) => return Ok(Some(change)),
+            (_, Some(row)) => row,
+        };
+        let is = match self.is_in(condition, row)? {
+            Ok(is) => is,
+            Err(problem) => {
+                failing.take(batch, &change, "`when`", &problem)?;
+                return Ok(None);
             }
-            (Op::Update, Some(row)) => {
-                let is = self.is_in(predicate, row)?;
-                match (was(Some(is)), is) {
-                    (Some(false), true) => Ok(Some(enters(&self.schema, row, &change))),
-                    (_, true) => Ok(Some(change)),
-                    (Some(false), false) => Ok(None),
-                    (_, false) => Ok(Some(change.into_delete())),
-                }
-            }
-            (_, Some(row)) => Ok(self.is_in(predicate, row)?.then_some(change)),
-            (_, None) => Ok((was(None) != Some(false)).then_some(change)),
+        };
+        if change.op != Op::Update {
+            return Ok(is.then_some(change));
         }
+        Ok(match (was(Some(is)), is) {
+            (Some(false), true) => Some(enters(&self.schema, row, &change)),
+            (_, true) => Some(change),
+            (Some(false), false) => None,
+            (_, false) => Some(change.into_delete()),
+        })
     }
 
-    /// Whether the new row matches.
-    fn is_in(&self, predicate: &Predicate, row: Row<'_>) -> Result<bool> {
-        match predicate.test(row) {
-            Truth::True => Ok(true),
-            Truth::False | Truth::Null => Ok(false),
-            Truth::Unsent(Missing::Unchanged(column)) => Err(self.unsent(&column)),
-            Truth::Unsent(Missing::Unreadable(column)) => Err(Error::new(
-                ErrorKind::Protocol,
-                format!("the predicate cannot read the value of the column `{column}`"),
-            )
-            .remedy("leave the column out of the predicate, and report the value and its type")),
+    /// Whether the new row matches, or why that cannot be worked out.
+    fn is_in(&self, condition: &Condition, row: Row<'_>) -> Result<Result<bool, String>> {
+        match condition.test(row) {
+            Truth::True => Ok(Ok(true)),
+            Truth::False | Truth::Null => Ok(Ok(false)),
+            Truth::Failed(problem) => Ok(Err(problem)),
+            Truth::Unsent(gap) => Err(missing("the filter", &gap, &self.schema)),
         }
     }
 
     /// Whether the row matched before, when that is known. `is`: whether it does now.
     fn was_in(
         &self,
-        predicate: &Predicate,
+        condition: &Condition,
         batch: &Batch,
         change: &Change,
         is: Option<bool>,
@@ -290,21 +297,10 @@ impl Plan {
         if !known {
             return None;
         }
-        match predicate.test(batch.old_row(change)?) {
+        match condition.test(batch.old_row(change)?) {
             Truth::True => Some(true),
             Truth::False | Truth::Null => Some(false),
-            Truth::Unsent(_) => None,
+            Truth::Unsent(_) | Truth::Failed(_) => None,
         }
-    }
-
-    fn unsent(&self, column: &str) -> Error {
-        Error::new(
-            ErrorKind::Setup,
-            format!("the filter needs the value of the column `{column}`, and the log does not carry it because the UPDATE left it alone"),
-        )
-        .remedy(format!(
-            "run: ALTER TABLE {} REPLICA IDENTITY FULL; or leave the column out of the predicate",
-            self.schema.origin
-        ))
     }
 }

@@ -108,7 +108,7 @@ fn days_in(year: i64, month: i64) -> i64 {
 }
 
 /// Days between 1970-01-01 and a day of the proleptic Gregorian calendar, by eras of 400 years that begin in March.
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+pub(crate) fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
     let year_of_era = year.rem_euclid(400);

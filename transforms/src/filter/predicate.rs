@@ -29,6 +29,8 @@ pub(crate) enum Truth {
     Null,
     /// It depends on a value that the log does not carry; the name of its column.
     Unsent(Missing),
+    /// It cannot be worked out; why. Only expressions say so.
+    Failed(String),
 }
 
 /// Why a value cannot be looked at.

@@ -33,6 +33,7 @@ pub fn base(name: &str) -> ColumnType {
         "int4" => 23,
         "text" => 25,
         "json" => 114,
+        "jsonb" => 3802,
         "float8" => 701,
         "bpchar" => 1042,
         "varchar" => 1043,
@@ -45,10 +46,10 @@ pub fn base(name: &str) -> ColumnType {
         "uuid" => 2950,
         _ => 70_000,
     };
-    let kind = if name == "order_status" {
-        TypeKind::Enum
-    } else {
-        TypeKind::Base
+    let kind = match name.strip_suffix("[]") {
+        Some(element) => TypeKind::Array(Arc::new(base(element))),
+        None if name == "order_status" => TypeKind::Enum,
+        None => TypeKind::Base,
     };
     ColumnType {
         oid,
@@ -81,7 +82,7 @@ pub fn table_of(
         .iter()
         .enumerate()
         .map(|(slot, column)| {
-            let (name, ty) = column.split_once(' ').unwrap();
+            let (name, ty) = column.rsplit_once(' ').unwrap();
             Column {
                 name: name.into(),
                 ty: base(ty),
@@ -449,9 +450,19 @@ pub fn open<F: TransformFactory>(
     json: serde_json::Value,
     tables: &[&Arc<TableSchema>],
 ) -> Result<Box<dyn Transform>> {
+    open_with::<F>(json, tables, &Arc::default())
+}
+
+/// The same, with a place for dead letters.
+pub fn open_with<F: TransformFactory>(
+    json: serde_json::Value,
+    tables: &[&Arc<TableSchema>],
+    letters: &Arc<Letters>,
+) -> Result<Box<dyn Transform>> {
     let config = config::<F::Config>(json);
     F::validate(&config)?;
-    let mut transform = F::open(&config, context(Path::new("/nonexistent"), Arc::default()))?;
+    let context = context(Path::new("/nonexistent"), Arc::clone(letters));
+    let mut transform = F::open(&config, context)?;
     for table in tables {
         transform.bind(table)?;
     }

@@ -16,6 +16,7 @@ use lockstep_kit::postgres::{Database, Postgres};
 use lockstep_kit::redis::{Redis, RedisOptions, Reply};
 use lockstep_kit::registry::Registry;
 use lockstep_kit::{require, require_own, unique};
+use serde_json::Value;
 
 use crate::support::end_of_log;
 
@@ -31,6 +32,7 @@ fn each_example_has_a_test_here() {
         .collect();
     let tested = [
         "cache-and-search.toml",
+        "expressions.toml",
         "kafka-avro.toml",
         "kafka-only.toml",
         "shop.toml",
@@ -228,6 +230,89 @@ async fn cache_and_search() {
     let found = example.setup.lockstep_with(&search, &[]).await;
     assert_eq!(found.code(), Some(0), "{found:?}");
     assert!(found.stdout.contains("1 found"), "{}", found.stdout);
+    stop(pipeline).await;
+}
+
+/// A row that an UPDATE moves out of the filter goes, one that it makes large moves, and what is there then is what a comparison
+/// makes of the rows by the same expressions.
+#[tokio::test]
+async fn expressions() {
+    require!(NeedsPostgres(17));
+    require_own!(NeedsRedis);
+    let database = Postgres::shared(17).await.database("shop").await;
+    database
+        .execute(
+            "CREATE TABLE orders (id int PRIMARY KEY, customer text, status text, net numeric(10,2), placed timestamptz);
+             ALTER TABLE orders REPLICA IDENTITY FULL;
+             INSERT INTO orders VALUES (1, 'Ada', 'paid', 100, '2026-11-23 04:05:06+00'), (2, NULL, 'paid', 999.90, '2025-01-01'),
+                                       (3, 'Bo', 'paid', 5, '2025-01-01'), (4, 'Cy', 'paid', 20, '2025-01-01')",
+        )
+        .await;
+    let redis = Redis::start(RedisOptions::default()).await;
+    let mut example = Example::new("expressions.toml");
+    example.source("shop", &database);
+    example.set("LOCKSTEP__SINKS__CACHE__URL", redis.url());
+    let tested = example
+        .setup
+        .lockstep_with(&["test", &example.file], &example.environment())
+        .await;
+    assert_eq!(tested.code(), Some(0), "{tested:?}");
+    assert!(tested.stdout.ends_with("3 tests ok\n"), "{tested:?}");
+    let mut pipeline = example.run().await;
+    database
+        .execute(
+            "UPDATE orders SET status = 'cancelled' WHERE id = 4;
+             UPDATE orders SET net = 2000 WHERE id = 1;
+             UPDATE orders SET net = 12.34 WHERE id = 3",
+        )
+        .await;
+    let end = end_of_log(&database).await;
+    pipeline.wait_visible("shop", &end, PATIENCE).await;
+    for (key, there) in [
+        ("orders:1", 0),
+        ("orders_large:1", 1),
+        ("orders_large:2", 1),
+        ("orders:3", 1),
+        ("orders:4", 0),
+    ] {
+        let held = ask(&redis, &["EXISTS", key]).await;
+        assert_eq!(held, Reply::Integer(there), "{key}");
+    }
+    let row = value(ask(&redis, &["GET", "orders_large:1"]).await);
+    let row: Value = serde_json::from_str(&row).expect("JSON");
+    let gross: f64 = row["gross"]
+        .to_string()
+        .trim_matches('"')
+        .parse()
+        .expect("a number");
+    assert!((gross - 2380.0).abs() < 1e-9, "{row}");
+    assert_eq!(row["customer"], "ada");
+    assert_eq!(row["placed_in"], 2026);
+    let url = pipeline.url().await;
+    let words = [
+        "reconcile",
+        &example.file,
+        "--url",
+        &url,
+        "--format",
+        "json",
+    ];
+    let reconcile = async || {
+        let child = example.setup.spawn(&words, &example.environment());
+        child.ends_within(4 * PATIENCE).await
+    };
+    let equal = reconcile().await;
+    assert_eq!(equal.code(), Some(0), "{equal:?}");
+    let report: Value = serde_json::from_str(&equal.stdout).expect("JSON");
+    assert_eq!(
+        report["reports"][0]["sinks"]["cache"]["compared"], 3,
+        "{report:#}"
+    );
+    // It looks at what the expressions make.
+    let ruined = serde_json::json!({"id": 3, "customer": "bo", "status": "paid", "net": "12.34", "gross": "1"});
+    ask(&redis, &["SET", "orders:3", &ruined.to_string()]).await;
+    let differs = reconcile().await;
+    assert_eq!(differs.code(), Some(3), "{differs:?}");
     stop(pipeline).await;
 }
 

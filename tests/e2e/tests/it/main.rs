@@ -51,6 +51,7 @@ mod stalls;
 mod stitch;
 mod support;
 mod terminal;
+mod tested;
 mod two_phase;
 mod two_phase_measures;
 mod web;
