@@ -105,7 +105,7 @@ enum Plan {
     /// One destination for the table.
     Fixed(Arc<TableSchema>),
     /// A destination per row.
-    PerRow(PerRow),
+    PerRow(Box<PerRow>),
 }
 
 struct PerRow {
@@ -225,7 +225,7 @@ impl Settings {
         };
         let per_row = |piece: &Piece| matches!(piece, Piece::Column(_));
         if plan.when.is_some() || plan.schema.iter().chain(&plan.table).any(per_row) {
-            return Ok(Arc::new(Plan::PerRow(plan)));
+            return Ok(Arc::new(Plan::PerRow(Box::new(plan))));
         }
         let id = plan.render(None)?;
         Ok(Arc::new(Plan::Fixed(plan.derive(id))))

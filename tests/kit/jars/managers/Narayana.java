@@ -16,7 +16,7 @@ import javax.transaction.xa.XAResource;
 /** Narayana, without a server or a pool around it: a connection to each database for each thread. */
 final class Narayana implements Manager {
     /** How long a branch without a decision must be seen before it counts as forgotten, where others are under way: longer than any of them. */
-    private static final int SAFETY_MILLIS = 10_000;
+    private static final int SAFETY_MILLIS = 60_000;
 
     private final RecoveryManager recovery;
     private final ThreadLocal<Map<Database, XAConnection>> connections = ThreadLocal.withInitial(HashMap::new);

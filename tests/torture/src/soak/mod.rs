@@ -95,6 +95,9 @@ impl Servers {
                 "type = \"file\"\npath = \"{}/{{table}}.jsonl\"",
                 folder.display()
             ),
+            Sink::Streams | Sink::Rabbitmq => {
+                unreachable!("`SINKS` has those only that can be compared")
+            }
         }
     }
 }
