@@ -41,6 +41,7 @@ use crate::state::{Known, State, StateFile};
 use crate::stream::Stream;
 use crate::throttle::Throttle;
 use crate::types::TypeCache;
+use crate::watch::Watch;
 use crate::{preflight, publication, watch};
 
 /// Batches that wait for the pump; their bytes are bounded by the budget.
@@ -436,22 +437,22 @@ impl Driver {
         let (tell, mut told) = mpsc::channel(1);
         // Ends with this future.
         let mut watching = JoinSet::new();
-        let watch = watch::run(
-            self.target.clone(),
-            self.slot.clone(),
-            self.context.clone(),
-            tell,
-            Arc::clone(&self.desk),
-            self.horizons.clone(),
-            self.departs.clone(),
-            Lookout::new(
+        let watch = watch::run(Watch {
+            target: self.target.clone(),
+            slot: self.slot.clone(),
+            context: self.context.clone(),
+            grown: tell,
+            desk: Arc::clone(&self.desk),
+            horizons: self.horizons.clone(),
+            departs: self.departs.clone(),
+            lookout: Lookout::new(
                 &self.config.publication,
                 &self.config.tables,
                 self.version,
                 self.tables.iter().map(|(_, _, schema)| &**schema),
                 &self.context.state,
             ),
-        );
+        });
         watching.spawn(watch.in_current_span());
         // Of the source's own end: the stream says goodbye, and another follows.
         self.shutdown = self.shutdown.child_token();

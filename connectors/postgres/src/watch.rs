@@ -34,20 +34,32 @@ const LOOK: &str = "SELECT pg_catalog.pg_wal_lsn_diff(here, restart_lsn)::int8, 
           ELSE pg_catalog.pg_current_wal_lsn() END AS here) w \
     LEFT JOIN pg_catalog.pg_replication_slots ON slot_name = $1";
 
+/// What is watched, and who is told.
+pub struct Watch {
+    pub target: Target,
+    pub slot: String,
+    pub context: SourceContext,
+    /// Of a table that is to be followed and is not, when the tables have been copied: the source has to be opened again for it.
+    pub grown: mpsc::Sender<TableId>,
+    pub desk: Arc<Desk>,
+    pub horizons: Horizons,
+    /// Cancelled when the server shuts down.
+    pub departs: CancellationToken,
+    pub lookout: Lookout,
+}
+
 /// Watches until it is aborted.
-///
-/// `grown` is told of a table that is to be followed and is not, when the tables have been copied: the source has to be
-/// opened again for it. `departs` is cancelled when the server shuts down.
-pub async fn run(
-    target: Target,
-    slot: String,
-    context: SourceContext,
-    grown: mpsc::Sender<TableId>,
-    desk: Arc<Desk>,
-    horizons: Horizons,
-    departs: CancellationToken,
-    mut lookout: Lookout,
-) {
+pub async fn run(watch: Watch) {
+    let Watch {
+        target,
+        slot,
+        context,
+        grown,
+        desk,
+        horizons,
+        departs,
+        mut lookout,
+    } = watch;
     let mut tick = tokio::time::interval(EVERY);
     let mut session: Option<Session> = None;
     let mut had_one = false;

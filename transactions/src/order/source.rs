@@ -150,13 +150,15 @@ impl Source {
             let mut to = place;
             let between = |a: Position, b: Position| {
                 let between = (Bound::Excluded(a), Bound::Excluded(b));
-                self.places.range(between).next().is_some()
+                a < b && self.places.range(between).next().is_some()
             };
             if let Some((&first, &last)) = self.spans.range(..from).next_back()
                 && !between(last, from)
             {
                 self.spans.remove(&first);
                 from = first;
+                // It may have ended inside the transaction: of an earlier life it is known how far that had come.
+                to = to.max(last);
             }
             if let Some((&first, &last)) = self.spans.range(to..).next()
                 && !between(to, first)

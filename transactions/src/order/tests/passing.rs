@@ -153,6 +153,36 @@ fn nothing_passes_before_it_may_and_then_what_has_other_rows() {
     assert_eq!(rest, [10, 30, 40, 60, 70, 80]);
 }
 
+/// A sink that failed in the middle of a transaction tells so much of it as there is.
+#[test]
+fn a_span_that_ends_inside_a_transaction_grows_by_it() {
+    let part = |ordinal| Position {
+        ordinal,
+        ..whole(50)
+    };
+    for ends in [1, 2, u64::MAX] {
+        let mut order = Order::new(vec![Reach::default(); 2]).with_rows();
+        let held = Progress::new(whole(10), []).and_spans([(whole(30), part(ends))]);
+        order.went_on(0, &held);
+        order.prepared(0, &"g".into(), Lsn(12));
+        commits(&mut order, 20, Some(12), these(&[1]));
+        order.let_pass(true);
+        for lsn in [30, 50, 60, 70, 80] {
+            commits(&mut order, lsn, None, these(&[2]));
+            places(&mut order);
+        }
+        let reach = order.reach(0);
+        let is_there = |place| {
+            let mut spans = reach.spans.iter();
+            reach.ahead.contains(&place) || spans.any(|(from, to)| *from <= place && place <= *to)
+        };
+        for at in [30, 50, 60, 70, 80] {
+            assert!(is_there(whole(at)), "{ends}: {at}: {reach:?}");
+        }
+        assert!(!is_there(whole(20)), "{ends}: {reach:?}");
+    }
+}
+
 #[test]
 fn what_has_passed_is_one_span_and_what_waits_between_parts_it() {
     let mut order = stuck();
