@@ -100,6 +100,7 @@ impl Sink for AcmeSink {
                 Ok(())
             }))?;
         }
+        refusals.finish()?;
         lines.push(b'\n');
         self.broker.write_all(&lines).await.map_err(away)?;
         self.broker.flush().await.map_err(away)?;
@@ -113,7 +114,6 @@ impl Sink for AcmeSink {
             let refused = Error::new(ErrorKind::Refused, why);
             return Err(refused.about(&batch.source, table, position));
         }
-        refusals.finish()?;
         // Rows of a copy come from several readers: their positions say nothing of each other.
         if let (Phase::Stream, Some(last)) = (batch.phase, batch.changes().last()) {
             self.positions.note(&batch.source, batch.progress_at(last));

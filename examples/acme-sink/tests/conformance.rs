@@ -59,8 +59,7 @@ async fn serve(mut stream: TcpStream, log: Log) {
 #[async_trait]
 impl SinkUnderTest for Broker {
     async fn open(&self, context: SinkContext) -> Result<Box<dyn Sink>> {
-        let (broker, format) = (self.address.clone(), "flat");
-        let section = serde_json::json!({"broker": broker, "format": format});
+        let section = serde_json::json!({"broker": self.address});
         let config: AcmeConfig = serde_json::from_value(section).expect("a section");
         Acme::open(&config, context).await
     }

@@ -19,5 +19,5 @@ fn only_the_kinds_are_unknown_here() {
         }
         files += 1;
     }
-    assert_eq!(files, 4);
+    assert_eq!(files, 5);
 }
