@@ -326,6 +326,9 @@ async fn who_takes_over_and_what_is_resolved_arrive_with_token_and_rule() {
     let collector = Collector::start().await;
     let mut first = run(&setup, &collector.url, &[]);
     first.wait_ready().await;
+    // Nobody can make a slot while something is prepared that was so before.
+    first.wait_streaming("orders").await;
+    first.wait_streaming("inventory").await;
     let took = span(&collector, "take over", |_| true).await;
     let found = ["pipeline", "outcome", "error"].map(|key| took.get(key));
     assert_eq!(found, [&*name, "runs", ""], "{took:?}");

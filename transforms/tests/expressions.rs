@@ -242,7 +242,7 @@ fn what_cannot_be_worked_out_puts_the_row_aside() {
         "decimal(status)",
         "bool(status)",
         "timestamp(status)",
-        "duration(status)",
+        "string(duration(status))",
         "9223372036854775807 + quantity",
         "tags[3]",
         "status.substring(3, 2)",
